@@ -1,0 +1,19 @@
+"""Entry point of ``cdistill``, ``python -m cdistill`` and ``accelerate launch cdistill`` (a folder is run)."""
+
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
+    sys.path[0] = str(_HERE.parent)  # run as a folder: the package's parent belongs on the path, not its inside
+
+
+def main() -> None:
+    """Runs the command line."""
+    from cdistill.cli import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Files that survive: safetensors with a JSON header and a checksum, written atomically; folders of them.
+
+A file made here is a safetensors file whose metadata holds ``cdistill``, a JSON object with at least ``kind`` and
+``schema``, and ``sha256``, the digest of that text and of every tensor. safetensors itself has no checksum: a
+flipped bit would load silently.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cdistill.errors import CorruptFileError, DiskFullError, MissingAssetError
+
+SCHEMA = 1
+_FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
+_CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """Returns the SHA-256 of `text` and of every tensor's name, type, shape and bytes, in the order of the names."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
+    """Writes one file atomically: a reader finds the old file or the whole new one.
+
+    Args:
+        path: Target; its folder is made if need be.
+        tensors: Name -> tensor; stored contiguous, on the CPU, in their own types.
+        kind: What the file is: "coefficients", "teacher", "weights", ...
+        header: JSON values stored beside the tensors.
+
+    Raises:
+        DiskFullError: It did not fit; the old file is untouched.
+    """
+    text = json.dumps({"kind": kind, "schema": SCHEMA, **header}, sort_keys=True)
+    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with _replacing(path) as temporary:
+        save_file(ready, temporary, {"cdistill": text, "sha256": tensor_digest(ready, text)})
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads a file made by :func:`save_tensors` and verifies its checksum.
+
+    Returns:
+        The tensors and the header.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is truncated, altered, not made by cdistill, of a newer schema or of another kind.
+    """
+    if not path.is_file():
+        raise MissingAssetError(f"{path}: no such file; a {kind} file is needed here")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header: dict[str, Any] = json.loads(metadata.get("cdistill", "null"))
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CorruptFileError(f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again") from error
+    if not isinstance(header, dict):
+        raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill; a {kind} file is needed")
+    if tensor_digest(tensors, metadata["cdistill"]) != metadata.get("sha256"):
+        raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
+    if header["schema"] > SCHEMA:
+        raise CorruptFileError(f"{path}: has schema {header['schema']}, newer than {SCHEMA}; update cdistill")
+    if header["kind"] != kind:
+        raise CorruptFileError(f"{path}: is a {header['kind']} file; a {kind} file is needed")
+    return tensors, header
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically and durably.
+
+    Raises:
+        DiskFullError: It did not fit; the old file is untouched.
+    """
+    with _replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def save_checkpoint(
+    parent: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Writes ``parent/step-XXXXXXXX`` whole or not at all, then prunes the oldest.
+
+    Temporary folder -> files, synced -> manifest with the SHA-256 of each -> rename -> sync of the parent.
+
+    Args:
+        parent: Folder of the checkpoints of one run.
+        step: Number of finished steps.
+        groups: File stem -> tensors.
+        state: JSON values (counters, scaler), stored in ``state.json``.
+        keep: How many checkpoints to keep, at least 1.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        DiskFullError: It did not fit; earlier checkpoints are untouched.
+    """
+    final = parent / f"step-{step:08d}"
+    if final.exists():
+        return final
+    temporary = parent / f".tmp-{final.name}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with _disk_full(final):
+            temporary.mkdir(parents=True)
+            for stem, tensors in groups.items():
+                save_tensors(temporary / f"{stem}.safetensors", tensors, "checkpoint", {"group": stem, "step": step})
+            write_text(temporary / "state.json", json.dumps({"step": step, **state}, indent=1, sort_keys=True))
+            names = sorted(path.name for path in temporary.iterdir())
+            manifest = {name: file_digest(temporary / name) for name in names}
+            write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            temporary.rename(final)
+            _sync(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in list_checkpoints(parent)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Reads a checkpoint and verifies it against its manifest.
+
+    Returns:
+        The groups of tensors by file stem, and the state.
+
+    Raises:
+        CorruptFileError: A file is missing or altered; the message names it.
+    """
+    check_manifest(folder)
+    groups = {path.stem: load_tensors(path, "checkpoint")[0] for path in sorted(folder.glob("*.safetensors"))}
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return groups, state
+
+
+def check_manifest(folder: Path) -> None:
+    """Raises CorruptFileError unless every file of a checkpoint has the digest that its manifest states."""
+    advice = "remove this folder to go on from the checkpoint before it"
+    try:
+        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
+        wrong = [name for name, digest in manifest.items() if file_digest(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
+    if wrong:
+        raise CorruptFileError(f"{folder}: {', '.join(wrong)} was altered; {advice}")
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Returns the checkpoints in a folder, oldest first."""
+    return sorted(path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name))
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it is synced and takes the place of `path`, on failure it is removed."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with _disk_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_full(path: Path) -> Iterator[None]:
+    """Turns "no space left" of the system, however it is reported, into a DiskFullError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code in _FULL:
+            raise DiskFullError(f"{path}: not written, the disk (or quota) is full; free some room and resume") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Makes a file or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

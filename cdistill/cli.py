@@ -1,0 +1,368 @@
+"""The command line: options and their help; everything heavy is imported inside the commands."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from cdistill import __version__, console, launch
+from cdistill.errors import CdistillError, RecipeError
+from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.runs import RUNS, RunFolder, latest_run
+
+app = typer.Typer(
+    name="cdistill",
+    help="Distil a diffusion model into a student that draws an image in one to ten network calls.\n\n"
+    "Start with:  cdistill distill --recipe digits",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(plot_app, name="plot")
+
+RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.")]
+ResumeOption = Annotated[
+    str, typer.Option(help="auto: go on where the run stopped; never: refuse a folder with a run; or a run folder.")
+]
+ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
+
+
+def numbers(text: str) -> list[int]:
+    """Parses ``2,3,5`` and ``0-63``, mixed too.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            found += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError as error:
+        raise RecipeError(f"got {text!r}; needs numbers and ranges, as in 2,3,5 or 0-63") from error
+    if not found:
+        raise RecipeError(f"got {text!r}; an empty range")
+    return found
+
+
+def calls(text: str) -> list[int]:
+    """Parses numbers of network calls.
+
+    Raises:
+        RecipeError: One is less than 1.
+    """
+    found = numbers(text)
+    if min(found) < 1:
+        raise RecipeError(f"--nfe: got {min(found)}; the number of network calls must be 1 or more")
+    return found
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    """Takes the options that stand in front of the command."""
+    console.set_verbosity(-1 if quiet else int(verbose))
+    if version:
+        console.out.print(f"cdistill {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command("estimate-coeffs")
+def estimate_coeffs(
+    teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
+    data: Annotated[str | None, typer.Option(help="Data source; the teacher's own by default.")] = None,
+    grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
+    timesteps: Annotated[int, typer.Option(help="Noise levels.")] = 120,
+    samples: Annotated[int, typer.Option(help="Samples at each noise level; the paper has 4096.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="File; coefficients-TEACHER.safetensors by default.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate l and s of a teacher, the coefficients of the analytic preconditioning.
+
+    Example:  cdistill estimate-coeffs --teacher digits --samples 256
+    """
+    from cdistill.commands.estimate import estimate_coefficients
+    from cdistill.recipe import EstimationSection, check_section
+
+    values = {"grid": grid, "timesteps": timesteps, "samples": samples, "seed": seed}
+    section = check_section(values, EstimationSection, "estimate-coeffs")
+    file = out or Path(f"coefficients-{Path(teacher).stem}.safetensors")
+    start()
+    with console.json_only(as_json):
+        record = estimate_coefficients(teacher, data, section, file, plot or file.with_suffix(".png"))
+    finish(as_json, record, f"coefficients: {record['file']}   plot: {record['plot']}")
+
+
+@app.command()
+def distill(
+    recipe: RecipeOption,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE by default.")] = None,
+    override: SetOption = [],  # noqa: B006
+    resume: ResumeOption = "auto",
+    processes: ProcessesOption = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil a teacher into a student; ends in a table of results and a picture of samples.
+
+    Example:  cdistill distill --recipe digits --set preconditioning.name=ctm --out runs/ctm
+    """
+    from cdistill.recipe import DistillRecipe, load_recipe
+
+    found = load_recipe(recipe, DistillRecipe, override)
+    if dry_run:
+        from cdistill.commands.catalogue import print_plan
+
+        return print_plan(found)
+    if processes > 1:
+        raise typer.Exit(launch.launch(processes, without_nproc(sys.argv[1:])))
+    start()
+    from cdistill.commands.train import distill as run_distill
+
+    with console.json_only(as_json):
+        folder = run_folder(recipe, out, resume)
+        run_distill(found, folder, resume)
+    return finish(as_json, RunFolder(folder).results(), "")
+
+
+@app.command("train-teacher")
+def train_teacher(
+    recipe: RecipeOption,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE by default.")] = None,
+    override: SetOption = [],  # noqa: B006
+    resume: ResumeOption = "auto",
+    processes: ProcessesOption = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe, and stop.")] = False,
+) -> None:
+    """Train a teacher from scratch, as the embedded ones were.
+
+    Example:  cdistill train-teacher --recipe teacher-digits
+    """
+    from cdistill.recipe import TeacherRecipe, load_recipe, to_toml
+
+    found = load_recipe(recipe, TeacherRecipe, override)
+    if dry_run:
+        return console.out.print(to_toml(found), highlight=False, markup=False)
+    if processes > 1:
+        raise typer.Exit(launch.launch(processes, without_nproc(sys.argv[1:])))
+    start()
+    from cdistill.commands.train import train_teacher as run_train
+
+    path = run_train(found, run_folder(recipe, out, resume), resume)
+    return console.say(f"teacher: {path}; use it with --teacher {path}")
+
+
+@app.command()
+def sample(
+    run: RunOption = None,
+    teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
+    nfe: Annotated[str, typer.Option(help="Network calls: 2 or 1,2,5.")] = "2",
+    seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
+    classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
+    form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
+    out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
+    as_json: JsonOption = False,
+) -> None:
+    """Draw images; an image depends on its seed alone.
+
+    Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
+    """
+    if form not in ("grid", "png", "npz"):
+        raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
+    wanted = calls(nfe), numbers(seeds), None if classes is None else numbers(classes)
+    folder = None if teacher else RunFolder(run) if run else latest_run()
+    start()
+    from cdistill.commands.evaluate import sample as run_sample
+
+    console.say(f"sampling from {folder.path if folder else teacher}")
+    written = run_sample(folder, teacher, *wanted, form, out)
+    finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
+
+
+@app.command()
+def evaluate(
+    run: RunOption = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
+    split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a student at several numbers of network calls, beside the untrained student and the teacher.
+
+    Example:  cdistill evaluate --nfe 2,3,5
+    """
+    values = {"nfe": calls(nfe) if nfe else None, "samples": samples, "split": split}
+    names = [METRICS.check(name.strip()) for name in metrics.split(",")] if metrics else None
+    changes = {key: value for key, value in {**values, "metrics": names}.items() if value is not None}
+    folder = RunFolder(run) if run else latest_run()
+    start()
+    from cdistill.commands.evaluate import evaluate as run_evaluate
+
+    with console.json_only(as_json):
+        record = run_evaluate(folder, changes)
+    finish(as_json, record, "")
+
+
+@plot_app.command("trajectories")
+def plot_trajectories(
+    preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
+    nfe: Annotated[int, typer.Option(min=1, help="Jumps of the students.")] = 3,
+    count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of the coefficient estimation.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="PNG.")] = Path("plots/trajectories.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser."""
+    names = [PRECONDITIONINGS.check(name.strip()) for name in preconditionings.split(",")]
+    start()
+    from cdistill.commands.plot import draw_trajectories, print_trajectories
+
+    results = draw_trajectories(names, nfe, count, seed, samples, out)
+    if not as_json:
+        print_trajectories(results)
+    finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
+
+
+@plot_app.command("coefficients")
+def plot_coefficients(
+    file: Annotated[Path, typer.Argument(help="A coefficient file.")],
+    out: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
+) -> None:
+    """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's."""
+    from cdistill.commands.plot import redraw_coefficients
+
+    picture = out or file.with_suffix(".png")
+    redraw_coefficients(file, picture)
+    console.say(str(picture))
+
+
+@app.command("ls")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="teachers, recipes, preconditionings, data, distances or metrics.")] = "recipes",
+    as_json: JsonOption = False,
+) -> None:
+    """List what can be chosen."""
+    from cdistill.recipe import shipped_recipes
+
+    registries = {
+        "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "data": SOURCES,
+        "distances": DISTANCES, "metrics": METRICS,
+    }  # fmt: skip
+    if kind not in {*registries, "recipes"}:
+        raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")
+    names = list(shipped_recipes()) if kind == "recipes" else registries[kind].names()
+    finish(as_json, {kind: names}, "\n".join(names))
+
+
+@app.command("show")
+def show_recipe(recipe: Annotated[Path, typer.Argument(help="A recipe's file or name.")]) -> None:
+    """Print a recipe with its comments."""
+    from cdistill.recipe import find_recipe
+
+    console.out.print(find_recipe(recipe).read_text(), end="", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command("cp")
+def copy_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A shipped recipe's name.")],
+    target: Annotated[Path, typer.Argument(help="Where to.")],
+) -> None:
+    """Copy a shipped recipe, to change it."""
+    from cdistill.recipe import find_recipe
+
+    text = find_recipe(recipe).read_text()
+    if target.exists():
+        raise RecipeError(f"{target}: exists already; choose another name")
+    target.write_text(text)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, processors, threads, disk, weights that are present."""
+    from cdistill.commands.catalogue import print_doctor
+
+    print_doctor()
+
+
+def start() -> None:
+    """Prepares a command that computes: threads, and signals that are answered where it can save."""
+    from cdistill import stopping
+
+    stopping.install_handlers()
+    launch.set_threads()
+
+
+def run_folder(recipe: Path, out: Path | None, resume: str) -> Path:
+    """Returns the folder of a run: `out`, the one to resume, or runs/NAME-OF-RECIPE.
+
+    Raises:
+        RecipeError: `resume` is neither auto, never nor a run folder.
+    """
+    if resume in ("auto", "never"):
+        return out or RUNS / recipe.stem
+    if not RunFolder(Path(resume)).recipe.is_file():
+        raise RecipeError(f"--resume: got {resume!r}; needs auto, never or the folder of a run")
+    return Path(resume)
+
+
+def without_nproc(arguments: Sequence[str]) -> list[str]:
+    """Returns the command line with ``--nproc N`` left out."""
+    kept = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument != "--nproc" and not argument.startswith("--nproc="):
+            kept.append(argument)
+        skip = argument == "--nproc"
+    return kept
+
+
+def finish(as_json: bool, record: Any, text: str) -> None:
+    """Prints the result: JSON alone, or a line of text."""
+    if not launch.is_main_process():
+        return
+    if as_json:
+        sys.stdout.write(json.dumps(record, indent=1) + "\n")
+    elif text:
+        console.out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns the exit code; prints one line for every error that a person can mend."""
+    return guard(lambda: app(list(arguments), standalone_mode=False) or 0)
+
+
+def guard(command: Callable[[], int]) -> int:
+    """Runs `command` and turns the errors that a person can mend into a message and an exit code."""
+    try:
+        return command()
+    except CdistillError as error:
+        console.fail(str(error))
+        return error.exit_code
+    except TyperException as error:
+        error.show()  # type: ignore[attr-defined]
+        return int(getattr(error, "exit_code", 2))
+    except (KeyboardInterrupt, typer.Abort):
+        console.fail("interrupted")
+        return 130
+    except Exception as error:
+        if launch.is_main_process():
+            raise
+        # The main process explains; another one dies of its death, say, and its traceback would only hide that.
+        sys.stderr.write(f"process {launch.rank()}: {type(error).__name__}: {str(error).splitlines()[0]}\n")
+        return 1

@@ -1,0 +1,156 @@
+"""``cdistill evaluate`` and ``cdistill sample``, and the results that ``distill`` ends with."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdistill.checkpoint import write_text
+from cdistill.commands.common import versions
+from cdistill.console import progress, say
+from cdistill.data import load_source
+from cdistill.errors import CdistillError, RecipeError
+from cdistill.evaluation.judge import Judge
+from cdistill.evaluation.results import Row, as_record, print_rows
+from cdistill.networks.denoiser import Denoiser
+from cdistill.pictures import save_arrays, save_grid, save_images
+from cdistill.preconditionings import Preconditioning
+from cdistill.recipe import EvaluationSection, check_section
+from cdistill.runs import RunFolder
+from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
+from cdistill.student import load_student, untrained_student
+from cdistill.teachers import Teacher, load_teacher
+
+
+def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
+    """Measures the newest student of a run, the untrained student and the teacher.
+
+    Args:
+        run: The run.
+        changes: Values that replace those of the recipe's evaluation section.
+
+    Returns:
+        The record that is written to ``evaluation.json``.
+    """
+    student = load_student(run)
+    values = {**student.recipe.evaluation.model_dump(), **changes}
+    section = check_section(values, EvaluationSection, "evaluate")
+    source = load_source(student.recipe.data or student.teacher.data, section.split)
+    judge = Judge(student.teacher, source, section.samples, section.metrics)
+    say(f"{run.path}: step {student.step}, {section.samples} samples of seeds 0..{section.samples - 1}")
+    untrained = untrained_student(student.teacher, student.recipe)
+    report(run, judge, untrained, student.denoiser, student.preconditioning, section, student.step)
+    return run.results()
+
+
+def report(
+    run: RunFolder,
+    judge: Judge,
+    untrained: Denoiser,
+    trained: Denoiser,
+    form: Preconditioning,
+    section: EvaluationSection,
+    step: int,
+) -> list[Row]:
+    """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and a grid."""
+    rows = [judge.judge_teacher()]
+    rows += judge.judge_student("untrained student", untrained.to(judge.device), form, section.nfe)
+    rows += judge.judge_student("student", trained, form, section.nfe)
+    grid = draw_grid(run, judge, trained, form, section, step)
+    record = as_record(
+        rows,
+        run=str(run.path),
+        step=step,
+        samples=section.samples,
+        seeds=f"0..{section.samples - 1}",
+        split=section.split,
+        quantisation="uint8 = clamp(127.5 x + 128)",
+        teacher=judge.teacher.name,
+        teacher_sha256=judge.teacher.digest,
+        data_sha256=judge.source.digest,
+        device=str(judge.device),
+        versions=versions(),
+    )
+    if judge.main:
+        write_text(run.path / "evaluation.json", json.dumps(record, indent=1) + "\n")
+        title = f"{run.path}: step {step}, {section.samples} samples (seeds 0..{section.samples - 1}), {judge.source.name} {section.split}"
+        print_rows(title, judge.metrics, rows)
+        say(f"results: {run.path / 'evaluation.json'}" + (f"   samples: {grid}" if grid else ""))
+    return rows
+
+
+def draw_grid(
+    run: RunFolder, judge: Judge, denoiser: Denoiser, form: Preconditioning, section: EvaluationSection, step: int
+) -> Path | None:
+    """Draws the first seeds at every NFE of the recipe, the teacher's above, as one picture; None for vectors."""
+    if len(judge.teacher.shape) != 3:
+        return None
+    seeds = range(min(section.grid_images, section.samples))
+    rows = [judge.reference.teacher_samples[: len(seeds)]]
+    rows += [judge.draw(student_sampler(denoiser, form, calls), seeds, f"grid, {calls} NFE") for calls in section.nfe]
+    path = run.path / "samples" / f"step-{step:08d}.png"
+    if judge.main:
+        save_grid(path, torch.cat(rows), columns=len(seeds))
+    return path
+
+
+def sample(
+    run: RunFolder | None,
+    teacher_name: str | None,
+    nfe: Sequence[int],
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    form: str,
+    out: Path,
+) -> list[Path]:
+    """Draws samples of a run's student at each NFE, or of a teacher by Heun's solver, and writes them.
+
+    Args:
+        run: The run, or None for a teacher.
+        teacher_name: The teacher, where `run` is None.
+        nfe: Numbers of network calls; unused for a teacher.
+        seeds: One sample each.
+        classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
+        form: "grid", "png" or "npz".
+        out: Folder.
+
+    Returns:
+        What was written.
+    """
+    samplers: dict[str, Sampler]
+    if run is not None:
+        student = load_student(run)
+        teacher = student.teacher
+        samplers = {f"nfe{k}": student_sampler(student.denoiser, student.preconditioning, k) for k in nfe}
+    else:
+        teacher = load_teacher(teacher_name or "")
+        samplers = {"teacher": teacher_sampler(teacher.denoiser)}
+    _check_request(teacher, classes, form)
+    chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
+    written = []
+    for name, sampler in samplers.items():
+        with progress(len(seeds), name, "img") as advance:
+            samples, labels = generate(
+                sampler, teacher.shape, seeds, teacher.denoiser.num_classes, chosen, advance=advance
+            )
+        if form == "grid":
+            written.append(out / f"{name}.png")
+            save_grid(written[-1], samples)
+        elif form == "png":
+            written.append(out / name)
+            save_images(written[-1], samples, list(seeds))
+        else:
+            written.append(out / f"{name}.npz")
+            save_arrays(written[-1], samples, labels, list(seeds))
+    return written
+
+
+def _check_request(teacher: Teacher, classes: Sequence[int] | None, form: str) -> None:
+    count = teacher.denoiser.num_classes
+    if classes is not None and not all(0 <= k < count for k in classes):
+        allowed = f"0 to {count - 1}" if count else "none, the teacher is unconditional"
+        raise RecipeError(f"--classes: got {list(classes)}; teacher {teacher.name!r} has {allowed}")
+    if form != "npz" and len(teacher.shape) != 3:
+        raise CdistillError(f"--format {form}: {teacher.name!r} draws vectors, not pictures; use --format npz")

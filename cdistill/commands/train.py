@@ -1,0 +1,124 @@
+"""``cdistill distill`` and ``cdistill train-teacher``."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from cdistill.commands.common import check_fit, opened_run
+from cdistill.commands.estimate import draw_coefficients, estimate, print_coefficients
+from cdistill.commands.evaluate import draw_grid, report
+from cdistill.console import say
+from cdistill.data import Source, load_source
+from cdistill.evaluation.judge import Judge
+from cdistill.evaluation.results import Row, as_record
+from cdistill.losses import Distance
+from cdistill.networks.denoiser import count_parameters
+from cdistill.preconditionings import Preconditioning
+from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
+from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.runs import RunFolder
+from cdistill.student import load_preconditioning, untrained_student
+from cdistill.teachers import Teacher, load_teacher, save_teacher
+from cdistill.teachers.base import build_denoiser
+from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
+from cdistill.training.denoising import DenoisingTask
+from cdistill.training.loop import effective_precision, make_accelerator, train
+
+_TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
+
+
+def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
+    """Trains a teacher in the run folder `out` and returns the path of its file."""
+    source = load_source(recipe.data)
+    section, checkpoint = recipe.training, recipe.checkpoint
+    shape = {"resolution": source.shape[-1], "channels": source.shape[0], "num_classes": source.num_classes}
+    architecture = {**shape, **recipe.network.model_dump()}
+    folder, path = RunFolder(out), out / "teacher.safetensors"
+    accelerator = make_accelerator(section.precision)
+    with opened_run(folder, recipe, resume, accelerator):
+        torch.manual_seed(recipe.seed)
+        denoiser = build_denoiser(architecture, section.sigma_data)
+        say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
+        task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
+        train(task, folder, section.iterations, checkpoint.every, checkpoint.keep, section.batch_size)
+        if accelerator.is_main_process:
+            save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
+            folder.write_status(state="finished", exit_code=0)
+    return path
+
+
+def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
+    """Distils a student in the run folder `out`; estimates coefficients first if need be; prints and returns results."""
+    teacher = load_teacher(recipe.teacher)
+    source = load_source(recipe.data or teacher.data)
+    check_fit(teacher, source)
+    distance: Distance = DISTANCES.get(recipe.training.distance)()
+    folder = RunFolder(out)
+    accelerator = make_accelerator(recipe.training.precision)
+    with opened_run(folder, recipe, resume, accelerator):
+        teacher.denoiser.to(accelerator.device)
+        form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
+        task = _TASKS[recipe.training.method](
+            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed
+        )
+        say(
+            f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
+            f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
+            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}"
+        )
+        section, checkpoint = recipe.evaluation, recipe.checkpoint
+        judge = Judge(
+            teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator
+        )
+
+        def evaluate_now(step: int) -> None:
+            if not _evaluated(folder, step):
+                rows = judge.judge_student("student", task.ema, form, section.nfe)
+                draw_grid(folder, judge, task.ema, form, section, step)
+                _log_evaluation(folder, judge, step, rows)
+
+        iterations = recipe.training.iterations
+        train(
+            task, folder, iterations, checkpoint.every, checkpoint.keep, recipe.training.batch_size,
+            section.every, evaluate_now,
+        )  # fmt: skip
+        rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
+        if not _evaluated(folder, iterations):
+            _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
+        if accelerator.is_main_process:
+            folder.write_status(state="finished", exit_code=0)
+    return rows
+
+
+def prepare_preconditioning(
+    recipe: DistillRecipe, teacher: Teacher, source: Source, folder: RunFolder, accelerator: Accelerator
+) -> Preconditioning:
+    """Returns the preconditioning of a run; its coefficients are copied into the run folder, or estimated there."""
+    section = recipe.preconditioning
+    if PRECONDITIONINGS.get(section.name).needs_coefficients and not folder.coefficients.is_file():
+        if section.coefficients is not None:
+            given = Path(section.coefficients)
+            load_preconditioning(section.name, teacher, given, section.allow_other_teacher)
+            if accelerator.is_main_process:
+                shutil.copyfile(given, folder.coefficients)
+            accelerator.wait_for_everyone()
+        else:
+            found, errors = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
+            if accelerator.is_main_process:
+                print_coefficients(found, errors, rows=8)
+                draw_coefficients(folder.path / "plots" / "coefficients.png", teacher.name, found, errors)
+    return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
+
+
+def _evaluated(folder: RunFolder, step: int) -> bool:
+    return any(record["step"] == step and record["event"] == "evaluation" for record in folder.metrics())
+
+
+def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
+    judge.wait()
+    if judge.main:
+        folder.log({"step": step, "event": "evaluation", **as_record(rows)})
+    judge.wait()

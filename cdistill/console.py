@@ -1,0 +1,113 @@
+"""What a person sees: progress on stderr, tables on stdout; plain lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cdistill.launch import is_main_process
+
+out = Console(width=None if sys.stdout.isatty() else 140)
+err = Console(stderr=True)
+_verbosity = 0
+_PLAIN_EVERY = 10.0  # seconds between plain progress lines
+_tables = out
+
+Advance = Callable[[int, str], None]
+"""advance(count, note): `count` more are done; `note` is shown beside the bar."""
+
+
+def set_verbosity(level: int) -> None:
+    """-1 says errors only, 0 is normal, 1 says more."""
+    global _verbosity
+    _verbosity = level
+
+
+def say(message: str, level: int = 0) -> None:
+    """Prints a line on stderr from the main process, if the verbosity is `level` or more."""
+    if is_main_process() and _verbosity >= level:
+        err.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+def fail(message: str) -> None:
+    """Prints an error on stderr, from the main process."""
+    if is_main_process():
+        err.print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def progress(total: int, title: str, unit: str, done: int = 0) -> Iterator[Advance]:
+    """Shows a bar with rate and time left, or plain lines when stderr is no terminal.
+
+    Args:
+        total: How many there are.
+        title: What is being done.
+        unit: What is counted, for the rate.
+        done: How many were done before.
+    """
+    if not is_main_process() or _verbosity < 0:
+        yield lambda count, note: None
+    elif err.is_terminal:
+        yield from _bar(total, title, unit, done)
+    else:
+        yield from _lines(total, title, unit, done)
+
+
+def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+    start = time.monotonic()
+    counted = 0
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as bar:
+        task = bar.add_task(title, total=total, completed=done, rate="", note="")
+
+        def advance(count: int, note: str) -> None:
+            nonlocal counted
+            counted += count
+            rate = f"{counted / (time.monotonic() - start + 1e-9):.3g} {unit}/s"
+            bar.update(task, advance=count, rate=rate, note=note)
+
+        yield advance
+
+
+def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
+    start = shown = time.monotonic()
+    counted = 0
+
+    def advance(count: int, note: str) -> None:
+        nonlocal counted, shown
+        counted += count
+        now = time.monotonic()
+        if now - shown >= _PLAIN_EVERY or done + counted == total:
+            shown = now
+            rate = counted / (now - start + 1e-9)
+            left = (total - done - counted) / rate
+            err.print(f"{title} {done + counted}/{total} {rate:.3g} {unit}/s {left:.0f}s left {note}", highlight=False)
+
+    yield advance
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table on stdout, from the main process; the first column is aligned left, the others right."""
+    if not is_main_process():
+        return
+    drawn = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        drawn.add_row(*row)
+    _tables.print(drawn)
+
+
+@contextmanager
+def json_only(active: bool) -> Iterator[None]:
+    """Sends tables to stderr while `active`, so that stdout holds JSON alone."""
+    global _tables
+    _tables = err if active else out
+    try:
+        yield
+    finally:
+        _tables = out

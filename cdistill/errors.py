@@ -1,0 +1,89 @@
+"""The errors that a person can mend. Each is one line and carries the exit code of the command.
+
+::
+
+    CdistillError                2   the base: usage, or anything without a better name
+    ├── RecipeError              2   a recipe, an override or an option is wrong
+    │   └── UnknownNameError     2   a name that no registry knows
+    ├── MissingAssetError        3   a file that must be put somewhere first
+    ├── CorruptFileError         4   a file that is damaged, foreign or unsafe
+    │   └── MismatchError        4   a sound file that was made for something else
+    ├── DivergedError            5   the training produced NaN or infinity
+    ├── RunLockedError           6   another process owns the run folder
+    ├── DiskFullError            7   a write did not fit
+    └── StoppedError           75/130   stopped by a signal, everything saved
+
+The message reads ``where: what was got; what is allowed; what to do``. A bug is any other exception: it keeps
+its traceback and ends with exit code 1.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CdistillError(Exception):
+    """A mistake that the user can mend: printed in one line, without a traceback."""
+
+    exit_code = 2
+
+
+class RecipeError(CdistillError):
+    """A recipe, an override or an option is wrong; the message lists every error."""
+
+
+class UnknownNameError(RecipeError):
+    """A name that the registry of its kind does not hold."""
+
+
+class MissingAssetError(CdistillError):
+    """A file is needed that has to be fetched first; the message says which, and where to put it."""
+
+    exit_code = 3
+
+
+class CorruptFileError(CdistillError):
+    """A file is truncated, altered, foreign or unsafe to read."""
+
+    exit_code = 4
+
+
+class MismatchError(CorruptFileError):
+    """A file is sound, but made for another teacher, network or recipe."""
+
+
+class DivergedError(CdistillError):
+    """A loss became NaN or infinite."""
+
+    exit_code = 5
+
+
+class RunLockedError(CdistillError):
+    """Another process works in the run folder."""
+
+    exit_code = 6
+
+
+class DiskFullError(CdistillError):
+    """A file could not be written because the disk or a quota is full."""
+
+    exit_code = 7
+
+
+class StoppedError(CdistillError):
+    """A signal asked the program to stop; the state is saved and the run can be resumed."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def suggest(got: str, known: Iterable[str]) -> str:
+    """Returns a list of the known names, with the nearest one as a question.
+
+    >>> suggest("analitic", ["analytic", "ctm"])
+    "known: analytic, ctm (did you mean 'analytic'?)"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"known: {', '.join(names)}{hint}"

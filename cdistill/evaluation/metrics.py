@@ -1,0 +1,139 @@
+"""Metrics, each a class in the registry; lower is better in all of them.
+
+A metric from another package derives from :class:`Metric` and is named in the entry-point group
+``cdistill.metrics``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cdistill import assets
+from cdistill.data import Source
+from cdistill.data.source import from_uint8, to_uint8
+from cdistill.errors import CdistillError
+from cdistill.evaluation.frechet import frechet_distance, moments
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        source: Real data.
+        teacher_samples: The teacher's samples from the same seeds, in the same order (n, ...), float64.
+    """
+
+    source: Source
+    teacher_samples: Tensor
+
+    @cached_property
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Moments of the real data, as `PixelFrechet` sees them."""
+        return moments(from_uint8(self.source.samples).flatten(1))
+
+
+class Metric(ABC):
+    """One number for a set of samples.
+
+    Attributes:
+        title: Heading of its column.
+    """
+
+    title: ClassVar[str]
+
+    @abstractmethod
+    def applies(self, source: Source) -> bool:
+        """Whether the metric means something for this kind of data; decides what is measured by default."""
+
+    @abstractmethod
+    def __call__(self, samples: Tensor, reference: Reference) -> float:
+        """Measures `samples` (n, ...), float64, not quantised; the order is that of the reference's seeds.
+
+        Raises:
+            CdistillError: The metric cannot be computed here; the message says what to do.
+        """
+
+
+class PixelFrechet(Metric):
+    """Frechet distance of the pixels of small images, quantised to uint8 as they would be stored."""
+
+    title = "Frechet (pixels)"
+
+    def applies(self, source: Source) -> bool:
+        """Images of at most 1,024 elements, fewer than there are of them."""
+        return len(source.shape) == 3 and source.samples[0].numel() <= min(1024, len(source))
+
+    def __call__(self, samples: Tensor, reference: Reference) -> float:
+        """See :class:`Metric`."""
+        if len(samples) < 2:
+            raise CdistillError(f"frechet-pixels: got {len(samples)} sample; needs 2 or more")
+        return frechet_distance(moments(from_uint8(to_uint8(samples)).flatten(1)), reference.pixels)
+
+
+class TeacherError(Metric):
+    """Mean square error to the end of the teacher's own trajectory from the same noise (Zheng et al. 2025, 5.3)."""
+
+    title = "MSE to teacher"
+
+    def applies(self, source: Source) -> bool:
+        """Always."""
+        return True
+
+    def __call__(self, samples: Tensor, reference: Reference) -> float:
+        """See :class:`Metric`."""
+        return float((samples - reference.teacher_samples).square().mean())
+
+
+class Wasserstein(Metric):
+    """Wasserstein-1 distance between the samples and the data, in one dimension."""
+
+    title = "Wasserstein-1"
+
+    def applies(self, source: Source) -> bool:
+        """Scalars."""
+        return source.shape == (1,)
+
+    def __call__(self, samples: Tensor, reference: Reference) -> float:
+        """See :class:`Metric`."""
+        if not self.applies(reference.source):
+            raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
+        return wasserstein_1d(samples, reference.source.samples)
+
+
+class InceptionFrechet(Metric):
+    """FID: Frechet distance of TensorFlow's Inception features through clean-fid (`legacy_tensorflow`)."""
+
+    title = "FID"
+
+    def applies(self, source: Source) -> bool:
+        """Images of 32x32 or more."""
+        return len(source.shape) == 3 and source.shape[-1] >= 32
+
+    def __call__(self, samples: Tensor, reference: Reference) -> float:
+        """See :class:`Metric`."""
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        if len(reference.source.shape) != 3:
+            raise CdistillError("fid: needs images; choose another metric")
+        network = InceptionV3W(str(assets.INCEPTION.find().parent), download=False, resize_inside=True)
+        real, drawn = (_features(network, images) for images in (reference.source.samples, to_uint8(samples)))
+        return frechet_distance(moments(drawn), moments(real))
+
+
+def wasserstein_1d(first: Tensor, second: Tensor) -> float:
+    """Wasserstein-1 distance between two sets of scalars, (n, 1) and (m, 1)."""
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(first.flatten().numpy(), second.flatten().numpy()))
+
+
+def _features(network: torch.nn.Module, images: Tensor, batch: int = 64) -> Tensor:
+    """Returns the features (n, 2048) of uint8 images (n, C, H, W); grey ones are repeated to three colours."""
+    with torch.inference_mode():
+        parts = [network(part.expand(-1, 3, -1, -1).float()) for part in images.split(batch)]
+    return torch.cat(parts)

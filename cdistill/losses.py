@@ -1,0 +1,67 @@
+"""Losses as pure functions of tensors: distances of Eqs. 5 and 7, denoising score matching, their balance."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from cdistill.networks.denoiser import broadcast
+
+
+class Distance(ABC):
+    """d(x, y) of each sample. A distance from another package derives from this class.
+
+    Built without arguments; what it needs (weights, say) is loaded then, so that a lack shows before training.
+    """
+
+    @abstractmethod
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Maps samples (B, ...) and (B, ...) to distances (B,)."""
+
+
+class L2(Distance):
+    """Mean of (x - y)^2 over the elements of each sample."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Distance`."""
+        return (x - y).square().flatten(1).mean(1)
+
+
+class PseudoHuber(Distance):
+    """sqrt(|x-y|^2 + c^2) - c with c = 0.00054 sqrt(d) (Song & Dhariwal 2024, Section 3.3)."""
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """See :class:`Distance`."""
+        difference = (x - y).flatten(1)
+        c = 0.00054 * difference.shape[1] ** 0.5
+        return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+def dsm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """EDM's denoising loss, (sigma^2+sd^2)/(sigma sd)^2 |D - x_0|^2 / d (Karras et al. 2022, Table 1).
+
+    Args:
+        denoised: D(x_0 + sigma z, sigma), (B, ...).
+        clean: x_0, (B, ...).
+        sigma: Noise levels (B,), float64.
+        sigma_data: Standard deviation of the data.
+
+    Returns:
+        One loss a sample, (B,).
+    """
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    return broadcast(weight, denoised).flatten() * L2()(denoised, clean)
+
+
+def balance(consistency: Tensor, dsm: Tensor, scale: float = 1.0) -> Tensor:
+    """CTM's adaptive weight of the DSM loss, |grad_W L_cons| / (|grad_W L_dsm| + 1e-4), clamped to [0, 1e4].
+
+    Args:
+        consistency: Gradient of the consistency loss with respect to the last layer's weight W.
+        dsm: The same of the DSM loss.
+        scale: Factor that both gradients carry, that of a gradient scaler for fp16.
+
+    Returns:
+        A detached float32 scalar.
+    """
+    ratio = consistency.float().norm() / (dsm.float().norm() + 1e-4 * scale)
+    return ratio.clamp(0, 1e4).detach()

@@ -1,0 +1,165 @@
+"""Denoisers D(x, t[, s]) and EDM's way of wrapping a free network into one."""
+
+from abc import ABC, abstractmethod
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+
+def broadcast(values: Tensor, x: Tensor) -> Tensor:
+    """Returns per-sample `values` (B,) shaped to multiply `x` (B, ...), in x's dtype and on its device."""
+    return values.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def edm_coefficients(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out and c_in of EDM's denoiser (Karras et al. 2022, Table 1; Zheng et al. 2025, Eq. 3).
+
+    Args:
+        t: Noise levels, float64, any shape.
+        sigma_data: Standard deviation of the data.
+
+    Returns:
+        Three tensors like `t`.
+    """
+    variance = sigma_data**2 + t**2
+    return sigma_data**2 / variance, sigma_data * t / variance.sqrt(), 1 / variance.sqrt()
+
+
+class Denoiser(nn.Module, ABC):
+    """D(x, t) of a teacher or D(x, t, s) of a student.
+
+    Attributes:
+        sample_shape: Shape of one sample, (C, H, W) or (d,).
+        sigma_data: Standard deviation of the data that the network was scaled for.
+        num_classes: Number of classes, 0 when unconditional.
+    """
+
+    sample_shape: tuple[int, ...]
+    sigma_data: float
+    num_classes: int = 0
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Computes D(x, t, s).
+
+        Args:
+            x: Noisy samples (B, ...), values about +-(1 + t), any floating type.
+            t: Their noise levels (B,), float64.
+            s: Destinations (B,), float64; None for a teacher.
+            labels: Class indices (B,), int64; None when unconditional.
+
+        Returns:
+            Denoised samples, like `x` in shape and type.
+        """
+
+    @abstractmethod
+    def student(self, takes_s: bool = True, dropout: float = 0.0) -> "Denoiser":
+        """Returns a trainable copy that equals this denoiser bit for bit, for every s.
+
+        Args:
+            takes_s: Whether it is to have an input for s; without one it is a consistency model's.
+            dropout: Its dropout probability while training.
+        """
+
+    def balance_weight(self) -> nn.Parameter:
+        """Returns the weight of the last layer, at which the losses are balanced (CTM's adaptive weight)."""
+        raise NotImplementedError(f"{type(self).__name__} has no weights to train")
+
+
+class FreeNetwork(nn.Module, ABC):
+    """F(x, c_noise[, c_noise_s], labels), the network inside :class:`EDMDenoiser`."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Computes F; `x` is scaled to unit variance, the noise inputs are (B,) in the network's dtype."""
+
+    @abstractmethod
+    def add_s_branch(self) -> None:
+        """Adds an input for s whose contribution is exactly zero until it is trained."""
+
+    @abstractmethod
+    def set_dropout(self, probability: float) -> None:
+        """Sets the dropout probability of every layer that has one."""
+
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Returns the weight of the output layer."""
+
+
+class EDMDenoiser(Denoiser):
+    """D(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x; c_noise(t), c_noise(s)) (Zheng et al. 2025, Eq. 3).
+
+    c_noise = log(t)/4. The scalings are computed in float64 and cast to the type of `x`; what enters the
+    network is cast to the type of its weights last.
+
+    Args:
+        model: The free network F.
+        sample_shape: (C, H, W).
+        sigma_data: Standard deviation of the data.
+        num_classes: Number of classes, 0 when unconditional.
+    """
+
+    def __init__(
+        self, model: FreeNetwork, sample_shape: tuple[int, ...], sigma_data: float, num_classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.sample_shape = sample_shape
+        self.sigma_data = sigma_data
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """See :class:`Denoiser`."""
+        dtype = self.model.last_layer().dtype
+        c_skip, c_out, c_in = edm_coefficients(t, self.sigma_data)
+        noise_s = None if s is None else (s.log() / 4).to(dtype)
+        free = self.model((broadcast(c_in, x) * x).to(dtype), (t.log() / 4).to(dtype), noise_s, labels)
+        return broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
+
+    def student(self, takes_s: bool = True, dropout: float = 0.0) -> "EDMDenoiser":
+        """See :class:`Denoiser`."""
+        copy = deepcopy(self)
+        copy.model.set_dropout(dropout)
+        if takes_s:
+            copy.model.add_s_branch()
+        return copy.train().requires_grad_(True)
+
+    def balance_weight(self) -> nn.Parameter:
+        """See :class:`Denoiser`."""
+        return self.model.last_layer()
+
+
+def chunk_size(sample_shape: tuple[int, ...]) -> int:
+    """Returns how many samples a network always sees at once: 64 small ones, or 16 of more than 1,024 elements.
+
+    A fixed number, because the number alone changes a network's rounding: samplers and estimators run on chunks
+    aligned to the global sample index, whatever the batch size and the number of processes.
+    """
+    return 64 if torch.Size(sample_shape).numel() <= 1024 else 16
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Returns the number of scalars in the parameters of `module`."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Returns `module` in evaluation mode with no parameter that asks for a gradient."""
+    return module.eval().requires_grad_(False)
+
+
+def positional_embedding(noise: Tensor, channels: int) -> Tensor:
+    """[sin, cos] of noise * 10000^(-i/(h-1)), i = 0..h-1 with h = channels/2 (DDPM++'s, as EDM uses it).
+
+    Args:
+        noise: c_noise (B,).
+        channels: Even number of outputs.
+
+    Returns:
+        (B, channels), in the type of `noise`.
+    """
+    half = channels // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=noise.device) / (half - 1)
+    angles = torch.outer(noise.float(), (1 / 10000) ** exponent)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(noise.dtype)

@@ -1,0 +1,107 @@
+"""What a preconditioning is.
+
+A third party writes a subclass, names it in the entry-point group ``cdistill.preconditionings`` and has it in
+every command::
+
+    class Mine(Preconditioning):
+        def coefficients(self, t, s):
+            return s / t, 1 - s / t
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+
+from cdistill.errors import CdistillError, RecipeError
+from cdistill.networks.denoiser import edm_coefficients
+from cdistill.registry import PRECONDITIONINGS
+from cdistill.schedule import EPS, SIGMA_DATA
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cdistill.preconditionings.coefficients import Coefficients
+
+
+class Preconditioning(ABC):
+    """f(t,s) and g(t,s) in float64, with f(t,t) = 1 and g(t,t) = 0 exactly.
+
+    Args:
+        sigma_data: Standard deviation of the data.
+        eps: Smallest noise level.
+        table: l_t and s_t of the teacher, for those that need them.
+
+    Attributes:
+        multiplies: What g multiplies, "denoiser" (D) or "network" (the free network F).
+        needs_coefficients: Whether `table` must be given.
+        to_eps_only: Whether s must be eps (consistency models).
+    """
+
+    multiplies: ClassVar[Literal["denoiser", "network"]] = "denoiser"
+    needs_coefficients: ClassVar[bool] = False
+    to_eps_only: ClassVar[bool] = False
+
+    def __init__(self, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None) -> None:
+        if self.needs_coefficients and table is None:
+            raise RecipeError(f"{type(self).__name__}: needs coefficients; make some with cdistill estimate-coeffs")
+        self.sigma_data = sigma_data
+        self.eps = eps
+
+    @abstractmethod
+    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes f and g as the paper prints them, with respect to what `multiplies` says.
+
+        Args:
+            t: Noise levels that jumps start from, float64, any shape.
+            s: Noise levels that they end at, like `t`, 0 < s <= t.
+
+        Returns:
+            f and g, float64, like `t`.
+        """
+
+    def __call__(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes f and g with respect to the denoiser D, whatever the form multiplies.
+
+        A form in F is the same function as one in D: with D = c_skip x + c_out F, f_D = f - g c_skip/c_out and
+        g_D = g/c_out.
+
+        Args:
+            t: Noise levels that jumps start from, any shape; computed in float64.
+            s: Noise levels that they end at, like `t`, 0 < s <= t.
+
+        Returns:
+            f and g, float64, like `t`.
+
+        Raises:
+            CdistillError: A pair is not 0 < s <= t, or the form has no jump to s; the message names the pair.
+        """
+        t, s = torch.broadcast_tensors(t.double(), s.double())
+        self._check(t, s, (s <= 0) | (s > t), "needs 0 < s <= t")
+        if self.to_eps_only:
+            self._check(t, s, (s != self.eps) & (s != t), f"jumps to eps = {self.eps} only")
+        f, g = self.coefficients(t, s)
+        if self.multiplies == "network":
+            c_skip, c_out, _ = edm_coefficients(t, self.sigma_data)
+            f, g = f - g * c_skip / c_out, g / c_out
+        return f, g
+
+    def _check(self, t: Tensor, s: Tensor, wrong: Tensor, message: str) -> None:
+        if bool(wrong.any()):
+            pair = f"t = {float(t[wrong].flatten()[0]):.6g}, s = {float(s[wrong].flatten()[0]):.6g}"
+            raise CdistillError(f"{type(self).__name__}: got {pair}; {message}")
+
+
+def make_preconditioning(
+    name: str, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None
+) -> Preconditioning:
+    """Builds the registered preconditioning `name`.
+
+    Raises:
+        UnknownNameError: No such name.
+        RecipeError: It needs coefficients and got none.
+    """
+    found: Preconditioning = PRECONDITIONINGS.get(name)(sigma_data=sigma_data, eps=eps, table=table)
+    return found

@@ -1,0 +1,90 @@
+"""The coefficient file: l_t and s_t of one teacher, with what they were computed from.
+
+Tensors, all float64 (n timesteps, G groups of samples):
+
+=============  ==========  ==================================================================================
+``t``          (n,)        noise levels, strictly descending
+``l``          (n,)        1 - E[tr J]/d (Zheng et al. 2025, Eq. 15), not clipped
+``s``          (n,)        E[g.dg/dlam]/E[|g|^2] (Eq. 17); 0 where g vanishes, as for Gaussian data
+``sums``       (n, 6)      sums over the samples of tr J, x.x, x.D, D.D, D.Ddot, x.Ddot
+``variances``  (n, 6)      sample variances of the same
+``groups``     (G, n, 6)   the sums over each of G groups of samples, for error bars by the jackknife
+=============  ==========  ==================================================================================
+
+The header holds the teacher's name and digest, the data, the seed, sizes and versions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cdistill.checkpoint import load_tensors, save_tensors
+from cdistill.errors import CorruptFileError, MismatchError
+
+KIND = "coefficients"
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """l_t and s_t on a grid.
+
+    Attributes:
+        t: Noise levels (n,), float64, strictly descending.
+        l: The paper's l_t (n,), float64.
+        s: The paper's s_t (n,), float64.
+    """
+
+    t: Tensor
+    l: Tensor  # noqa: E741
+    s: Tensor
+
+
+def save_coefficients(
+    path: Path, table: Coefficients, statistics: dict[str, Tensor], header: dict[str, Any]
+) -> None:
+    """Writes a coefficient file; `statistics` holds the tensors behind `t`, `l` and `s`."""
+    save_tensors(path, {"t": table.t, "l": table.l, "s": table.s, **statistics}, KIND, header)
+
+
+def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict[str, Any]]:
+    """Reads a coefficient file.
+
+    Returns:
+        The table, the tensors behind it, and the header.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged, of another kind, or its numbers make no table.
+    """
+    tensors, header = load_tensors(path, KIND)
+    try:
+        table = Coefficients(tensors.pop("t"), tensors.pop("l"), tensors.pop("s"))
+        sound = table.t.diff().max() < 0 and table.t.min() > 0 and len(table.t) == len(table.l) == len(table.s)
+        finite = all(bool(part.isfinite().all()) for part in (table.t, table.l, table.s))
+    except (KeyError, RuntimeError) as error:
+        raise CorruptFileError(f"{path}: not a whole coefficient file ({error}); estimate the coefficients again") from error
+    if not (sound and finite):
+        raise CorruptFileError(f"{path}: t must be positive and descend, l and s be finite; estimate the coefficients again")
+    return table, tensors, header
+
+
+def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, allow_other: bool) -> None:
+    """Refuses coefficients that were made for another teacher.
+
+    Args:
+        path: The coefficient file, for the message.
+        header: Its header.
+        name: The teacher in use.
+        digest: Its digest.
+        allow_other: Whether to let it pass.
+
+    Raises:
+        MismatchError: The digests differ and `allow_other` is false.
+    """
+    if header.get("teacher_sha256") != digest and not allow_other:
+        raise MismatchError(
+            f"{path}: made for teacher {header.get('teacher')!r} ({str(header.get('teacher_sha256'))[:12]}), not for "
+            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher, or pass --allow-other-teacher"
+        )

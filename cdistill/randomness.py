@@ -1,0 +1,38 @@
+"""Stateless randomness: every draw comes from a generator that is a pure function of what it is for.
+
+Nothing has to be saved to resume, and no draw depends on the number of processes: each process draws for the
+whole batch and takes its own part.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, purpose: str, *index: int) -> int:
+    """Returns 63 bits that depend on all arguments (SHA-256), the same on every machine."""
+    text = ":".join([str(seed), purpose, *map(str, index)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
+    """Returns a fresh CPU generator for `purpose` at `index`, a step or a chunk number, say."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *index))
+
+
+def shuffled_indices(size: int, seed: int, start: int, count: int) -> Tensor:
+    """Positions ``start .. start+count-1`` of an endless walk that visits each of `size` items once an epoch.
+
+    The permutation of an epoch is a pure function of (seed, epoch).
+
+    Returns:
+        int64 tensor (count,), values in [0, size).
+    """
+    parts = []
+    while count > 0:
+        epoch, offset = divmod(start, size)
+        order = torch.randperm(size, generator=generator(seed, "order", epoch))
+        parts.append(order[offset : offset + count])
+        start, count = start + len(parts[-1]), count - len(parts[-1])
+    return torch.cat(parts)

@@ -1,0 +1,286 @@
+"""Recipes: TOML files checked whole before anything runs.
+
+Every name is looked up, unknown keys are refused, and all errors are told at once. Nothing here imports torch.
+"""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cdistill.errors import MissingAssetError, RecipeError, suggest
+from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS, Registry
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+def _known(registry: Registry) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        try:
+            return name if name.endswith(".safetensors") else registry.check(name)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+
+    return check
+
+
+class Section(BaseModel):
+    """A part of a recipe: strict types, no unknown keys, no change afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class CheckpointSection(Section):
+    """When the state is saved."""
+
+    every: Count = 200
+    keep: Count = 2
+
+
+class NetworkSection(Section):
+    """A small DDPM++ (arguments of SongUNet)."""
+
+    model_channels: Annotated[int, Field(ge=16, multiple_of=4)]
+    channel_mult: Annotated[list[Count], Field(min_length=1)]
+    num_blocks: Count
+    attn_resolutions: list[Count]
+    dropout: Rate = 0.0
+
+
+class DenoisingSection(Section):
+    """EDM's training of a teacher (Karras et al. 2022, Table 1)."""
+
+    iterations: Count
+    batch_size: Count
+    learning_rate: Positive
+    ema_rate: Rate
+    p_mean: float = -1.2
+    p_std: Positive = 1.2
+    sigma_data: Positive = 0.5
+    flips: bool = True
+    precision: Precision = "fp32"
+
+
+class TeacherRecipe(Section):
+    """Everything that `cdistill train-teacher` needs."""
+
+    data: Annotated[str, AfterValidator(_known(SOURCES))]
+    seed: Annotated[int, Field(ge=0)] = 0
+    network: NetworkSection
+    training: DenoisingSection
+    checkpoint: CheckpointSection = CheckpointSection()
+
+
+class PreconditioningSection(Section):
+    """f and g; `coefficients` is a file for those that need one, estimated first when it is not given."""
+
+    name: Annotated[str, AfterValidator(_known(PRECONDITIONINGS))] = "analytic"
+    coefficients: str | None = None
+    allow_other_teacher: bool = False
+
+
+class EstimationSection(Section):
+    """How l and s are estimated (Zheng et al. 2025, Appendix B.1)."""
+
+    grid: Literal["log-uniform", "rho"] = "log-uniform"
+    timesteps: Annotated[int, Field(ge=3)] = 120
+    samples: Annotated[int, Field(ge=2)] = 4096
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class DistillSection(Section):
+    """Eq. 7 with DSM (method "ctm") or Eq. 5 (method "cm"), and Table 3's numbers."""
+
+    method: Literal["ctm", "cm"] = "ctm"
+    iterations: Count
+    batch_size: Count
+    learning_rate: Positive = 4e-4
+    points: Annotated[int, Field(ge=2)] = 18
+    max_ode_steps: Count = 17
+    distance: Annotated[str, AfterValidator(_known(DISTANCES))] = "lpips"
+    dsm: bool = True
+    target: Literal["ema", "live"] = "ema"
+    target_rate: Rate = 0.999
+    ema_rate: Rate = 0.999
+    dropout: Rate = 0.0
+    flips: bool = True
+    precision: Precision = "fp32"
+    accumulation: Count = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillSection":
+        if self.max_ode_steps > self.points - 1:
+            raise ValueError(f"max_ode_steps: got {self.max_ode_steps}; {self.points} points allow {self.points - 1}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class EvaluationSection(Section):
+    """What is measured, when, and on how many images; `every` = 0 means at the end only."""
+
+    nfe: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3, 5]
+    every: Annotated[int, Field(ge=0)] = 0
+    samples: Annotated[int, Field(ge=2)] = 2000
+    metrics: list[Annotated[str, AfterValidator(_known(METRICS))]] = []
+    split: Literal["train", "heldout"] = "train"
+    grid_images: Count = 64
+
+
+class DistillRecipe(Section):
+    """Everything that `cdistill distill` needs."""
+
+    teacher: Annotated[str, AfterValidator(_known(TEACHERS))]
+    data: Annotated[str, AfterValidator(_known(SOURCES))] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    preconditioning: PreconditioningSection = PreconditioningSection()
+    estimation: EstimationSection = EstimationSection()
+    training: DistillSection
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillRecipe":
+        if self.preconditioning.name == "cm" and self.training.method != "cm":
+            raise ValueError("preconditioning.name: 'cm' jumps to eps only; it needs training.method = 'cm'")
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", TeacherRecipe, DistillRecipe)
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_recipe(path: Path, model: type[AnyRecipe], overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Reads and checks a recipe.
+
+    Args:
+        path: A TOML file, or the name of a recipe that ships with the package ("digits").
+        model: What the recipe must be.
+        overrides: ``a.b=c`` each; the value is TOML, or text if it is not.
+
+    Raises:
+        MissingAssetError: No such file.
+        RecipeError: It is no TOML, or wrong; all errors are listed, a line each.
+    """
+    path = find_recipe(path)
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        _override(values, override)
+    return check_section(values, model, str(path))
+
+
+def check_section(values: dict[str, Any], model: type[AnySection], where: str) -> AnySection:
+    """Turns parsed TOML into a recipe or a section of one; `where` begins every message.
+
+    Raises:
+        RecipeError: It is wrong; all errors are listed, a line each.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {_explain(item, model)}" for item in error.errors())) from error
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the recipes that ship with the package: name -> path."""
+    here = Path(__file__).resolve().parent
+    folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(path: Path) -> Path:
+    """Returns `path` if it is a file, or the shipped recipe of that name.
+
+    Raises:
+        MissingAssetError: Neither.
+    """
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if path.stem in shipped and path.parent.name in ("", "recipes"):
+        return shipped[path.stem]
+    raise MissingAssetError(f"{path}: no such recipe; give a TOML file or a shipped one; {suggest(path.stem, shipped)}")
+
+
+def to_toml(recipe: Section) -> str:
+    """Writes a recipe as TOML that reads back as the same recipe."""
+    values = recipe.model_dump(exclude_none=True)
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {_toml_value(value)}" for key, value in plain.items()]
+    for name, section in values.items():
+        if isinstance(section, dict):
+            lines += ["", f"[{name}]"] + [f"{key} = {_toml_value(value)}" for key, value in section.items()]
+    return "\n".join(lines) + "\n"
+
+
+def differences(old: Section, new: Section, free: Sequence[str] = ()) -> list[str]:
+    """Returns ``key: old -> new`` for every value that differs, except below the keys in `free`."""
+    first, second = _flat(old.model_dump()), _flat(new.model_dump())
+    changed = [key for key in sorted(first | second) if first.get(key) != second.get(key)]
+    return [
+        f"{key}: {first.get(key)!r} -> {second.get(key)!r}"
+        for key in changed
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        found.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return found
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value) if isinstance(value, float) else json.dumps(value)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Sets one ``a.b=c`` in `values`."""
+    match = re.fullmatch(r"([\w-]+(?:\.[\w-]+)*)=(.*)", override, re.DOTALL)
+    if match is None:
+        raise RecipeError(f"--set {override!r}: needs the form section.key=value, training.iterations=100 say")
+    *parents, key = match[1].split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        values[key] = tomllib.loads(f"value = {match[2]}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[key] = match[2]
+
+
+def _explain(item: Any, model: type[BaseModel]) -> str:
+    """Makes one line of one of pydantic's errors."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Returns the keys that the section at `path` may have."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,132 @@
+"""Names for things that can be chosen: teachers, preconditionings, data, distances, metrics.
+
+A registry maps a name to ``"module:attribute"``, so that listing and checking names costs no import. Other
+packages add entries through a Python entry point of the registry's group, without touching this one::
+
+    [project.entry-points."cdistill.preconditionings"]
+    mine = "my_package.precond:Mine"
+
+What the entry must be is said by the class or function that the built-in entries share.
+"""
+
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import import_module, metadata
+from typing import Any
+
+from cdistill.errors import CdistillError, UnknownNameError, suggest
+
+
+class Registry:
+    """The entries of one kind, built in and from entry points.
+
+    Args:
+        kind: What an entry is, in the singular; used in messages.
+        builtin: Name -> ``"module:attribute"``.
+        group: Entry-point group that other packages use.
+    """
+
+    def __init__(self, kind: str, builtin: Mapping[str, str], group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._builtin = dict(builtin)
+        self._added: dict[str, Any] = {}
+
+    @cached_property
+    def _plugins(self) -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """Returns every known name, sorted, without importing what it stands for."""
+        return sorted({*self._builtin, *self._plugins, *self._added})
+
+    def add(self, name: str, value: Any) -> None:
+        """Adds an entry for this process (tests, notebooks); packages use an entry point instead."""
+        self._added[name] = value
+
+    def remove(self, name: str) -> None:
+        """Takes back what :meth:`add` added."""
+        del self._added[name]
+
+    def check(self, name: str) -> str:
+        """Returns `name` if it is known.
+
+        Raises:
+            UnknownNameError: It is not; the message lists the known ones.
+        """
+        if name not in self.names():
+            raise UnknownNameError(f"unknown {self.kind} {name!r}; {suggest(name, self.names())}")
+        return name
+
+    def get(self, name: str) -> Any:
+        """Imports and returns the entry called `name`.
+
+        Raises:
+            UnknownNameError: No such entry.
+            CdistillError: A plug-in could not be imported.
+        """
+        self.check(name)
+        if name in self._added:
+            return self._added[name]
+        if name in self._builtin:
+            module, attribute = self._builtin[name].split(":")
+            return getattr(import_module(module), attribute)
+        point = self._plugins[name]
+        try:
+            return point.load()
+        except (ImportError, AttributeError) as error:
+            raise CdistillError(f"{self.kind} {name!r}: its plug-in {point.value} does not load: {error}") from error
+
+
+PRECONDITIONINGS = Registry(
+    "preconditioning",
+    {
+        "analytic": "cdistill.preconditionings.analytic:Analytic",
+        "analytic-forward": "cdistill.preconditionings.analytic:AnalyticForward",
+        "bcm": "cdistill.preconditionings.handcrafted:BCM",
+        "cm": "cdistill.preconditionings.handcrafted:CM",
+        "ctm": "cdistill.preconditionings.handcrafted:CTM",
+    },
+    "cdistill.preconditionings",
+)
+
+TEACHERS = Registry(
+    "teacher",
+    {
+        "digits": "cdistill.teachers.embedded:load_digits",
+        "mixture-1d": "cdistill.teachers.mixture:load_mixture_1d",
+        "patches": "cdistill.teachers.embedded:load_patches",
+    },
+    "cdistill.teachers",
+)
+
+SOURCES = Registry(
+    "data source",
+    {
+        "digits": "cdistill.data.digits:load_digits",
+        "mixture-1d": "cdistill.teachers.mixture:draw_mixture_1d",
+        "patches": "cdistill.data.patches:load_patches",
+    },
+    "cdistill.sources",
+)
+
+DISTANCES = Registry(
+    "distance",
+    {
+        "l2": "cdistill.losses:L2",
+        "lpips": "cdistill.perceptual:LPIPS",
+        "pseudo-huber": "cdistill.losses:PseudoHuber",
+    },
+    "cdistill.distances",
+)
+
+METRICS = Registry(
+    "metric",
+    {
+        "fid": "cdistill.evaluation.metrics:InceptionFrechet",
+        "frechet-pixels": "cdistill.evaluation.metrics:PixelFrechet",
+        "teacher-mse": "cdistill.evaluation.metrics:TeacherError",
+        "wasserstein": "cdistill.evaluation.metrics:Wasserstein",
+    },
+    "cdistill.metrics",
+)

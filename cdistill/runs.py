@@ -1,0 +1,139 @@
+"""The folder of one run: its recipe, status, metrics, checkpoints; and the lock that keeps others out.
+
+::
+
+    RUN/recipe.resolved.toml   the recipe with every default filled in
+        env.json               versions, device, processes, effective precision
+        status.json            state, step, exit code
+        metrics.jsonl          one JSON object a line
+        coefficients.safetensors
+        checkpoints/step-N/    weights, optimiser, counters, manifest
+        samples/  plots/       pictures
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cdistill.checkpoint import list_checkpoints, write_text
+from cdistill.errors import MissingAssetError, RunLockedError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of a run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.resolved.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def coefficients(self) -> Path:
+        """The coefficients that the run uses, where its preconditioning needs some."""
+        return self.path / "coefficients.safetensors"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; the system releases it even after kill -9.
+
+        Raises:
+            RunLockedError: Another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise RunLockedError(f"{self.path}: another process works in this run; wait, or choose another --out") from error
+
+    def write_status(self, **values: Any) -> None:
+        """Merges `values` into status.json."""
+        status = {**self.status(), **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+    def status(self) -> dict[str, Any]:
+        """Returns what status.json says, {} when there is none."""
+        return read_json(self.path / "status.json")
+
+    def results(self) -> dict[str, Any]:
+        """Returns the record in evaluation.json, {} when there is none."""
+        return read_json(self.path / "evaluation.json")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the records of metrics.jsonl; a half-written last line is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [record for line in lines if (record := _parse(line)) is not None]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the records behind `step`, which a resumed run will make again."""
+        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def latest_checkpoint(self) -> Path:
+        """Returns the newest checkpoint.
+
+        Raises:
+            MissingAssetError: There is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            raise MissingAssetError(f"{self.path}: no checkpoint in this folder; train first: cdistill distill --recipe R")
+        return found[-1]
+
+
+def latest_run(root: Path = RUNS) -> RunFolder:
+    """Returns the run below `root` with the newest checkpoint.
+
+    Raises:
+        MissingAssetError: There is none.
+    """
+    found = sorted(root.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in found if (path.parents[1] / "recipe.resolved.toml").is_file()]
+    if not found:
+        raise MissingAssetError(f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run")
+    return RunFolder(found[-1].parents[1])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object from a file, {} when it is missing or no object."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None

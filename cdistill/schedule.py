@@ -1,0 +1,90 @@
+"""Noise levels and their grids, and the glossary of the symbols used in every formula.
+
+========  =======================================================================================
+``t``     noise level (EDM's sigma) that a jump starts from, ``EPS <= t <= T``
+``s``     noise level that a jump ends at, ``EPS <= s <= t``; **the smaller one**
+``u``     noise level between them, where the teacher's solver hands over to the student
+``lam``   ``-log t``; grows as noise falls
+``x_t``   ``x_0 + t z`` with z standard normal
+``D``     denoiser, ``D(x, t)`` of the teacher and ``D(x, t, s)`` of the student
+``F``     free network inside a denoiser, ``D = c_skip x + c_out F``
+``f, g``  preconditioning: ``x_s = f(t,s) x_t + g(t,s) D(x_t,t,s)``
+``l``     ``d log L / d lam``, the linear part that the analytic preconditioning takes out
+``s_coef``  ``d log S / d lam`` (the paper's ``s_t``, not to be confused with ``s``)
+``eta``   ``int L S d lam``, the time in which the generalised ODE is stepped
+``d``     number of elements of one sample
+========  =======================================================================================
+
+All grids are float64 with both ends exact: float32 would give 79.99998 for T and a last point below EPS.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cdistill.errors import RecipeError
+
+EPS = 0.002
+T = 80.0
+SIGMA_DATA = 0.5
+RHO = 7.0
+
+
+def rho_grid(points: int, eps: float = EPS, t_max: float = T, rho: float = RHO) -> Tensor:
+    """EDM's noise levels, ``(T^(1/rho) + i/(N-1) (eps^(1/rho) - T^(1/rho)))^rho`` (Karras et al. 2022, Eq. 5).
+
+    Deviates from Appendix B of Zheng et al. (2025), who print i/N: with N points only i/(N-1) makes
+    "17 steps" unrestricted for N = 18.
+
+    Args:
+        points: N, at least 2.
+        eps: Smallest noise level, the last point.
+        t_max: Largest noise level, the first point.
+        rho: Exponent; larger values spend more points on low noise.
+
+    Returns:
+        float64 tensor of shape (points,), strictly decreasing from exactly `t_max` to exactly `eps`.
+
+    Raises:
+        RecipeError: Fewer than two points, or not 0 < eps < t_max.
+
+    >>> rho_grid(3).tolist()
+    [80.0, 2.5152..., 0.002]
+    """
+    _check(points, eps, t_max)
+    ramp = torch.linspace(0.0, 1.0, points, dtype=torch.float64)
+    grid: Tensor = (t_max ** (1 / rho) + ramp * (eps ** (1 / rho) - t_max ** (1 / rho))) ** rho
+    return _pin(grid, eps, t_max)
+
+
+def log_uniform_grid(points: int, eps: float = EPS, t_max: float = T) -> Tensor:
+    """Noise levels uniform in log t (Zheng et al. 2025, Appendix B.1); arguments and result as `rho_grid`."""
+    _check(points, eps, t_max)
+    return _pin(torch.linspace(math.log(t_max), math.log(eps), points, dtype=torch.float64).exp(), eps, t_max)
+
+
+def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO) -> Tensor:
+    """The ``nfe + 1`` times of `nfe` jumps; the last is eps, there is no jump to 0 (Appendix B.3).
+
+    Raises:
+        RecipeError: `nfe` is less than 1.
+    """
+    if nfe < 1:
+        raise RecipeError(f"nfe: got {nfe}; the number of network calls must be 1 or more")
+    return rho_grid(nfe + 1, eps, t_max, rho)
+
+
+def lam_of(t: Tensor) -> Tensor:
+    """lam = -log t; any shape, float64 in, float64 out."""
+    return -torch.log(t)
+
+
+def _check(points: int, eps: float, t_max: float) -> None:
+    if points < 2 or not 0 < eps < t_max:
+        raise RecipeError(f"grid: got {points} points in [{eps}, {t_max}]; needs 2 or more and 0 < eps < T")
+
+
+def _pin(grid: Tensor, eps: float, t_max: float) -> Tensor:
+    grid[0], grid[-1] = t_max, eps
+    return grid

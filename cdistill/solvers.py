@@ -1,0 +1,86 @@
+"""One step along the probability-flow ODE dx/dt = (x - D(x,t))/t (Zheng et al. 2025, Eq. 2), and one jump."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cdistill.networks.denoiser import Denoiser, broadcast
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""D(x, t) with everything else bound: x (B, ...), t (B,) float64, result like x."""
+
+
+def euler_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """First order: x + (u - t) (x - D(x,t))/t; 1 network call.
+
+    Args:
+        denoise: The teacher.
+        x: Points at noise level t, (B, ...).
+        t: Where they are, (B,) float64.
+        u: Where they go, (B,) float64.
+
+    Returns:
+        Points at noise level u, like `x`.
+    """
+    return x + broadcast((u - t) / t, x) * (x - denoise(x, t))
+
+
+def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """Second order, EDM's solver (Karras et al. 2022, Alg. 1); 2 network calls; arguments as `euler_step`."""
+    slope = (x - denoise(x, t)) / broadcast(t, x)
+    there = x + broadcast(u - t, x) * slope
+    slope_there = (there - denoise(there, u)) / broadcast(u, x)
+    return x + broadcast((u - t) / 2, x) * (slope + slope_there)
+
+
+def solve(step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
+    """Applies `step` from each of `times` to the next.
+
+    Args:
+        step: `euler_step` or `heun_step`.
+        denoise: The teacher.
+        x: Points at noise level ``times[0]``, (B, ...).
+        times: float64 (k+1,), the same for all points, or (k+1, B), a column for each.
+
+    Returns:
+        Points at noise level ``times[-1]``, like `x`.
+    """
+    columns = times.reshape(len(times), -1).expand(-1, len(x))
+    for t, u in zip(columns[:-1], columns[1:], strict=True):
+        x = step(denoise, x, t, u)
+    return x
+
+
+def jump(
+    denoiser: Denoiser,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    coefficients: tuple[Tensor, Tensor],
+    labels: Tensor | None = None,
+) -> Tensor:
+    """The consistency function x_s = f(t,s) x_t + g(t,s) D(x_t,t,s) (Zheng et al. 2025, Eq. 8); 1 network call.
+
+    Args:
+        denoiser: The student, or a DDP wrapper around it.
+        x: Points at noise level t, (B, ...).
+        t: Where they are, (B,) float64.
+        s: Where they go, (B,) float64.
+        coefficients: f and g at (t, s), each (B,) float64.
+        labels: Class indices (B,) or None.
+
+    Returns:
+        Points at noise level s, like `x`.
+    """
+    f, g = coefficients
+    return broadcast(f, x) * x + broadcast(g, x) * denoiser(x, t, s, labels)
+
+
+def trajectory(step: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
+    """Returns all points (k+1, B, ...) that `step(x, t, s)` visits at `times` (k+1,), the start included."""
+    points = [x]
+    columns = torch.as_tensor(times, dtype=torch.float64)[:, None].expand(-1, len(x))
+    for t, s in zip(columns[:-1], columns[1:], strict=True):
+        points.append(step(points[-1], t, s))
+    return torch.stack(points)

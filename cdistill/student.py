@@ -1,0 +1,77 @@
+"""A trained student, put together from its run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from cdistill.checkpoint import load_checkpoint
+from cdistill.errors import MismatchError
+from cdistill.networks.denoiser import Denoiser, freeze
+from cdistill.preconditionings import Preconditioning, make_preconditioning
+from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
+from cdistill.recipe import DistillRecipe, load_recipe
+from cdistill.registry import PRECONDITIONINGS
+from cdistill.runs import RunFolder
+from cdistill.teachers import Teacher, load_teacher
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a consistency function needs.
+
+    Attributes:
+        denoiser: D(x, t, s) with the averaged weights, frozen.
+        preconditioning: f and g.
+        teacher: Where it comes from.
+        recipe: How it was made.
+        step: After how many steps.
+    """
+
+    denoiser: Denoiser
+    preconditioning: Preconditioning
+    teacher: Teacher
+    recipe: DistillRecipe
+    step: int
+
+
+def load_student(run: RunFolder) -> Student:
+    """Loads the newest student of a run.
+
+    Raises:
+        MissingAssetError: The run has no checkpoint.
+        CorruptFileError: A file of the run is damaged.
+        MismatchError: The teacher is no longer the one that the run was made with.
+    """
+    newest = run.latest_checkpoint()
+    recipe = load_recipe(run.recipe, DistillRecipe)
+    teacher = load_teacher(recipe.teacher)
+    groups, state = load_checkpoint(newest)
+    denoiser = untrained_student(teacher, recipe)
+    try:
+        denoiser.load_state_dict(groups["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise MismatchError(f"{newest}: its weights do not fit a student of {teacher.name!r} ({error})") from error
+    form = load_preconditioning(
+        recipe.preconditioning.name, teacher, run.coefficients, recipe.preconditioning.allow_other_teacher
+    )
+    return Student(denoiser, form, teacher, recipe, int(state["step"]))
+
+
+def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
+    """Returns the student of `recipe` as it is before training: equal to the teacher for every s."""
+    return cast(Denoiser, freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout)))
+
+
+def load_preconditioning(
+    name: str, teacher: Teacher, coefficients: Path | None, allow_other_teacher: bool = False
+) -> Preconditioning:
+    """Builds a preconditioning for a teacher, with its coefficients from a file where it needs some.
+
+    Raises:
+        MismatchError: The coefficients were made for another teacher, and `allow_other_teacher` is false.
+    """
+    table = None
+    if PRECONDITIONINGS.get(name).needs_coefficients and coefficients is not None:
+        table, _, header = load_coefficients(coefficients)
+        check_teacher(coefficients, header, teacher.name, teacher.digest, allow_other_teacher)
+    return make_preconditioning(name, teacher.denoiser.sigma_data, table=table)

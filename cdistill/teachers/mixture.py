@@ -1,0 +1,136 @@
+"""Exact denoisers of Gaussian mixtures in any dimension, by Bayes' rule; and the paper's 1-D mixture (Section 5.3)."""
+
+from copy import deepcopy
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from cdistill.data.source import Source
+from cdistill.networks.denoiser import Denoiser, broadcast, edm_coefficients, freeze, positional_embedding
+from cdistill.randomness import generator
+from cdistill.schedule import SIGMA_DATA
+from cdistill.teachers.base import Teacher
+
+_DRAWS = 65536
+
+
+class MixtureDenoiser(Denoiser):
+    """D(x, t) = E[x_0 | x] for x_0 ~ sum_k w_k N(m_k, C_k), x = x_0 + t z.
+
+    With C_k = U_k diag(e_k) U_k' and y_k = U_k'(x - m_k), component k denoises to m_k + U_k (e_k/(e_k+t^2) y_k) and
+    has the posterior weight w_k N(x; m_k, C_k + t^2).
+
+    Args:
+        weights: w (K,), positive, normalised here.
+        means: m (K, d).
+        covariances: C (K, d, d), symmetric, positive semi-definite.
+        sigma_data: Standard deviation that EDM's scalings assume.
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    def __init__(
+        self, weights: Tensor, means: Tensor, covariances: Tensor, sigma_data: float = SIGMA_DATA
+    ) -> None:
+        super().__init__()
+        values, vectors = torch.linalg.eigh(covariances.double())
+        self.register_buffer("weights", weights.double() / weights.double().sum())
+        self.register_buffer("means", means.double())
+        self.register_buffer("covariances", covariances.double())
+        self.register_buffer("eigenvalues", values.clamp(min=0), persistent=False)
+        self.register_buffer("eigenvectors", vectors, persistent=False)
+        self.sample_shape = (means.shape[1],)
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """See :class:`Denoiser`; computed in float64."""
+        noise = t.double().square()[:, None, None]
+        rotated = torch.einsum("bki,kij->bkj", x.double()[:, None] - self.means, self.eigenvectors)
+        variance = self.eigenvalues + noise
+        log_density = -(rotated.square() / variance + variance.log()).sum(-1) / 2
+        posterior = (self.weights.log() + log_density).softmax(-1)
+        shrunk = torch.einsum("bkj,kij->bki", self.eigenvalues / variance * rotated, self.eigenvectors)
+        return torch.einsum("bk,bki->bi", posterior, self.means + shrunk).to(x.dtype)
+
+    def student(self, takes_s: bool = True, dropout: float = 0.0) -> "MixtureStudent":
+        """See :class:`Denoiser`; the student always has an input for s, and no dropout."""
+        return MixtureStudent(deepcopy(self))
+
+    def draw(self, count: int, draw: torch.Generator) -> Tensor:
+        """Draws x_0 (count, d), float64."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=draw)
+        z = torch.randn(count, self.means.shape[1], generator=draw, dtype=torch.float64)
+        scaled = self.eigenvalues[component].sqrt() * z
+        return self.means[component] + torch.einsum("bj,bij->bi", scaled, self.eigenvectors[component])
+
+
+class MixtureStudent(Denoiser):
+    """D(x, t, s) = D_phi(x, t) + c_out(t) MLP(c_in x, c_noise(t), c_noise(s)), the last layer exactly zero at first.
+
+    Args:
+        teacher: The exact denoiser D_phi; it stays frozen inside.
+        width: Width of the hidden layers.
+        frequencies: Channels of each noise embedding.
+    """
+
+    def __init__(self, teacher: MixtureDenoiser, width: int = 128, frequencies: int = 32) -> None:
+        super().__init__()
+        self.teacher = freeze(teacher)
+        self.sample_shape = teacher.sample_shape
+        self.sigma_data = teacher.sigma_data
+        self.frequencies = frequencies
+        dim = self.sample_shape[0]
+        self.hidden = nn.Sequential(
+            nn.Linear(dim + 2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.last = nn.Linear(width, dim)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """See :class:`Denoiser`."""
+        s = t if s is None else s
+        dtype = self.last.weight.dtype
+        _, c_out, c_in = edm_coefficients(t, self.sigma_data)
+        levels = [positional_embedding((level.log() / 4).to(dtype), self.frequencies) for level in (t, s)]
+        change = self.last(self.hidden(torch.cat([(broadcast(c_in, x) * x).to(dtype), *levels], dim=1)))
+        out: Tensor = self.teacher(x, t) + broadcast(c_out, x) * change.to(x.dtype)
+        return out
+
+    def student(self, takes_s: bool = True, dropout: float = 0.0) -> "MixtureStudent":
+        """Returns a copy of this student."""
+        return deepcopy(self)
+
+    def balance_weight(self) -> nn.Parameter:
+        """See :class:`Denoiser`."""
+        return self.last.weight
+
+
+@cache
+def mixture_1d() -> MixtureDenoiser:
+    """Returns the exact denoiser of 1/3 N(-2, 1) + 2/3 N(1, 0.25) (Zheng et al. 2025, Section 5.3).
+
+    0.25 is the variance: the paper's own l_t and s_t come out only so.
+    """
+    weights = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    means = torch.tensor([[-2.0], [1.0]], dtype=torch.float64)
+    covariances = torch.tensor([[[1.0]], [[0.25]]], dtype=torch.float64)
+    denoiser = MixtureDenoiser(weights, means, covariances)
+    freeze(denoiser)
+    return denoiser
+
+
+def load_mixture_1d() -> Teacher:
+    """The paper's 1-D mixture with its exact denoiser."""
+    return Teacher("mixture-1d", mixture_1d(), "mixture-1d")
+
+
+def draw_mixture_1d(split: str = "train") -> Source:
+    """65,536 draws of the paper's 1-D mixture; "heldout" are others."""
+    draw = generator(0, f"mixture-1d {split}")
+    return Source("mixture-1d", mixture_1d().draw(_DRAWS, draw))

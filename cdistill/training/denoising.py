@@ -1,0 +1,79 @@
+"""Training of a teacher by denoising score matching (Karras et al. 2022, Table 1)."""
+
+import math
+from copy import deepcopy
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cdistill.data import Source
+from cdistill.losses import dsm_loss
+from cdistill.networks.denoiser import Denoiser, broadcast, freeze
+from cdistill.randomness import derive_seed, generator
+from cdistill.recipe import DenoisingSection
+from cdistill.training.batches import check_divisible, draw_data, normal_like, own_part
+from cdistill.training.loop import Groups, Task, check_finite
+from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
+
+
+class DenoisingTask(Task):
+    """E |D(x_0 + sigma z, sigma) - x_0|^2 with log-normal sigma; Adam, cosine decay, moving average.
+
+    The moving average is warmed up: its rate at step k is at most (1+k)/(10+k).
+
+    Args:
+        denoiser: The network to train.
+        source: Its data.
+        accelerator: Devices and processes.
+        section: The recipe's numbers.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, source: Source, accelerator: Accelerator, section: DenoisingSection, seed: int
+    ) -> None:
+        check_divisible(section.batch_size, accelerator.num_processes, 1)
+        self.accelerator, self.source, self.section, self.seed = accelerator, source, section, seed
+        self.live = denoiser.to(accelerator.device).train()
+        self.ema = freeze(deepcopy(self.live))
+        optimizer = torch.optim.Adam(self.live.parameters(), lr=section.learning_rate)
+        self.model, self.optimizer = accelerator.prepare(self.live, optimizer)
+
+    def step(self, index: int) -> dict[str, Tensor]:
+        """See :class:`Task`."""
+        x0, z, sigma, labels = self._draw(index)
+        torch.manual_seed(derive_seed(self.seed, "dropout", index, self.accelerator.process_index))
+        denoised = self.model(x0 + broadcast(sigma, x0) * z, sigma, None, labels)
+        loss = dsm_loss(denoised, x0, sigma, self.live.sigma_data).mean()
+        losses = {"loss": self.accelerator.reduce(loss.detach(), "mean")}
+        check_finite(losses, index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))
+        return losses
+
+    def groups(self) -> Groups:
+        """See :class:`Task`."""
+        optimizer = optimizer_tensors(self.optimizer.optimizer, self.live)
+        return {"weights": self.live.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
+
+    def load(self, groups: Groups) -> None:
+        """See :class:`Task`."""
+        self.live.load_state_dict(groups["weights"])
+        self.ema.load_state_dict(groups["ema"])
+        load_optimizer_tensors(self.optimizer.optimizer, self.live, groups["optimizer"])
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Returns this process's part of step `index`: x0, z, sigma, labels."""
+        section = self.section
+        x0, labels = draw_data(self.source, self.seed, index, section.batch_size, section.flips)
+        draw = generator(self.seed, "denoising", index)
+        z = normal_like(x0, draw)
+        log_sigma = section.p_mean + section.p_std * torch.randn(len(x0), generator=draw, dtype=torch.float64)
+        x0, z, sigma, labels = own_part(self.accelerator, [x0, z, log_sigma.exp(), labels])
+        return x0, z, sigma, labels

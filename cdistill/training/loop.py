@@ -1,0 +1,175 @@
+"""The loop that every training runs in: step, log, save, evaluate, stop when asked."""
+
+import math
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cdistill import stopping
+from cdistill.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from cdistill.console import progress, say
+from cdistill.errors import CdistillError, DivergedError, StoppedError
+from cdistill.launch import world_size
+from cdistill.runs import RunFolder
+
+_PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+_LOG_EVERY = 10
+
+Groups = dict[str, dict[str, Tensor]]
+
+
+class Task(ABC):
+    """What is trained: one optimisation step and the state that it leaves."""
+
+    accelerator: Accelerator
+
+    @abstractmethod
+    def step(self, index: int) -> dict[str, Tensor]:
+        """Does optimisation step `index` (0, 1, ...) and returns scalars to log; randomness depends on `index` only."""
+
+    @abstractmethod
+    def groups(self) -> Groups:
+        """Returns the whole state: file stem -> name -> tensor."""
+
+    @abstractmethod
+    def load(self, groups: Groups) -> None:
+        """Puts back what :meth:`groups` returned."""
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Returns accelerate's handle on devices and processes.
+
+    Raises:
+        CdistillError: The launcher started several processes that do not know of each other.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
+    if world_size() > 1 and accelerator.num_processes == 1:
+        raise CdistillError(
+            f"launch: {world_size()} processes were started but each is alone; start them with "
+            "cdistill distill --nproc N, torchrun --nproc_per_node N, or accelerate launch --multi_gpu"
+        )
+    return accelerator
+
+
+def effective_precision(accelerator: Accelerator) -> str:
+    """Returns the precision that is really used: accelerate turns fp16 on a CPU silently into fp32."""
+    asked = str(accelerator.mixed_precision)
+    if asked == "fp16" and accelerator.device.type == "cpu":
+        return "fp32 (fp16 was asked for; a CPU has none)"
+    return "fp32" if asked == "no" else asked
+
+
+def check_finite(losses: dict[str, Tensor], index: int) -> None:
+    """Raises DivergedError if a loss is NaN or infinite, before the weights are touched."""
+    for name, value in losses.items():
+        if not math.isfinite(float(value)):
+            raise DivergedError(
+                f"step {index}: {name} is {float(value)}; the last checkpoint is intact: "
+                "lower training.learning_rate or use fp32, then resume"
+            )
+
+
+def restore(task: Task, folder: RunFolder) -> int:
+    """Loads the newest checkpoint, if there is one, and returns the number of finished steps."""
+    found = list_checkpoints(folder.checkpoints)
+    if not found:
+        return 0
+    groups, state = load_checkpoint(found[-1])
+    task.load(groups)
+    if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    return int(state["step"])
+
+
+def train(
+    task: Task,
+    folder: RunFolder,
+    iterations: int,
+    save_every: int,
+    keep: int,
+    images: int,
+    evaluate_every: int = 0,
+    evaluate: Callable[[int], None] | None = None,
+) -> None:
+    """Trains from where the folder's checkpoints end to `iterations`.
+
+    Args:
+        task: What to train; it is restored here.
+        folder: Where everything goes; the caller holds its lock.
+        iterations: Number of steps of the whole run.
+        save_every: Steps between checkpoints.
+        keep: Checkpoints to keep.
+        images: Images a step, all processes together, for the rate.
+        evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
+        evaluate: Called with the number of finished steps, on every process.
+
+    Raises:
+        StoppedError: A signal came; the state is saved.
+        DivergedError: A loss became NaN or infinite; the last checkpoint is intact.
+    """
+    main = task.accelerator.is_main_process
+    done = restore(task, folder)
+    if main:
+        folder.truncate_metrics(done)
+        folder.write_status(state="running", step=done, iterations=iterations)
+    task.accelerator.wait_for_everyone()
+
+    def measure() -> None:
+        if evaluate and evaluate_every and done % evaluate_every == 0 and done < iterations:
+            evaluate(done)
+
+    measure()
+    logged, shown = time.monotonic(), done
+    with progress(iterations, "training", "it", done) as advance:
+        while done < iterations:
+            losses = task.step(done)
+            done += 1
+            stop = _agree_to_stop(task.accelerator)
+            values = {name: float(value) for name, value in losses.items()}
+            advance(1, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            if main and (done % _LOG_EVERY == 0 or done == iterations):
+                now = time.monotonic()
+                rate = (done - shown) * images / (now - logged)
+                folder.log({"step": done, "event": "train", **values, "images_per_second": round(rate, 2)})
+                logged, shown = now, done
+            if done % save_every == 0 or done == iterations or stop:
+                save(task, folder, done, keep)
+            if stop and done < iterations:
+                _stop(folder, done, stop, main)
+            measure()
+    if main:
+        folder.write_status(state="trained", step=done)
+
+
+def save(task: Task, folder: RunFolder, done: int, keep: int) -> None:
+    """Writes a checkpoint from the main process; the others wait."""
+    if task.accelerator.is_main_process:
+        scaler = task.accelerator.scaler
+        state: dict[str, Any] = {"scaler": scaler.state_dict() if scaler is not None else None}
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep)
+        folder.write_status(step=done)
+    task.accelerator.wait_for_everyone()
+
+
+def _agree_to_stop(accelerator: Accelerator) -> int:
+    """Returns the signal that any process received, the same on all, or 0."""
+    mine = stopping.requested()
+    if accelerator.num_processes == 1:
+        return mine
+    everyone = accelerator.gather(torch.tensor([mine], device=accelerator.device))
+    return int(everyone.max())
+
+
+def _stop(folder: RunFolder, done: int, number: int, main: bool) -> None:
+    code = stopping.EXIT_CODES[signal.Signals(number)]
+    if main:
+        folder.write_status(state="stopped", step=done, exit_code=code)
+    name = signal.Signals(number).name
+    say(f"{name}: saved at step {done}")
+    raise StoppedError(f"{folder.path}: stopped by {name} at step {done}, saved; run the same command to go on", code)
