@@ -1,8 +1,8 @@
 """Files that survive: safetensors with a JSON header and a checksum, written atomically; folders of them.
 
-A file made here is a safetensors file whose metadata holds ``cdistill``, a JSON object with at least ``kind`` and
-``schema``, and ``sha256``, the digest of that text and of every tensor. safetensors itself has no checksum: a
-flipped bit would load silently.
+A file made here is a safetensors file whose metadata has the one key ``cdistill`` (several would be written in any
+order), a JSON object of ``header``, with at least ``kind`` and ``schema``, and ``sha256``, the digest of the header and
+of every tensor. safetensors itself has no checksum: a flipped bit would load silently.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -49,10 +49,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: M
     Raises:
         DiskFullError: It did not fit; the old file is untouched.
     """
-    text = json.dumps({"kind": kind, "schema": SCHEMA, **header}, sort_keys=True)
+    whole = {**header, "kind": kind, "schema": SCHEMA}
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with _replacing(path) as temporary:
-        save_file(ready, temporary, {"cdistill": text, "sha256": tensor_digest(ready, text)})
+        sealed = {"header": whole, "sha256": tensor_digest(ready, _canonical(whole))}
+        save_file(ready, temporary, {"cdistill": json.dumps(sealed, sort_keys=True)})
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,12 +72,15 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header: dict[str, Any] = json.loads(metadata.get("cdistill", "null"))
+        sealed = json.loads(metadata.get("cdistill", "null"))
     except (SafetensorError, ValueError, OSError) as error:
-        raise CorruptFileError(f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again") from error
-    if not isinstance(header, dict):
+        raise CorruptFileError(
+            f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again"
+        ) from error
+    if not isinstance(sealed, dict):
         raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill; a {kind} file is needed")
-    if tensor_digest(tensors, metadata["cdistill"]) != metadata.get("sha256"):
+    header: dict[str, Any] = sealed.get("header", {})
+    if tensor_digest(tensors, _canonical(header)) != sealed.get("sha256"):
         raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
     if header["schema"] > SCHEMA:
         raise CorruptFileError(f"{path}: has schema {header['schema']}, newer than {SCHEMA}; update cdistill")
@@ -202,8 +206,14 @@ def _disk_full(path: Path) -> Iterator[None]:
         told = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
         if code in _FULL:
-            raise DiskFullError(f"{path}: not written, the disk (or quota) is full; free some room and resume") from error
+            raise DiskFullError(
+                f"{path}: not written, the disk (or quota) is full; free some room and resume"
+            ) from error
         raise
+
+
+def _canonical(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, sort_keys=True)
 
 
 def _sync(path: Path) -> None:

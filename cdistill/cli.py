@@ -27,9 +27,12 @@ plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True, r
 app.add_typer(plot_app, name="plot")
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
-SetOption = Annotated[list[str], typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.")
+]
 ResumeOption = Annotated[
-    str, typer.Option(help="auto: go on where the run stopped; never: refuse a folder with a run; or a run folder.")
+    str,
+    typer.Option(help="auto: go on where the run stopped; never: refuse a folder with a run; or a run folder."),
 ]
 ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
@@ -254,7 +257,9 @@ def plot_coefficients(
 
 @app.command("ls")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="teachers, recipes, preconditionings, data, distances or metrics.")] = "recipes",
+    kind: Annotated[
+        str, typer.Argument(help="teachers, recipes, preconditionings, data, distances or metrics.")
+    ] = "recipes",
     as_json: JsonOption = False,
 ) -> None:
     """List what can be chosen."""

@@ -58,7 +58,12 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Iterator[Advan
 
 
 def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+    ]
     start = time.monotonic()
     counted = 0
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as bar:
@@ -85,7 +90,8 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
             shown = now
             rate = counted / (now - start + 1e-9)
             left = (total - done - counted) / rate
-            err.print(f"{title} {done + counted}/{total} {rate:.3g} {unit}/s {left:.0f}s left {note}", highlight=False)
+            line = f"{title} {done + counted}/{total} {rate:.3g} {unit}/s {left:.0f}s left {note}"
+            err.print(line, highlight=False, soft_wrap=True)
 
     yield advance
 

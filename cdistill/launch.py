@@ -59,7 +59,12 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         The first failing process's exit code, or 0.
     """
     command = [sys.executable, str(Path(__file__).parent), *arguments]
-    common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    common = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": _free_port(),
+    }
     children = []
     for rank in range(processes):
         variables = {**common, "RANK": rank, "LOCAL_RANK": rank}

@@ -33,7 +33,8 @@ class PseudoHuber(Distance):
         """See :class:`Distance`."""
         difference = (x - y).flatten(1)
         c = 0.00054 * difference.shape[1] ** 0.5
-        return (difference.square().sum(1) + c**2).sqrt() - c
+        out: Tensor = (difference.square().sum(1) + c**2).sqrt() - c
+        return out
 
 
 def dsm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
@@ -64,4 +65,5 @@ def balance(consistency: Tensor, dsm: Tensor, scale: float = 1.0) -> Tensor:
         A detached float32 scalar.
     """
     ratio = consistency.float().norm() / (dsm.float().norm() + 1e-4 * scale)
-    return ratio.clamp(0, 1e4).detach()
+    weight: Tensor = ratio.clamp(0, 1e4).detach()
+    return weight

@@ -54,7 +54,9 @@ def load_network(path: Path) -> Any:
         weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         model.net.load_state_dict(rename_backbone(weights, model.net))
     except (RuntimeError, KeyError) as error:
-        raise CorruptFileError(f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again") from error
+        raise CorruptFileError(
+            f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
+        ) from error
     return model.eval().requires_grad_(False)
 
 

@@ -1,10 +1,11 @@
 """Pictures of samples: grids, single files, arrays."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cdistill.data.source import to_uint8
@@ -12,13 +13,14 @@ from cdistill.data.source import to_uint8
 _SHOWN_SIDE = 48  # small images are enlarged to about this many pixels, so that a person sees them
 
 
-def save_grid(path: Path, samples: Tensor, columns: int | None = None) -> None:
+def save_grid(path: Path, samples: Tensor, columns: int | None = None, labels: Sequence[str] = ()) -> None:
     """Writes images as one PNG, row by row, small ones enlarged by a whole factor.
 
     Args:
         path: Where to.
         samples: (n, C, H, W) in [-1, 1], C = 1 or 3.
         columns: Images a row; about the root of n by default.
+        labels: Text in front of each row.
     """
     pixels = to_uint8(samples).permute(0, 2, 3, 1).numpy()
     count, height, width, colours = pixels.shape
@@ -29,9 +31,9 @@ def save_grid(path: Path, samples: Tensor, columns: int | None = None) -> None:
     for index, image in enumerate(pixels):
         top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
-    enlarged = sheet.repeat(factor, 0).repeat(factor, 1)
+    picture = _image(sheet.repeat(factor, 0).repeat(factor, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _image(enlarged).save(path)
+    (_with_labels(picture, labels, factor * (height + 1)) if labels else picture).save(path)
 
 
 def save_images(folder: Path, samples: Tensor, seeds: list[int]) -> None:
@@ -46,7 +48,21 @@ def save_arrays(path: Path, samples: Tensor, labels: Tensor | None, seeds: list[
     path.parent.mkdir(parents=True, exist_ok=True)
     stored = to_uint8(samples) if samples.ndim == 4 else samples
     arrays = {"samples": stored.numpy(), "seeds": np.array(seeds)}
-    np.savez(path, **arrays, **({} if labels is None else {"labels": labels.numpy()}))
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Image.Image:
+    """Adds a margin on the left with one text for each row of `height` pixels."""
+    font = ImageFont.load_default(size=14)
+    margin = 10 + int(max(font.getlength(label) for label in labels))
+    wider = Image.new(picture.mode, (picture.width + margin, picture.height), "white")
+    wider.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(wider)
+    for row, label in enumerate(labels):
+        draw.text((5, int((row + 0.5) * height)), label, "black", font, anchor="lm")
+    return wider
 
 
 def _image(pixels: np.ndarray) -> Image.Image:

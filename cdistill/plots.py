@@ -19,7 +19,11 @@ _COLOURS = {"analytic": "C0", "ctm": "C1", "analytic-forward": "C2", "bcm": "C3"
 
 
 def plot_coefficients(
-    path: Path, title: str, table: Coefficients, errors: tuple[Tensor, Tensor], forms: Mapping[str, Preconditioning]
+    path: Path,
+    title: str,
+    table: Coefficients,
+    errors: tuple[Tensor, Tensor],
+    forms: Mapping[str, Preconditioning],
 ) -> None:
     """Draws l and s_coef with error bars, f and g to eps (Fig. 2c), and g(t,s) of each form (Fig. 4).
 
@@ -34,7 +38,10 @@ def plot_coefficients(
     axes = figure.subplots(2, 3)
     figure.suptitle(title)
     t = table.t.numpy()
-    for axis, values, error, name in ((axes[0, 0], table.l, errors[0], "$l_t$"), (axes[1, 0], table.s, errors[1], "$s_t$")):
+    for axis, values, error, name in (
+        (axes[0, 0], table.l, errors[0], "$l_t$"),
+        (axes[1, 0], table.s, errors[1], "$s_t$"),
+    ):
         axis.errorbar(t, values, error.numpy(), lw=1.2, elinewidth=0.8)
         _log_axis(axis, "t", f"{name} (bars: 1 standard error)")
     axes[0, 0].axhline(1, color="grey", lw=0.5)
@@ -85,7 +92,14 @@ def plot_trajectories(
         axis.set_title(f"{name}\n{notes.get(name, '')}", fontsize=10)
         below.hist(teacher[-1, :, 0].numpy(), bins, density=True, color="0.8", label="teacher")
         if name != "teacher":
-            below.hist(points[-1, :, 0].numpy(), bins, density=True, histtype="step", color=_COLOURS.get(name), label=name)
+            below.hist(
+                points[-1, :, 0].numpy(),
+                bins,
+                density=True,
+                histtype="step",
+                color=_COLOURS.get(name),
+                label=name,
+            )
         below.set_xlabel("$x_\\epsilon$")
         below.legend(fontsize=8)
     axes[0, 0].set_ylabel("$x_t / \\sqrt{1 + t^2}$")

@@ -153,11 +153,10 @@ class DistillRecipe(Section):
         return self
 
 
-AnyRecipe = TypeVar("AnyRecipe", TeacherRecipe, DistillRecipe)
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def load_recipe(path: Path, model: type[AnyRecipe], overrides: Sequence[str] = ()) -> AnyRecipe:
+def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = ()) -> AnySection:
     """Reads and checks a recipe.
 
     Args:

@@ -64,7 +64,9 @@ class RunFolder:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise RunLockedError(f"{self.path}: another process works in this run; wait, or choose another --out") from error
+            raise RunLockedError(
+                f"{self.path}: another process works in this run; wait, or choose another --out"
+            ) from error
 
     def write_status(self, **values: Any) -> None:
         """Merges `values` into status.json."""
@@ -105,7 +107,9 @@ class RunFolder:
         """
         found = list_checkpoints(self.checkpoints)
         if not found:
-            raise MissingAssetError(f"{self.path}: no checkpoint in this folder; train first: cdistill distill --recipe R")
+            raise MissingAssetError(
+                f"{self.path}: no checkpoint in this folder; train first: cdistill distill --recipe R"
+            )
         return found[-1]
 
 
@@ -118,7 +122,9 @@ def latest_run(root: Path = RUNS) -> RunFolder:
     found = sorted(root.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
     found = [path for path in found if (path.parents[1] / "recipe.resolved.toml").is_file()]
     if not found:
-        raise MissingAssetError(f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run")
+        raise MissingAssetError(
+            f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
+        )
     return RunFolder(found[-1].parents[1])
 
 

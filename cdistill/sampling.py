@@ -127,11 +127,20 @@ def trajectories(denoiser: Denoiser, preconditioning: Preconditioning, nfe: int,
 def teacher_trajectories(denoiser: Denoiser, points: int, x: Tensor) -> Tensor:
     """Returns all points (points, B, ...) of the teacher's ODE from `x` at T by Heun's method, unconditional."""
     with torch.inference_mode():
-        return trajectory(lambda point, t, s: heun_step(lambda y, level: denoiser(y, level), point, t, s), x, rho_grid(points))
+        return trajectory(
+            lambda point, t, s: heun_step(lambda y, level: denoiser(y, level), point, t, s),
+            x,
+            rho_grid(points),
+        )
 
 
 def _multistep(
-    denoiser: Denoiser, preconditioning: Preconditioning, times: Tensor, x: Tensor, labels: Tensor | None, noise: Noise
+    denoiser: Denoiser,
+    preconditioning: Preconditioning,
+    times: Tensor,
+    x: Tensor,
+    labels: Tensor | None,
+    noise: Noise,
 ) -> Tensor:
     """Jumps to eps; then, for each time in between, adds noise up to it and jumps to eps again."""
     end = torch.full((len(x),), EPS, dtype=torch.float64, device=x.device)

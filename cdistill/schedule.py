@@ -76,7 +76,7 @@ def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO
 
 
 def lam_of(t: Tensor) -> Tensor:
-    """lam = -log t; any shape, float64 in, float64 out."""
+    """Returns lam = -log t; any shape, float64 in, float64 out."""
     return -torch.log(t)
 
 

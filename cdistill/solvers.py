@@ -1,6 +1,7 @@
 """One step along the probability-flow ODE dx/dt = (x - D(x,t))/t (Zheng et al. 2025, Eq. 2), and one jump."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -34,7 +35,9 @@ def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
     return x + broadcast((u - t) / 2, x) * (slope + slope_there)
 
 
-def solve(step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
+def solve(
+    step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: Denoise, x: Tensor, times: Tensor
+) -> Tensor:
     """Applies `step` from each of `times` to the next.
 
     Args:
@@ -47,7 +50,7 @@ def solve(step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: De
         Points at noise level ``times[-1]``, like `x`.
     """
     columns = times.reshape(len(times), -1).expand(-1, len(x))
-    for t, u in zip(columns[:-1], columns[1:], strict=True):
+    for t, u in pairwise(columns):
         x = step(denoise, x, t, u)
     return x
 
@@ -74,13 +77,14 @@ def jump(
         Points at noise level s, like `x`.
     """
     f, g = coefficients
-    return broadcast(f, x) * x + broadcast(g, x) * denoiser(x, t, s, labels)
+    out: Tensor = broadcast(f, x) * x + broadcast(g, x) * denoiser(x, t, s, labels)
+    return out
 
 
 def trajectory(step: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, times: Sequence[float] | Tensor) -> Tensor:
     """Returns all points (k+1, B, ...) that `step(x, t, s)` visits at `times` (k+1,), the start included."""
     points = [x]
     columns = torch.as_tensor(times, dtype=torch.float64)[:, None].expand(-1, len(x))
-    for t, s in zip(columns[:-1], columns[1:], strict=True):
+    for t, s in pairwise(columns):
         points.append(step(points[-1], t, s))
     return torch.stack(points)

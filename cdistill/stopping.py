@@ -7,7 +7,7 @@ from types import FrameType
 
 from cdistill.errors import StoppedError
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 _received: list[int] = []
 
 

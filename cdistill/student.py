@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from cdistill.checkpoint import load_checkpoint
 from cdistill.errors import MismatchError
@@ -59,7 +58,7 @@ def load_student(run: RunFolder) -> Student:
 
 def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
     """Returns the student of `recipe` as it is before training: equal to the teacher for every s."""
-    return cast(Denoiser, freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout)))
+    return freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout))
 
 
 def load_preconditioning(

@@ -15,7 +15,14 @@ from cdistill import __version__
 from cdistill.checkpoint import list_checkpoints, write_text
 from cdistill.console import say
 from cdistill.data import Source
-from cdistill.errors import CdistillError, DiskFullError, MismatchError, RecipeError, RunLockedError, StoppedError
+from cdistill.errors import (
+    CdistillError,
+    DiskFullError,
+    MismatchError,
+    RecipeError,
+    RunLockedError,
+    StoppedError,
+)
 from cdistill.launch import thread_count
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
 from cdistill.runs import RunFolder, read_json
@@ -72,7 +79,11 @@ def check_fit(teacher: Teacher, source: Source) -> None:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that numbers depend on."""
-    return {"cdistill": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in _PACKAGES}}
+    return {
+        "cdistill": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }
 
 
 def _check_recipe(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
@@ -98,7 +109,11 @@ def _write_environment(folder: RunFolder, accelerator: Accelerator) -> None:
         "versions": versions(),
     }
     old = read_json(folder.path / "env.json")
-    changed = [f"{key} {old[key]} -> {facts[key]}" for key in ("device", "processes", "threads") if old.get(key, facts[key]) != facts[key]]
+    changed = [
+        f"{key} {old[key]} -> {facts[key]}"
+        for key in ("device", "processes", "threads")
+        if old.get(key, facts[key]) != facts[key]
+    ]
     if changed and list_checkpoints(folder.checkpoints):
         say(f"{folder.path}: goes on with {', '.join(changed)}: the same algorithm, no longer the same last bits")
     write_text(folder.path / "env.json", json.dumps(facts, indent=1) + "\n")

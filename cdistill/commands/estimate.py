@@ -35,14 +35,16 @@ def estimate_coefficients(
 
 
 def estimate(
-    teacher: Teacher, source: Source, section: EstimationSection, out: Path, accelerator: Accelerator | None = None
+    teacher: Teacher,
+    source: Source,
+    section: EstimationSection,
+    out: Path,
+    accelerator: Accelerator | None = None,
 ) -> tuple[Coefficients, tuple[Tensor, Tensor]]:
     """Estimates l and s, writes them to `out` and returns them with their standard errors."""
     grid = _GRIDS[section.grid](section.timesteps)
     with progress(section.samples * section.timesteps, "coefficients", "pair") as advance:
-        sums = collect_statistics(
-            teacher.denoiser, source, grid, section.samples, section.seed, advance, accelerator
-        )
+        sums = collect_statistics(teacher.denoiser, source, grid, section.samples, section.seed, advance, accelerator)
     found, errors = make_table(sums), jackknife_errors(sums.t, sums.groups, sums.count, sums.dim)
     header = {
         "teacher": teacher.name,

@@ -75,14 +75,19 @@ def report(
     )
     if judge.main:
         write_text(run.path / "evaluation.json", json.dumps(record, indent=1) + "\n")
-        title = f"{run.path}: step {step}, {section.samples} samples (seeds 0..{section.samples - 1}), {judge.source.name} {section.split}"
+        title = f"{run.path}, step {step}: {section.samples} samples against {judge.source.name} ({section.split})"
         print_rows(title, judge.metrics, rows)
         say(f"results: {run.path / 'evaluation.json'}" + (f"   samples: {grid}" if grid else ""))
     return rows
 
 
 def draw_grid(
-    run: RunFolder, judge: Judge, denoiser: Denoiser, form: Preconditioning, section: EvaluationSection, step: int
+    run: RunFolder,
+    judge: Judge,
+    denoiser: Denoiser,
+    form: Preconditioning,
+    section: EvaluationSection,
+    step: int,
 ) -> Path | None:
     """Draws the first seeds at every NFE of the recipe, the teacher's above, as one picture; None for vectors."""
     if len(judge.teacher.shape) != 3:
@@ -92,7 +97,7 @@ def draw_grid(
     rows += [judge.draw(student_sampler(denoiser, form, calls), seeds, f"grid, {calls} NFE") for calls in section.nfe]
     path = run.path / "samples" / f"step-{step:08d}.png"
     if judge.main:
-        save_grid(path, torch.cat(rows), columns=len(seeds))
+        save_grid(path, torch.cat(rows), len(seeds), ["teacher", *[f"{calls} NFE" for calls in section.nfe]])
     return path
 
 

@@ -86,7 +86,8 @@ def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
     """Prints how well each preconditioning follows the teacher."""
     columns = ["preconditioning", "NFE", "MSE of ends", "MSE of paths", "Wasserstein-1"]
     rows = [
-        [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"] for r in results
+        [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"]
+        for r in results
     ]
     table("1-D mixture, optimal denoiser, no training", columns, rows)
 

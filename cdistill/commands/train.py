@@ -51,7 +51,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
-    """Distils a student in the run folder `out`; estimates coefficients first if need be; prints and returns results."""
+    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
     teacher = load_teacher(recipe.teacher)
     source = load_source(recipe.data or teacher.data)
     check_fit(teacher, source)
@@ -70,9 +70,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
             f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}"
         )
         section, checkpoint = recipe.evaluation, recipe.checkpoint
-        judge = Judge(
-            teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator
-        )
+        judge = Judge(teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator)
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step):

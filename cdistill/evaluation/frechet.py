@@ -28,4 +28,5 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
 def _root(matrix: Tensor) -> Tensor:
     """Symmetric positive semi-definite square root."""
     values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return root

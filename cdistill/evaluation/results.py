@@ -48,7 +48,11 @@ def measure(sampler: str, nfe: int, metrics: dict[str, Metric], samples: Tensor,
 def print_rows(title: str, metrics: dict[str, Metric], rows: Sequence[Row]) -> None:
     """Prints the table of results."""
     columns = ["sampler", "NFE", *[metric.title for metric in metrics.values()]]
-    table(title, columns, [[row.sampler, str(row.nfe), *[_format(row, name) for name in metrics]] for row in rows])
+    table(
+        title,
+        columns,
+        [[row.sampler, str(row.nfe), *[_format(row, name) for name in metrics]] for row in rows],
+    )
 
 
 def as_record(rows: Sequence[Row], **facts: Any) -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from abc import ABC, abstractmethod
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def broadcast(values: Tensor, x: Tensor) -> Tensor:
@@ -115,7 +118,8 @@ class EDMDenoiser(Denoiser):
         c_skip, c_out, c_in = edm_coefficients(t, self.sigma_data)
         noise_s = None if s is None else (s.log() / 4).to(dtype)
         free = self.model((broadcast(c_in, x) * x).to(dtype), (t.log() / 4).to(dtype), noise_s, labels)
-        return broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
+        out: Tensor = broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
+        return out
 
     def student(self, takes_s: bool = True, dropout: float = 0.0) -> "EDMDenoiser":
         """See :class:`Denoiser`."""
@@ -144,9 +148,10 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def freeze(module: nn.Module) -> nn.Module:
+def freeze(module: Module) -> Module:
     """Returns `module` in evaluation mode with no parameter that asks for a gradient."""
-    return module.eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    return module
 
 
 def positional_embedding(noise: Tensor, channels: int) -> Tensor:

@@ -20,9 +20,9 @@ def _init(layer: nn.Module, gain: float = 1.0) -> nn.Module:
     """Xavier-uniform weights times `gain`, zero bias."""
     nn.init.xavier_uniform_(layer.weight)  # type: ignore[arg-type]
     with torch.no_grad():
-        layer.weight.mul_(gain)  # type: ignore[operator, union-attr]
+        layer.weight.mul_(gain)  # type: ignore[operator]
         if layer.bias is not None:
-            layer.bias.zero_()  # type: ignore[operator, union-attr]
+            layer.bias.zero_()  # type: ignore[operator]
     return layer
 
 
@@ -62,7 +62,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str = "", attention: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        dropout: float,
+        resample: str = "",
+        attention: bool = False,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -176,9 +182,7 @@ class SongUNet(FreeNetwork):
         self.dec[f"{resolution}x{resolution}_aux_conv"] = _conv(width, channels, 3, gain=1e-5)
         self._out = f"{resolution}x{resolution}_aux"
 
-    def forward(
-        self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Computes F; `x` (B, C, H, W), `noise` and `noise_s` (B,), `labels` (B,) int64 or None."""
         emb = self._embed(noise, labels, self.map_layer0, self.map_layer1)
         emb_s = None
@@ -210,7 +214,7 @@ class SongUNet(FreeNetwork):
 
     def last_layer(self) -> nn.Parameter:
         """Returns the weight of the output convolution."""
-        return self.dec[f"{self._out}_conv"].weight  # type: ignore[return-value, union-attr]
+        return self.dec[f"{self._out}_conv"].weight  # type: ignore[return-value]
 
     def _embed(self, noise: Tensor, labels: Tensor | None, layer0: nn.Module, layer1: nn.Module) -> Tensor:
         emb = positional_embedding(noise, self.model_channels)

@@ -71,7 +71,7 @@ class Analytic(Preconditioning):
         if table is None:  # for the type checker: the base class has refused it
             raise RecipeError("coefficients are missing")
         lam = lam_of(table.t)
-        # Sampled l can exceed 1 by its noise (1e-3 at large t); the true one lies in [0, 1] (Zheng et al. 2025, Eq. 15).
+        # Sampled l can exceed 1 by its noise (1e-3 at large t); that of an exact denoiser lies in [0, 1].
         self.l = PiecewiseLinear(lam, table.l.clamp(0, 1))
         self.s_coef = PiecewiseLinear(lam, table.s)
 

@@ -41,9 +41,7 @@ class Coefficients:
     s: Tensor
 
 
-def save_coefficients(
-    path: Path, table: Coefficients, statistics: dict[str, Tensor], header: dict[str, Any]
-) -> None:
+def save_coefficients(path: Path, table: Coefficients, statistics: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Writes a coefficient file; `statistics` holds the tensors behind `t`, `l` and `s`."""
     save_tensors(path, {"t": table.t, "l": table.l, "s": table.s, **statistics}, KIND, header)
 
@@ -64,9 +62,13 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
         sound = table.t.diff().max() < 0 and table.t.min() > 0 and len(table.t) == len(table.l) == len(table.s)
         finite = all(bool(part.isfinite().all()) for part in (table.t, table.l, table.s))
     except (KeyError, RuntimeError) as error:
-        raise CorruptFileError(f"{path}: not a whole coefficient file ({error}); estimate the coefficients again") from error
+        raise CorruptFileError(
+            f"{path}: not a whole coefficient file ({error}); estimate the coefficients again"
+        ) from error
     if not (sound and finite):
-        raise CorruptFileError(f"{path}: t must be positive and descend, l and s be finite; estimate the coefficients again")
+        raise CorruptFileError(
+            f"{path}: t must be positive and descend, l and s be finite; estimate the coefficients again"
+        )
     return table, tensors, header
 
 

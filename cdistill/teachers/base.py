@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cdistill.errors import CorruptFileError
 from cdistill.registry import TEACHERS
@@ -80,7 +80,7 @@ def read_teacher(path: Path, name: str) -> Teacher:
         denoiser.load_state_dict(tensors)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({error})") from error
-    return Teacher(name, cast("Denoiser", freeze(denoiser)), header["data"])
+    return Teacher(name, freeze(denoiser), header["data"])
 
 
 def build_denoiser(architecture: dict[str, Any], sigma_data: float) -> Denoiser:

@@ -34,9 +34,7 @@ class MixtureDenoiser(Denoiser):
     eigenvalues: Tensor
     eigenvectors: Tensor
 
-    def __init__(
-        self, weights: Tensor, means: Tensor, covariances: Tensor, sigma_data: float = SIGMA_DATA
-    ) -> None:
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, sigma_data: float = SIGMA_DATA) -> None:
         super().__init__()
         values, vectors = torch.linalg.eigh(covariances.double())
         self.register_buffer("weights", weights.double() / weights.double().sum())
@@ -108,7 +106,7 @@ class MixtureStudent(Denoiser):
 
     def balance_weight(self) -> nn.Parameter:
         """See :class:`Denoiser`."""
-        return self.last.weight
+        return self.last.weight  # type: ignore[return-value]
 
 
 @cache

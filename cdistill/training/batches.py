@@ -1,6 +1,6 @@
 """The data of one step, drawn for all processes together; each takes its own part."""
 
-from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +9,8 @@ from torch import Tensor
 from cdistill.data import Source
 from cdistill.errors import RecipeError
 from cdistill.randomness import generator, shuffled_indices
+
+Parts = TypeVar("Parts", bound=tuple[Tensor | None, ...])
 
 
 def draw_data(source: Source, seed: int, index: int, size: int, flips: bool) -> tuple[Tensor, Tensor | None]:
@@ -27,10 +29,12 @@ def normal_like(x: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=draw, dtype=x.dtype)
 
 
-def own_part(accelerator: Accelerator, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def own_part(accelerator: Accelerator, tensors: Parts) -> Parts:
     """Cuts this process's contiguous part out of tensors (B, ...) of the global batch and moves it to the device."""
     count, rank = accelerator.num_processes, accelerator.process_index
-    return [None if tensor is None else tensor.chunk(count)[rank].to(accelerator.device) for tensor in tensors]
+    return tuple(  # type: ignore[return-value]
+        None if tensor is None else tensor.chunk(count)[rank].to(accelerator.device) for tensor in tensors
+    )
 
 
 def check_divisible(batch_size: int, processes: int, accumulation: int) -> None:

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -51,12 +51,13 @@ class Batch:
     z: Tensor
     sigma: Tensor
 
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Returns the fields in their order."""
+        return self.x0, self.labels, self.x_t, self.start, self.end, self.z, self.sigma
+
     def split(self, count: int) -> list["Batch"]:
         """Cuts the batch into `count` equal micro-batches."""
-        parts = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            parts.append([None] * count if value is None else value.chunk(count))
+        parts = [[None] * count if part is None else part.chunk(count) for part in self.tensors()]
         return [Batch(*values) for values in zip(*parts, strict=True)]
 
 
@@ -149,7 +150,7 @@ class ConsistencyTask(Task):
     def step(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`."""
         whole, h = self.draw(index)
-        mine = Batch(*own_part(self.accelerator, [getattr(whole, field.name) for field in fields(whole)]))  # type: ignore[arg-type]
+        mine = Batch(*own_part(self.accelerator, whole.tensors()))
         micros = mine.split(self.section.accumulation)
         torch.manual_seed(derive_seed(self.seed, "dropout", index, self.accelerator.process_index))
         self.optimizer.zero_grad()
@@ -289,7 +290,13 @@ class CMTask(ConsistencyTask):
 
 
 def draw_batch(
-    source: Source, seed: int, index: int, section: DistillSection, start: Tensor, end: Tensor, draw: torch.Generator
+    source: Source,
+    seed: int,
+    index: int,
+    section: DistillSection,
+    start: Tensor,
+    end: Tensor,
+    draw: torch.Generator,
 ) -> Batch:
     """Draws data and noise of the global batch of step `index`, on the CPU."""
     x0, labels = draw_data(source, seed, index, section.batch_size, section.flips)

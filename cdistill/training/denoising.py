@@ -31,7 +31,12 @@ class DenoisingTask(Task):
     """
 
     def __init__(
-        self, denoiser: Denoiser, source: Source, accelerator: Accelerator, section: DenoisingSection, seed: int
+        self,
+        denoiser: Denoiser,
+        source: Source,
+        accelerator: Accelerator,
+        section: DenoisingSection,
+        seed: int,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, 1)
         self.accelerator, self.source, self.section, self.seed = accelerator, source, section, seed
@@ -75,5 +80,4 @@ class DenoisingTask(Task):
         draw = generator(self.seed, "denoising", index)
         z = normal_like(x0, draw)
         log_sigma = section.p_mean + section.p_std * torch.randn(len(x0), generator=draw, dtype=torch.float64)
-        x0, z, sigma, labels = own_part(self.accelerator, [x0, z, log_sigma.exp(), labels])
-        return x0, z, sigma, labels
+        return own_part(self.accelerator, (x0, z, log_sigma.exp(), labels))

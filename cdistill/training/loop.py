@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdistill import stopping
 from cdistill.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from cdistill.console import progress, say
+from cdistill.console import progress
 from cdistill.errors import CdistillError, DivergedError, StoppedError
 from cdistill.launch import world_size
 from cdistill.runs import RunFolder
@@ -125,7 +125,7 @@ def train(
             evaluate(done)
 
     measure()
-    logged, shown = time.monotonic(), done
+    log = _Log(folder, images, done, iterations)
     with progress(iterations, "training", "it", done) as advance:
         while done < iterations:
             losses = task.step(done)
@@ -133,18 +133,28 @@ def train(
             stop = _agree_to_stop(task.accelerator)
             values = {name: float(value) for name, value in losses.items()}
             advance(1, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
-            if main and (done % _LOG_EVERY == 0 or done == iterations):
-                now = time.monotonic()
-                rate = (done - shown) * images / (now - logged)
-                folder.log({"step": done, "event": "train", **values, "images_per_second": round(rate, 2)})
-                logged, shown = now, done
+            if main:
+                log.record(done, values)
             if done % save_every == 0 or done == iterations or stop:
                 save(task, folder, done, keep)
             if stop and done < iterations:
                 _stop(folder, done, stop, main)
             measure()
-    if main:
-        folder.write_status(state="trained", step=done)
+
+
+class _Log:
+    """Writes every tenth step, and the last, with the rate since the one before."""
+
+    def __init__(self, folder: RunFolder, images: int, done: int, iterations: int) -> None:
+        self.folder, self.images, self.iterations = folder, images, iterations
+        self.done, self.time = done, time.monotonic()
+
+    def record(self, done: int, values: dict[str, float]) -> None:
+        if done % _LOG_EVERY == 0 or done == self.iterations:
+            now = time.monotonic()
+            rate = (done - self.done) * self.images / (now - self.time)
+            self.folder.log({"step": done, "event": "train", **values, "images_per_second": round(rate, 2)})
+            self.done, self.time = done, now
 
 
 def save(task: Task, folder: RunFolder, done: int, keep: int) -> None:
@@ -171,5 +181,4 @@ def _stop(folder: RunFolder, done: int, number: int, main: bool) -> None:
     if main:
         folder.write_status(state="stopped", step=done, exit_code=code)
     name = signal.Signals(number).name
-    say(f"{name}: saved at step {done}")
-    raise StoppedError(f"{folder.path}: stopped by {name} at step {done}, saved; run the same command to go on", code)
+    raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to go on", code)

@@ -8,14 +8,14 @@ from torch.optim import Optimizer
 
 
 def update_ema(average: nn.Module, live: nn.Module, rate: float) -> None:
-    """average <- rate * average + (1 - rate) * live, for all parameters at once (Zheng et al. 2025, Eq. 28)."""
+    """Moves `average` towards `live`: mu <- rate mu + (1 - rate) theta, all at once (Zheng et al. 2025, Eq. 28)."""
     with torch.no_grad():
         torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - rate)
 
 
 def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """Returns the optimiser's moments and counters as ``parameter.key`` -> tensor."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
         f"{names[parameter]}.{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
