@@ -165,6 +165,7 @@ def positional_embedding(noise: Tensor, channels: int) -> Tensor:
         (B, channels), in the type of `noise`.
     """
     half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=noise.device) / (half - 1)
-    angles = torch.outer(noise.float(), (1 / 10000) ** exponent)
+    dtype = torch.promote_types(noise.dtype, torch.float32)
+    exponent = torch.arange(half, dtype=dtype, device=noise.device) / (half - 1)
+    angles = torch.outer(noise.to(dtype), (1 / 10000) ** exponent)
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(noise.dtype)

@@ -41,11 +41,11 @@ class Attention(nn.Module):
     """
 
     def forward(self, qkv: Tensor) -> Tensor:
-        """Maps (B, 3C, H, W) to (B, C, H, W); the softmax runs in float32."""
+        """Maps (B, 3C, H, W) to (B, C, H, W); the softmax runs in float32 at least."""
         batch, triple, height, width = qkv.shape
         q, k, v = qkv.reshape(batch, triple // 3, 3, height * width).unbind(2)
         logits = torch.einsum("bci,bcj->bij", q, k / math.sqrt(k.shape[1]))
-        weights = logits.float().softmax(dim=2).to(logits.dtype)
+        weights = logits.softmax(dim=2, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
         return torch.einsum("bij,bcj->bci", weights, v).reshape(batch, -1, height, width)
 
 
@@ -103,9 +103,9 @@ class Block(nn.Module):
 
     def add_s_branch(self) -> None:
         """Adds the projection of s, weight and bias exactly zero."""
-        self.affine_s = nn.Linear(self.affine.in_features, self.affine.out_features)  # type: ignore[arg-type]
-        nn.init.zeros_(self.affine_s.weight)
-        nn.init.zeros_(self.affine_s.bias)
+        self.affine_s = deepcopy(self.affine)  # type: ignore[assignment]
+        nn.init.zeros_(self.affine_s.weight)  # type: ignore[union-attr]
+        nn.init.zeros_(self.affine_s.bias)  # type: ignore[union-attr]
 
 
 def _resample(x: Tensor, direction: str) -> Tensor:

@@ -1,0 +1,62 @@
+"""Shared fixtures: small recipes, a command runner, and coefficients of the 1-D mixture."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdistill.estimation import make_table
+from cdistill.preconditionings.coefficients import Coefficients
+from cdistill.schedule import log_uniform_grid
+from tests.quadrature import mixture_statistics
+
+PACKAGE = Path(__file__).resolve().parents[1] / "cdistill"
+
+# Small enough for seconds, whole enough to pass through every stage of `distill`.
+FAST = [
+    "training.iterations=30", "training.batch_size=32", "estimation.samples=64", "estimation.timesteps=16",
+    "evaluation.samples=64", "evaluation.nfe=[1,2]", "checkpoint.every=10",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def exact_coefficients() -> Coefficients:
+    """l and s of the paper's 1-D mixture by quadrature, on 120 log-uniform noise levels."""
+    return make_table(mixture_statistics(log_uniform_grid(120)))
+
+
+@pytest.fixture
+def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `cdistill ...` in a process of its own, in an empty folder."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+def command(arguments: Sequence[str]) -> list[str]:
+    """The command line of a process that runs the package."""
+    return [sys.executable, str(PACKAGE), *arguments]
+
+
+def environment(**values: str) -> dict[str, str]:
+    """An environment without a terminal's colours and without weights from elsewhere."""
+    return {**os.environ, "NO_COLOR": "1", "CDISTILL_ASSETS": os.devnull, **values}
+
+
+def fast_distill(out: Path, *more: str, recipe: str = "mixture") -> list[str]:
+    """Arguments of a training that takes a second or two."""
+    sets = [part for value in [*FAST, *more] for part in ("--set", value)]
+    return ["distill", "--recipe", recipe, "--out", str(out), *sets]

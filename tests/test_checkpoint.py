@@ -1,0 +1,183 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cdistill.checkpoint import (
+    check_manifest,
+    list_checkpoints,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    save_tensors,
+    tensor_digest,
+)
+from cdistill.errors import CorruptFileError, DiskFullError, MissingAssetError
+
+TENSORS = {
+    "a": torch.arange(1000, dtype=torch.float64),
+    "b": torch.tensor([1.5, float("nan")], dtype=torch.bfloat16),
+    "c": torch.tensor(7),
+}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, TENSORS, "coefficients", {"note": "hello"})
+    return path
+
+
+def test_round_trip_keeps_every_bit(file):
+    tensors, header = load_tensors(file, "coefficients")
+    assert tensor_digest(tensors) == tensor_digest(TENSORS)
+    assert header == {"note": "hello", "kind": "coefficients", "schema": 1}
+
+
+def test_the_same_content_gives_the_same_bytes(file, tmp_path):
+    again = tmp_path / "again.safetensors"
+    save_tensors(again, dict(reversed(TENSORS.items())), "coefficients", {"note": "hello"})
+    assert again.read_bytes() == file.read_bytes()
+
+
+def test_files_follow_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "x.safetensors", TENSORS, "coefficients", {})
+    finally:
+        os.umask(old)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("part", [k / 12 for k in range(12)])
+def test_truncated_files_are_refused(file, part):
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(CorruptFileError, match=str(file)):
+        load_tensors(file, "coefficients")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flipped_bit_is_noticed(file, seed):
+    data = bytearray(file.read_bytes())
+    place = int(torch.randint(8 * len(data), (), generator=torch.Generator().manual_seed(seed)))
+    data[place // 8] ^= 1 << (place % 8)
+    file.write_bytes(data)
+    with pytest.raises(CorruptFileError):
+        load_tensors(file, "coefficients")
+
+
+def test_every_flipped_bit_of_the_tensors_is_noticed(file):
+    data = file.read_bytes()
+    for place in range(len(data) - 8, len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 0x10
+        file.write_bytes(changed)
+        with pytest.raises(CorruptFileError):
+            load_tensors(file, "coefficients")
+
+
+def test_a_zeroed_tail_is_noticed(file):
+    data = file.read_bytes()
+    file.write_bytes(data[:-512] + bytes(512))
+    with pytest.raises(CorruptFileError, match="checksum"):
+        load_tensors(file, "coefficients")
+
+
+def test_foreign_files_are_told_apart(tmp_path):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.ones(2)}, foreign)
+    with pytest.raises(CorruptFileError, match="not made by cdistill"):
+        load_tensors(foreign, "teacher")
+    save_file({"w": torch.ones(2)}, foreign, {"cdistill": "[1, 2]"})
+    with pytest.raises(CorruptFileError, match="not made by cdistill"):
+        load_tensors(foreign, "teacher")
+    foreign.write_bytes(b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.")
+    with pytest.raises(CorruptFileError):
+        load_tensors(foreign, "teacher")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_other_kinds_and_newer_schemas_are_refused(file):
+    with pytest.raises(CorruptFileError, match="is a coefficients file; a teacher file is needed"):
+        load_tensors(file, "teacher")
+
+
+def test_a_missing_file_is_a_missing_asset(tmp_path):
+    with pytest.raises(MissingAssetError, match=r"no such file; a teacher file"):
+        load_tensors(tmp_path / "none.safetensors", "teacher")
+
+
+def test_checkpoints_are_whole_and_pruned(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, {"weights": TENSORS}, {"scaler": None}, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000020", "step-00000030"]
+    groups, state = load_checkpoint(tmp_path / "step-00000030")
+    assert tensor_digest(groups["weights"]) == tensor_digest(TENSORS)
+    assert state == {"scaler": None, "step": 30}
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_refused_with_advice(tmp_path, name):
+    folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=1)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(CorruptFileError, match="remove this folder to go on from the checkpoint before it"):
+        check_manifest(folder)
+
+
+def test_a_missing_file_of_a_checkpoint_is_noticed(tmp_path):
+    folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=1)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(CorruptFileError, match=r"weights\.safetensors"):
+        check_manifest(folder)
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from cdistill.checkpoint import save_checkpoint
+from cdistill.errors import DiskFullError
+parent = Path(sys.argv[1])
+save_checkpoint(parent, 1, {"weights": {"w": torch.ones(10)}}, {}, keep=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint(parent, 2, {"weights": {"w": torch.ones(100_000)}}, {}, keep=1)
+except DiskFullError as error:
+    print("full:", error)
+"""
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert found.stdout.startswith("full:")
+    assert "free some room" in found.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_checkpoint(tmp_path / "step-00000001")[1]["step"] == 1
+
+
+def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch, file):
+    before = file.read_bytes()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cdistill.checkpoint.save_file", full)
+    with pytest.raises(DiskFullError, match="disk"):
+        save_tensors(file, TENSORS, "coefficients", {})
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_the_state_is_plain_json(tmp_path):
+    folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {"x": 1}, keep=1)
+    assert json.loads((folder / "state.json").read_text())["x"] == 1
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}

@@ -1,0 +1,160 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdistill.errors import MissingAssetError, RecipeError
+from cdistill.recipe import (
+    DistillRecipe,
+    TeacherRecipe,
+    check_section,
+    differences,
+    load_recipe,
+    shipped_recipes,
+    to_toml,
+)
+
+GOOD = """
+teacher = "digits"
+[training]
+iterations = 10
+batch_size = 8
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_defaults_are_the_papers(recipe):
+    training = load_recipe(recipe, DistillRecipe).training
+    assert (training.learning_rate, training.target_rate, training.ema_rate) == (4e-4, 0.999, 0.999)
+    assert (training.points, training.max_ode_steps, training.distance) == (18, 17, "lpips")
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_is_sound_and_survives_being_written(name):
+    model = TeacherRecipe if name.startswith("teacher-") else DistillRecipe
+    found = load_recipe(shipped_recipes()[name], model)
+    import tomllib
+
+    assert check_section(tomllib.loads(to_toml(found)), model, "again") == found
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_says_how_to_run_it_and_what_it_costs(name):
+    header = shipped_recipes()[name].read_text().split("\n\n")[0]
+    assert "cdistill " in header
+    assert "Hardware:" in header
+
+
+def test_all_errors_are_told_at_once(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        'teacher = "digit"\nsede = 1\n[preconditioning]\nname = "analitic"\n[training]\niterations = "10"\nbatch_size = 0\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, DistillRecipe)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    text = str(caught.value)
+    assert "teacher: unknown teacher 'digit'; known: digits, mixture-1d, patches (did you mean 'digits'?)" in text
+    assert "(did you mean 'analytic'?)" in text
+    assert "sede: unknown key;" in text
+    assert "(did you mean 'seed'?)" in text
+    assert "training.iterations: got '10'; input should be a valid integer" in text
+    assert "training.batch_size: got 0; input should be greater than or equal to 1" in text
+
+
+BAD = {
+    "": "teacher: missing",
+    'teacher = "digits"': "training: missing",
+    "teacher = digits": "not TOML",
+    GOOD + "iterations = 3": "not TOML",
+    GOOD + "learning_rate = nan": "training.learning_rate",
+    GOOD + "learning_rate = inf": "training.learning_rate",
+    GOOD + "learning_rate = 0": "training.learning_rate",
+    GOOD + "learning_rate = true": "training.learning_rate",
+    GOOD + "ema_rate = 1": "training.ema_rate",
+    GOOD + "points = 1": "training.points",
+    GOOD + "points = 18.0": "training.points",
+    GOOD + "max_ode_steps = 18": "18 points allow 17",
+    GOOD + "accumulation = 3": "does not divide",
+    GOOD + 'method = "lcm"': "training.method",
+    GOOD + 'distance = "l1"': "unknown distance 'l1'",
+    GOOD + 'precision = "fp8"': "training.precision",
+    GOOD + "lr = 1e-3": "training.lr: unknown key",
+    GOOD + "[evaluation]\nnfe = []": "evaluation.nfe",
+    GOOD + "[evaluation]\nnfe = [0]": "evaluation.nfe.0",
+    GOOD + '[evaluation]\nnfe = "2,3"': "evaluation.nfe",
+    GOOD + '[evaluation]\nmetrics = ["FID"]': "unknown metric 'FID'",
+    GOOD + '[evaluation]\nsplit = "test"': "evaluation.split",
+    GOOD + "[checkpoint]\nkeep = 0": "checkpoint.keep",
+    GOOD + "[checkpoint]\nevery = -5": "checkpoint.every",
+    GOOD + '[preconditioning]\nname = "cm"': "needs training.method = 'cm'",
+    GOOD + "[estimation]\nsamples = 1": "estimation.samples",
+    GOOD + "[estimation]\ntimesteps = 2": "estimation.timesteps",
+    GOOD + '[estimation]\ngrid = "linear"': "estimation.grid",
+    "seed = -1\n" + GOOD: "seed",
+    'data = "cifar"\n' + GOOD: "unknown data source 'cifar'",
+    "training = 5\n" + 'teacher = "digits"': "training: got 5",
+    "\udcff": "not TOML",
+}
+
+
+@pytest.mark.parametrize("text", list(BAD), ids=range(len(BAD)))
+def test_bad_recipes_are_refused_with_the_reason(tmp_path, text):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, DistillRecipe)
+    assert BAD[text] in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_overrides_are_toml_or_text(recipe):
+    sets = ["training.batch_size=16", "preconditioning.name=ctm", "evaluation.nfe=[2, 3]", "seed=3"]
+    found = load_recipe(recipe, DistillRecipe, sets)
+    assert found.training.batch_size == 16
+    assert found.preconditioning.name == "ctm"
+    assert found.evaluation.nfe == [2, 3]
+    assert found.seed == 3
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a b=3", "teacher.name=3"])
+def test_overrides_without_a_key_or_value_are_refused(recipe, override):
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(recipe, DistillRecipe, [override])
+
+
+def test_a_missing_recipe_names_the_shipped_ones():
+    with pytest.raises(MissingAssetError, match=r"did you mean 'digits'"):
+        load_recipe(Path("digit.toml"), DistillRecipe)
+
+
+def test_shipped_recipes_are_found_by_name():
+    assert load_recipe(Path("digits"), DistillRecipe).teacher == "digits"
+    assert load_recipe(Path("recipes/digits.toml"), DistillRecipe).teacher == "digits"
+
+
+def test_differences_name_the_keys(recipe):
+    old = load_recipe(recipe, DistillRecipe)
+    new = load_recipe(recipe, DistillRecipe, ["training.learning_rate=1e-3", "evaluation.samples=5"])
+    assert differences(old, new, ["evaluation"]) == ["training.learning_rate: 0.0004 -> 0.001"]
+
+
+@given(st.floats(min_value=1e-300, max_value=1e300), st.integers(0, 2**62), st.sampled_from(["ctm", "bcm", "analytic"]))
+def test_every_value_survives_being_written(rate, seed, name):
+    import tomllib
+
+    values = {
+        "teacher": "digits", "seed": seed, "preconditioning": {"name": name, "coefficients": 'a"b\\c\n'},
+        "training": {"iterations": 1, "batch_size": 1, "learning_rate": rate},
+    }  # fmt: skip
+    found = check_section(values, DistillRecipe, "test")
+    assert check_section(tomllib.loads(to_toml(found)), DistillRecipe, "again") == found
