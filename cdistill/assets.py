@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdistill.checkpoint import file_digest
 from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.storage import file_digest
 
 
 def asset_folder() -> Path:

@@ -7,11 +7,8 @@ of every tensor. safetensors itself has no checksum: a flipped bit would load si
 
 import hashlib
 import json
-import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cdistill.errors import CorruptFileError, DiskFullError, MissingAssetError
+from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.storage import disk_full, file_digest, list_checkpoints, replacing, sync, write_text
 
 SCHEMA = 1
-_FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
-_CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -51,7 +47,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: M
     """
     whole = {**header, "kind": kind, "schema": SCHEMA}
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         sealed = {"header": whole, "sha256": tensor_digest(ready, _canonical(whole))}
         save_file(ready, temporary, {"cdistill": json.dumps(sealed, sort_keys=True)})
 
@@ -89,16 +85,6 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, header
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically and durably.
-
-    Raises:
-        DiskFullError: It did not fit; the old file is untouched.
-    """
-    with _replacing(path) as temporary:
-        temporary.write_text(text)
-
-
 def save_checkpoint(
     parent: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
@@ -125,7 +111,7 @@ def save_checkpoint(
     temporary = parent / f".tmp-{final.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with _disk_full(final):
+        with disk_full(final):
             temporary.mkdir(parents=True)
             for stem, tensors in groups.items():
                 save_tensors(temporary / f"{stem}.safetensors", tensors, "checkpoint", {"group": stem, "step": step})
@@ -134,7 +120,7 @@ def save_checkpoint(
             manifest = {name: file_digest(temporary / name) for name in names}
             write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
             temporary.rename(final)
-            _sync(parent)
+            sync(parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -170,62 +156,5 @@ def check_manifest(folder: Path) -> None:
         raise CorruptFileError(f"{folder}: {', '.join(wrong)} was altered; {advice}")
 
 
-def list_checkpoints(parent: Path) -> list[Path]:
-    """Returns the checkpoints in a folder, oldest first."""
-    return sorted(path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name))
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it is synced and takes the place of `path`, on failure it is removed."""
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with _disk_full(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _disk_full(path: Path) -> Iterator[None]:
-    """Turns "no space left" of the system, however it is reported, into a DiskFullError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        told = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if code in _FULL:
-            raise DiskFullError(
-                f"{path}: not written, the disk (or quota) is full; free some room and resume"
-            ) from error
-        raise
-
-
 def _canonical(header: Mapping[str, Any]) -> str:
     return json.dumps(header, sort_keys=True)
-
-
-def _sync(path: Path) -> None:
-    """Makes a file or a folder's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -69,17 +69,23 @@ def calls(text: str) -> list[int]:
     return found
 
 
+def print_version(wanted: bool) -> None:
+    """Prints the version and stops, if it is wanted."""
+    if wanted:
+        console.out.print(f"cdistill {__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results only.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Takes the options that stand in front of the command."""
     console.set_verbosity(-1 if quiet else int(verbose))
-    if version:
-        console.out.print(f"cdistill {__version__}", highlight=False)
-        raise typer.Exit
 
 
 @app.command("estimate-coeffs")

@@ -84,6 +84,7 @@ def suggest(got: str, known: Iterable[str]) -> str:
     "known: analytic, ctm (did you mean 'analytic'?)"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(got, names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    folded = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(got.lower(), folded, n=1)
+    hint = f" (did you mean {folded[near[0]]!r}?)" if near else ""
     return f"known: {', '.join(names)}{hint}"

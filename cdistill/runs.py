@@ -12,6 +12,7 @@
 """
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cdistill.checkpoint import list_checkpoints, write_text
 from cdistill.errors import MissingAssetError, RunLockedError
+from cdistill.storage import list_checkpoints, write_text
 
 RUNS = Path("runs")
 
@@ -62,11 +63,20 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
+                self._sweep()
                 yield
         except Timeout as error:
             raise RunLockedError(
                 f"{self.path}: another process works in this run; wait, or choose another --out"
             ) from error
+
+    def _sweep(self) -> None:
+        """Removes what a killed process had begun to write."""
+        for path in self.path.rglob(".tmp-*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def write_status(self, **values: Any) -> None:
         """Merges `values` into status.json."""

@@ -4,6 +4,8 @@ This is the place to learn the algorithm from. Symbols are the paper's: theta th
 phi the teacher.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def consistency_function(
 
 def solver(phi: Denoiser, x: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
     """Heun's steps of dx/dt = (x - D_phi(x,t))/t along `times`."""
-    for t, u in zip(times[:-1], times[1:], strict=True):
+    for t, u in itertools.pairwise(times):
         slope = (x - phi(x, column(t), None, label)) / t
         guess = x + (u - t) * slope
         x = x + (u - t) * (slope + (guess - phi(guess, column(u), None, label)) / u) / 2

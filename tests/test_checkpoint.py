@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from cdistill.checkpoint import (
     check_manifest,
-    list_checkpoints,
     load_checkpoint,
     load_tensors,
     save_checkpoint,
@@ -17,6 +16,7 @@ from cdistill.checkpoint import (
     tensor_digest,
 )
 from cdistill.errors import CorruptFileError, DiskFullError, MissingAssetError
+from cdistill.storage import list_checkpoints
 
 TENSORS = {
     "a": torch.arange(1000, dtype=torch.float64),

@@ -168,7 +168,7 @@ def test_sums_are_those_of_the_groups(sampled):
 
 
 def test_s_is_the_slope_of_log_s_for_any_table():
-    """With D = 0 the residual is g = -(1-l) x, and E[g.dg]/E[g.g] follows by hand: dx/dlam = -x, so s = -1 - l'/(1-l)."""
+    """With D = 0 the residual is g = -(1-l) x and dx/dlam = -x, so that s = -1 - l'/(1-l)."""
     grid = log_uniform_grid(200)
     l = 0.5 / (1 + grid)  # noqa: E741
     xx = 3.0 * grid**2

@@ -55,7 +55,8 @@ def test_every_shipped_recipe_says_how_to_run_it_and_what_it_costs(name):
 def test_all_errors_are_told_at_once(tmp_path):
     path = tmp_path / "bad.toml"
     path.write_text(
-        'teacher = "digit"\nsede = 1\n[preconditioning]\nname = "analitic"\n[training]\niterations = "10"\nbatch_size = 0\n'
+        'teacher = "digit"\nsede = 1\n[preconditioning]\nname = "analitic"\n'
+        '[training]\niterations = "10"\nbatch_size = 0\n'
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, DistillRecipe)

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -26,7 +27,7 @@ def test_order_of_convergence_against_the_closed_form(step, order):
     for steps in (32, 64, 128):
         times = torch.linspace(t, s, steps + 1, dtype=torch.float64)
         errors.append(abs(float(solve(step, gaussian(), x, times)) - exact))
-    rates = [math.log2(first / second) for first, second in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(first / second) for first, second in itertools.pairwise(errors)]
     assert rates == pytest.approx([order, order], abs=0.1)
 
 

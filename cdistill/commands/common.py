@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 
 from cdistill import __version__
-from cdistill.checkpoint import list_checkpoints, write_text
 from cdistill.console import say
 from cdistill.data import Source
 from cdistill.errors import (
@@ -26,6 +25,7 @@ from cdistill.errors import (
 from cdistill.launch import thread_count
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
 from cdistill.runs import RunFolder, read_json
+from cdistill.storage import list_checkpoints, write_text
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from cdistill.checkpoint import write_text
 from cdistill.commands.common import versions
 from cdistill.console import progress, say
 from cdistill.data import load_source
@@ -20,6 +19,7 @@ from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection, check_section
 from cdistill.runs import RunFolder
 from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
+from cdistill.storage import write_text
 from cdistill.student import load_student, untrained_student
 from cdistill.teachers import Teacher, load_teacher
 

@@ -17,6 +17,7 @@ from cdistill.evaluation.results import Row, as_record
 from cdistill.losses import Distance
 from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
+from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import DISTANCES, PRECONDITIONINGS
 from cdistill.runs import RunFolder
@@ -61,6 +62,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     with opened_run(folder, recipe, resume, accelerator):
         teacher.denoiser.to(accelerator.device)
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
+        torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
             teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed
         )

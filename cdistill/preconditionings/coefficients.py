@@ -88,5 +88,6 @@ def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, al
     if header.get("teacher_sha256") != digest and not allow_other:
         raise MismatchError(
             f"{path}: made for teacher {header.get('teacher')!r} ({str(header.get('teacher_sha256'))[:12]}), not for "
-            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher, or pass --allow-other-teacher"
+            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher, or "
+            "--set preconditioning.allow_other_teacher=true"
         )

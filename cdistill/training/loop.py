@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill import stopping
-from cdistill.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from cdistill.checkpoint import load_checkpoint, save_checkpoint
 from cdistill.console import progress
 from cdistill.errors import CdistillError, DivergedError, StoppedError
 from cdistill.launch import world_size
 from cdistill.runs import RunFolder
+from cdistill.storage import list_checkpoints
 
 _PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 _LOG_EVERY = 10

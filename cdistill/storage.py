@@ -1,0 +1,82 @@
+"""Writing that survives: atomic, durable, and plain about a full disk. Needs no torch."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from cdistill.errors import DiskFullError
+
+_FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
+_CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically and durably.
+
+    Raises:
+        DiskFullError: It did not fit; the old file is untouched.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Returns the checkpoints in a folder, oldest first."""
+    return sorted(path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name))
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; on success it is synced and takes the place of `path`, on failure it is removed."""
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with disk_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full(path: Path) -> Iterator[None]:
+    """Turns "no space left" of the system, however it is reported, into a DiskFullError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if code in _FULL:
+            raise DiskFullError(
+                f"{path}: not written, the disk (or quota) is full; free some room and resume"
+            ) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Makes a file or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

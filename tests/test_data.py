@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from cdistill.data import load_source
+from cdistill.data.source import from_uint8, to_uint8
+from cdistill.errors import CdistillError
+from cdistill.registry import SOURCES
+
+
+def test_uint8_and_back_keeps_every_value():
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(values)), values)
+
+
+def test_quantising_clips_and_cuts_as_edm_does():
+    x = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 5.0])
+    assert to_uint8(x).tolist() == [0, 0, 128, 255, 255, 255]
+
+
+@pytest.mark.parametrize("name", SOURCES.names())
+def test_sources_come_out_scaled_and_are_the_same_twice(name):
+    first, second = load_source(name), load_source(name)
+    assert first.digest == second.digest
+    x, labels = first.batch(torch.arange(8))
+    assert x.shape == (8, *first.shape)
+    if len(first.shape) == 3:
+        assert -1 <= float(x.min()) < float(x.max()) <= 1
+    assert (labels is None) == (first.num_classes == 0)
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    source = load_source("digits")
+    assert len(source) == 1797
+    torch.testing.assert_close(
+        (source.samples.double() * 16 / 255).flatten(1), torch.from_numpy(pixels), atol=0.04, rtol=0
+    )
+    assert source.labels.tolist() == labels.tolist()
+
+
+def test_patches_are_held_out_by_pixels():
+    """No held-out patch occurs in the training part: every patch lies inside stripes of its own."""
+    import numpy as np
+
+    from cdistill.data.patches import SIDE, _corners
+
+    draw = np.random.RandomState(0)
+    columns = {
+        split: {c for _, left in _corners((213, 320), split, 4000, draw) for c in range(left, left + SIDE)}
+        for split in ("train", "heldout")
+    }
+    assert columns["train"].isdisjoint(columns["heldout"])
+    assert columns["train"] | columns["heldout"] == set(range(320))
+    assert (len(load_source("patches")), len(load_source("patches", "heldout"))) == (16384, 4096)
+
+
+def test_flips_mirror_what_may_be_mirrored():
+    patches, digits = load_source("patches"), load_source("digits")
+    index = torch.arange(2)
+    flip = torch.tensor([True, False])
+    plain, _ = patches.batch(index)
+    mirrored, _ = patches.batch(index, flip)
+    assert torch.equal(mirrored[0], plain[0].flip(-1))
+    assert torch.equal(mirrored[1], plain[1])
+    assert torch.equal(digits.batch(index, flip)[0], digits.batch(index)[0])
+
+
+def test_a_part_that_does_not_exist_is_refused():
+    with pytest.raises(CdistillError, match="only 'train'"):
+        load_source("digits", "heldout")
