@@ -160,7 +160,8 @@ def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = 
     """Reads and checks a recipe.
 
     Args:
-        path: A TOML file, or the name of a recipe that ships with the package ("digits").
+        path: A TOML file, or the name of a recipe that ships with the package ("digits"). Its key ``extends`` names
+            another recipe, beside it or shipped, whose values it takes over and changes.
         model: What the recipe must be.
         overrides: ``a.b=c`` each; the value is TOML, or text if it is not.
 
@@ -169,10 +170,7 @@ def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = 
         RecipeError: It is no TOML, or wrong; all errors are listed, a line each.
     """
     path = find_recipe(path)
-    try:
-        values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
+    values = _read(path)
     for override in overrides:
         _override(values, override)
     return check_section(values, model, str(path))
@@ -231,6 +229,34 @@ def differences(old: Section, new: Section, free: Sequence[str] = ()) -> list[st
         for key in changed
         if not any(key == name or key.startswith(f"{name}.") for name in free)
     ]
+
+
+def _read(path: Path, outer: Sequence[Path] = ()) -> dict[str, Any]:
+    """Reads a TOML file and those that it extends.
+
+    Raises:
+        RecipeError: A file is no TOML, or extends itself.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or path in outer:
+        raise RecipeError(f"{path}: extends: got {base!r}; needs the name of another recipe, and no circle")
+    beside = path.parent / base
+    return _merge(_read(beside if beside.is_file() else find_recipe(Path(base)), [*outer, path]), values)
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Returns `old` with the values of `new` in it, section by section."""
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(old.get(key), dict)
+        merged[key] = _merge(old[key], value) if both else value
+    return merged
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

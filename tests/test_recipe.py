@@ -159,3 +159,29 @@ def test_every_value_survives_being_written(rate, seed, name):
     }  # fmt: skip
     found = check_section(values, DistillRecipe, "test")
     assert check_section(tomllib.loads(to_toml(found)), DistillRecipe, "again") == found
+
+
+def test_a_recipe_extends_another(recipe, tmp_path):
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "r.toml"\nseed = 4\n[training]\nbatch_size = 16\n')
+    found = load_recipe(child, DistillRecipe)
+    assert (found.teacher, found.seed) == ("digits", 4)
+    assert (found.training.iterations, found.training.batch_size) == (10, 16)
+    child.write_text('extends = "digits"\n[preconditioning]\nname = "ctm"\n')
+    assert differences(load_recipe(Path("digits"), DistillRecipe), load_recipe(child, DistillRecipe)) == [
+        "preconditioning.name: 'analytic' -> 'ctm'"
+    ]
+
+
+@pytest.mark.parametrize("base", ['"child.toml"', "3"])
+def test_a_recipe_cannot_extend_itself(tmp_path, base):
+    child = tmp_path / "child.toml"
+    child.write_text(f"extends = {base}\n")
+    with pytest.raises(RecipeError, match="extends: got"):
+        load_recipe(child, DistillRecipe)
+
+
+@pytest.mark.parametrize("name", ["digits", "patches"])
+def test_the_twins_differ_in_the_preconditioning_only(name):
+    first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
+    assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]
