@@ -149,7 +149,8 @@ def test_fid_features_come_from_clean_fids_network(tmp_path, monkeypatch):
 def test_the_judge_ranks_more_calls_above_fewer():
     teacher = load_teacher("digits")
     judge = Judge(teacher, load_source("digits"), samples=256)
-    rows = judge.judge_student("untrained student", teacher.denoiser, make_preconditioning("ctm"), [1, 4, 16])
+    rows, drawn = judge.judge_student("untrained student", teacher.denoiser, make_preconditioning("ctm"), [1, 4, 16])
+    assert [part.shape for part in drawn] == [(256, 1, 8, 8)] * 3
     errors = [row.values["teacher-mse"] for row in rows]
     assert errors == sorted(errors, reverse=True)
     teacher_row = judge.judge_teacher()

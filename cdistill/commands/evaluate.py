@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdistill.commands.common import versions
 from cdistill.console import progress, say
@@ -56,9 +57,10 @@ def report(
 ) -> list[Row]:
     """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and a grid."""
     rows = [judge.judge_teacher()]
-    rows += judge.judge_student("untrained student", untrained.to(judge.device), form, section.nfe)
-    rows += judge.judge_student("student", trained, form, section.nfe)
-    grid = draw_grid(run, judge, trained, form, section, step)
+    rows += judge.judge_student("untrained student", untrained.to(judge.device), form, section.nfe)[0]
+    students, drawn = judge.judge_student("student", trained, form, section.nfe)
+    rows += students
+    grid = draw_grid(run, judge, drawn, section, step)
     record = as_record(
         rows,
         run=str(run.path),
@@ -82,22 +84,24 @@ def report(
 
 
 def draw_grid(
-    run: RunFolder,
-    judge: Judge,
-    denoiser: Denoiser,
-    form: Preconditioning,
-    section: EvaluationSection,
-    step: int,
+    run: RunFolder, judge: Judge, drawn: Sequence[Tensor], section: EvaluationSection, step: int
 ) -> Path | None:
-    """Draws the first seeds at every NFE of the recipe, the teacher's above, as one picture; None for vectors."""
+    """Shows the first seeds at every NFE, the teacher's above, as one picture; None for vectors.
+
+    Args:
+        run: The run.
+        judge: Who has the teacher's samples.
+        drawn: The student's samples (n, ...) at each NFE of the section.
+        section: How many images.
+        step: After how many steps; names the file.
+    """
     if len(judge.teacher.shape) != 3:
         return None
-    seeds = range(min(section.grid_images, section.samples))
-    rows = [judge.reference.teacher_samples[: len(seeds)]]
-    rows += [judge.draw(student_sampler(denoiser, form, calls), seeds, f"grid, {calls} NFE") for calls in section.nfe]
+    count = min(section.grid_images, section.samples)
+    rows = [part[:count] for part in [judge.reference.teacher_samples, *drawn]]
     path = run.path / "samples" / f"step-{step:08d}.png"
     if judge.main:
-        save_grid(path, torch.cat(rows), len(seeds), ["teacher", *[f"{calls} NFE" for calls in section.nfe]])
+        save_grid(path, torch.cat(rows), count, ["teacher", *[f"{calls} NFE" for calls in section.nfe]])
     return path
 
 

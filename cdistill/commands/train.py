@@ -76,8 +76,8 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step):
-                rows = judge.judge_student("student", task.ema, form, section.nfe)
-                draw_grid(folder, judge, task.ema, form, section, step)
+                rows, drawn = judge.judge_student("student", task.ema, form, section.nfe)
+                draw_grid(folder, judge, drawn, section, step)
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations

@@ -42,11 +42,11 @@ class Judge:
         self.main = accelerator is None or accelerator.is_main_process
         self.metrics: dict[str, Metric] = choose_metrics(metrics, source)
 
-    def draw(self, sampler: Sampler, seeds: Sequence[int], title: str) -> Tensor:
-        """Draws the samples of `seeds`, with a progress bar."""
-        with progress(len(seeds), title, "img") as advance:
+    def draw(self, sampler: Sampler, title: str) -> Tensor:
+        """Draws the samples (n, ...), with a progress bar."""
+        with progress(len(self.seeds), title, "img") as advance:
             return generate(
-                sampler, self.teacher.shape, seeds, self.teacher.denoiser.num_classes,
+                sampler, self.teacher.shape, self.seeds, self.teacher.denoiser.num_classes,
                 device=self.device, advance=advance, accelerator=self.accelerator,
             )[0]  # fmt: skip
 
@@ -54,20 +54,20 @@ class Judge:
     def reference(self) -> Reference:
         """The data and the teacher's samples."""
         sampler = teacher_sampler(self.teacher.denoiser)
-        return Reference(self.source, self.draw(sampler, self.seeds, "teacher's samples"))
+        return Reference(self.source, self.draw(sampler, "teacher's samples"))
 
     def judge_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""
         samples = self.reference.teacher_samples
         return measure("teacher (Heun)", 2 * (TEACHER_POINTS - 1), self.metrics, samples, self.reference)
 
-    def judge_student(self, name: str, denoiser: Denoiser, form: Preconditioning, nfe: Sequence[int]) -> list[Row]:
-        """Measures a student at each number of network calls."""
-        rows = []
-        for calls in nfe:
-            samples = self.draw(student_sampler(denoiser, form, calls), self.seeds, f"{name}, {calls} NFE")
-            rows.append(measure(name, calls, self.metrics, samples, self.reference))
-        return rows
+    def judge_student(
+        self, name: str, denoiser: Denoiser, form: Preconditioning, nfe: Sequence[int]
+    ) -> tuple[list[Row], list[Tensor]]:
+        """Measures a student at each number of network calls; returns the rows and the samples behind them."""
+        drawn = [self.draw(student_sampler(denoiser, form, k), f"{name}, {k} NFE") for k in nfe]
+        rows = [measure(name, k, self.metrics, samples, self.reference) for k, samples in zip(nfe, drawn, strict=True)]
+        return rows, drawn
 
     def wait(self) -> None:
         """Waits until every process is here."""
