@@ -144,7 +144,7 @@ def logit_slope(lam: Tensor, l: Tensor) -> Tensor:  # noqa: E741
     """Computes l' = dl/dlam as l (1-l) y', with y' the slope of the not-a-knot cubic spline through y = logit l.
 
     l falls off exponentially in lam at both ends, where y is a straight line. On the 1-D mixture with 120 points,
-    s is then off by 3e-5; with central differences of l itself by 2e-2 (0.3 with 40 points), which is more than the
+    s is then off by 2e-5; with central differences of l itself by 2e-2 (0.3 with 40 points), which is more than the
     sampling error of 4,096 samples.
 
     Args:

@@ -1,0 +1,68 @@
+"""What README.md shows works as typed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cdistill.cli import run
+from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from tests.conftest import FAST
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+SMALLER = {
+    "distill": [part for value in [*FAST, "training.iterations=2"] for part in ("--set", value)],
+    "estimate-coeffs": ["--samples", "64", "--timesteps", "8"],
+    "sample": ["--seeds", "0-3"],
+    "evaluate": ["--samples", "16"],
+    "plot trajectories": ["--samples", "32", "--count", "32"],
+}
+
+
+def test_the_check_runs_the_readmes_test_command():
+    test_command = BLOCKS[1].strip()
+    assert test_command.startswith("pip install -e '.[dev]'")
+    assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_first_command_installs_and_distils():
+    assert BLOCKS[0].strip() == "pip install . && cdistill distill --recipe digits"
+
+
+@pytest.mark.slow
+def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch):
+    """Every command of the pipeline as typed, followed by options that make it small."""
+    monkeypatch.chdir(tmp_path)
+    lines = BLOCKS[2].strip().splitlines()
+    assert len(lines) == 7
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "cdistill"
+        smaller = next((more for name, more in SMALLER.items() if line.startswith(f"cdistill {name}")), [])
+        assert run([*arguments, *smaller]) == 0, line
+
+
+def test_every_registered_name_is_named():
+    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, DISTANCES, METRICS):
+        assert all(f"`{name}`" in README for name in registry.names())
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"`((?:cdistill|tests|recipes)/[\w./-]+)`|\]\((\.github/[\w./-]+)\)", README)
+    assert len(named) > 8
+    for first, second in named:
+        assert (ROOT / (first or second)).exists(), first or second
+
+
+def test_the_example_preconditioning_passes_the_boundary_condition():
+    import torch
+
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    scope: dict[str, type] = {}
+    exec(code[1], scope)
+    f, g = scope["Squared"]()(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 0.5]))
+    assert (f.tolist(), g.tolist()) == ([1.0, 0.25], [0.0, 0.75])
