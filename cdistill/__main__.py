@@ -11,7 +11,9 @@ if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
 def main() -> None:
     """Runs the command line."""
     from cdistill.cli import run
+    from cdistill.launch import calm_threads
 
+    calm_threads()
     sys.exit(run(sys.argv[1:]))
 
 

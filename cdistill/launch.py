@@ -39,6 +39,16 @@ def thread_count() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def calm_threads() -> None:
+    """Makes waiting OpenMP threads sleep soon; must run before torch is imported.
+
+    By default they spin for milliseconds: another busy process on the same cores then slows a small network's training
+    several times over, not by its share. An idle machine loses nothing. The user's own settings come first.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def set_threads() -> None:
     """Sets torch's threads; accelerate's launcher would leave 1, and a change alters the last bits of gradients."""
     import torch

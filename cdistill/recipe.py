@@ -21,10 +21,12 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
-def _known(registry: Registry) -> Callable[[str], str]:
+def _known(registry: Registry, files: bool = False) -> Callable[[str], str]:
+    """Returns a check of names; with `files`, the path of a safetensors file passes too."""
+
     def check(name: str) -> str:
         try:
-            return name if name.endswith(".safetensors") else registry.check(name)
+            return name if files and name.endswith(".safetensors") else registry.check(name)
         except RecipeError as error:
             raise ValueError(str(error)) from error
 
@@ -137,7 +139,7 @@ class EvaluationSection(Section):
 class DistillRecipe(Section):
     """Everything that `cdistill distill` needs."""
 
-    teacher: Annotated[str, AfterValidator(_known(TEACHERS))]
+    teacher: Annotated[str, AfterValidator(_known(TEACHERS, files=True))]
     data: Annotated[str, AfterValidator(_known(SOURCES))] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     preconditioning: PreconditioningSection = PreconditioningSection()

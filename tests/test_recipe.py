@@ -103,6 +103,7 @@ BAD = {
     GOOD + '[estimation]\ngrid = "linear"': "estimation.grid",
     "seed = -1\n" + GOOD: "seed",
     'data = "cifar"\n' + GOOD: "unknown data source 'cifar'",
+    'data = "x.safetensors"\n' + GOOD: "unknown data source 'x.safetensors'",
     "training = 5\n" + 'teacher = "digits"': "training: got 5",
     "\udcff": "not TOML",
 }
