@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError
 from cdistill.storage import disk_full, file_digest, list_checkpoints, replacing, sync, write_text
 
 SCHEMA = 1
@@ -78,6 +78,8 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     header: dict[str, Any] = sealed.get("header", {})
     if tensor_digest(tensors, _canonical(header)) != sealed.get("sha256"):
         raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
+    if not isinstance(header.get("schema"), int) or "kind" not in header:
+        raise CorruptFileError(f"{path}: its header names no kind or schema; make or fetch it again")
     if header["schema"] > SCHEMA:
         raise CorruptFileError(f"{path}: has schema {header['schema']}, newer than {SCHEMA}; update cdistill")
     if header["kind"] != kind:
@@ -138,14 +140,29 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     Raises:
         CorruptFileError: A file is missing or altered; the message names it.
     """
-    check_manifest(folder)
-    groups = {path.stem: load_tensors(path, "checkpoint")[0] for path in sorted(folder.glob("*.safetensors"))}
+    names = [Path(name) for name in check_manifest(folder)]
+    groups = {n.stem: load_tensors(folder / n, "checkpoint")[0] for n in names if n.suffix == ".safetensors"}
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return groups, state
 
 
-def check_manifest(folder: Path) -> None:
-    """Raises CorruptFileError unless every file of a checkpoint has the digest that its manifest states."""
+def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    """Raises MismatchError unless a checkpoint was made with what `identity` names."""
+    made_with = state.get("identity", {})
+    wrong = [key for key, digest in identity.items() if made_with.get(key) != digest]
+    if wrong:
+        raise MismatchError(
+            f"{folder}: made with another {', '.join(key.removesuffix('_sha256') for key in wrong)} than is here now; "
+            "bring that one back, or start again with another --out"
+        )
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Returns the names of a checkpoint's files.
+
+    Raises:
+        CorruptFileError: One of them has not the digest that the manifest states.
+    """
     advice = "remove this folder to go on from the checkpoint before it"
     try:
         manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
@@ -154,6 +171,7 @@ def check_manifest(folder: Path) -> None:
         raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
     if wrong:
         raise CorruptFileError(f"{folder}: {', '.join(wrong)} was altered; {advice}")
+    return sorted(manifest)
 
 
 def _canonical(header: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ import typer
 from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
-from cdistill.errors import CdistillError, RecipeError
+from cdistill.errors import CdistillError, DiskFullError, RecipeError
 from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
 from cdistill.runs import RUNS, RunFolder, latest_run
+from cdistill.storage import FULL
 
 app = typer.Typer(
     name="cdistill",
@@ -25,6 +26,10 @@ app = typer.Typer(
 )
 plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(plot_app, name="plot")
+
+MOST = 10_000_000  # numbers in a list that a person types
+LARGEST = 2**63
+_arguments: list[str] = []  # of this run, for the processes that it starts
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
@@ -49,7 +54,10 @@ def numbers(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            stretch = range(int(first), int(last if dash else first) + 1)
+            if stretch.stop > LARGEST or len(stretch) > MOST:
+                raise RecipeError(f"got {text!r}; at most {MOST:,} numbers below 2^63")
+            found += stretch
     except ValueError as error:
         raise RecipeError(f"got {text!r}; needs numbers and ranges, as in 2,3,5 or 0-63") from error
     if not found:
@@ -69,6 +77,28 @@ def calls(text: str) -> list[int]:
     return found
 
 
+def distinct(seeds: list[int]) -> list[int]:
+    """Returns `seeds` if none occurs twice; a seed has one image.
+
+    Raises:
+        RecipeError: One does.
+    """
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError("--seeds: a seed is named twice; each seed is one image")
+    return seeds
+
+
+def with_suffix(path: Path, suffix: str) -> Path:
+    """Returns `path` if it ends in `suffix`.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    if path.suffix != suffix:
+        raise RecipeError(f"{path}: needs a name that ends in {suffix}")
+    return path
+
+
 def print_version(wanted: bool) -> None:
     """Prints the version and stops, if it is wanted."""
     if wanted:
@@ -82,10 +112,9 @@ def options(
         bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors and results only.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
 ) -> None:
     """Takes the options that stand in front of the command."""
-    console.set_verbosity(-1 if quiet else int(verbose))
+    console.set_verbosity(-1 if quiet else 0)
 
 
 @app.command("estimate-coeffs")
@@ -109,10 +138,11 @@ def estimate_coeffs(
 
     values = {"grid": grid, "timesteps": timesteps, "samples": samples, "seed": seed}
     section = check_section(values, EstimationSection, "estimate-coeffs")
-    file = out or Path(f"coefficients-{Path(teacher).stem}.safetensors")
+    file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
+    picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     start()
     with console.json_only(as_json):
-        record = estimate_coefficients(teacher, data, section, file, plot or file.with_suffix(".png"))
+        record = estimate_coefficients(teacher, data, section, file, picture)
     finish(as_json, record, f"coefficients: {record['file']}   plot: {record['plot']}")
 
 
@@ -136,9 +166,9 @@ def distill(
     if dry_run:
         from cdistill.commands.catalogue import print_plan
 
-        return print_plan(found)
+        return finish(True, found.model_dump(), "") if as_json else print_plan(found)
     if processes > 1:
-        raise typer.Exit(launch.launch(processes, without_nproc(sys.argv[1:])))
+        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     start()
     from cdistill.commands.train import distill as run_distill
 
@@ -165,9 +195,9 @@ def train_teacher(
 
     found = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
-        return console.out.print(to_toml(found), highlight=False, markup=False)
+        return console.out.print(to_toml(found), highlight=False, markup=False, soft_wrap=True)
     if processes > 1:
-        raise typer.Exit(launch.launch(processes, without_nproc(sys.argv[1:])))
+        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     start()
     from cdistill.commands.train import train_teacher as run_train
 
@@ -179,7 +209,7 @@ def train_teacher(
 def sample(
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
-    nfe: Annotated[str, typer.Option(help="Network calls: 2 or 1,2,5.")] = "2",
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
     form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
@@ -192,8 +222,10 @@ def sample(
     """
     if form not in ("grid", "png", "npz"):
         raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
-    wanted = calls(nfe), numbers(seeds), None if classes is None else numbers(classes)
-    folder = None if teacher else RunFolder(run) if run else latest_run()
+    if teacher is not None and (run is not None or nfe is not None):
+        raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
+    wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    folder = None if teacher is not None else RunFolder(run) if run else latest_run()
     start()
     from cdistill.commands.evaluate import sample as run_sample
 
@@ -230,7 +262,7 @@ def evaluate(
 @plot_app.command("trajectories")
 def plot_trajectories(
     preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
-    nfe: Annotated[int, typer.Option(min=1, help="Jumps of the students.")] = 3,
+    nfe: Annotated[int, typer.Option(min=1, max=1000, help="Jumps of the students.")] = 3,
     count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
     samples: Annotated[int, typer.Option(min=2, help="Samples of the coefficient estimation.")] = 4096,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -242,7 +274,7 @@ def plot_trajectories(
     start()
     from cdistill.commands.plot import draw_trajectories, print_trajectories
 
-    results = draw_trajectories(names, nfe, count, seed, samples, out)
+    results = draw_trajectories(names, nfe, count, seed, samples, with_suffix(out, ".png"))
     if not as_json:
         print_trajectories(results)
     finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
@@ -256,7 +288,7 @@ def plot_coefficients(
     """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's."""
     from cdistill.commands.plot import redraw_coefficients
 
-    picture = out or file.with_suffix(".png")
+    picture = with_suffix(out or file.with_suffix(".png"), ".png")
     redraw_coefficients(file, picture)
     console.say(str(picture))
 
@@ -327,6 +359,8 @@ def run_folder(recipe: Path, out: Path | None, resume: str) -> Path:
     """
     if resume in ("auto", "never"):
         return out or RUNS / recipe.stem
+    if out is not None:
+        raise RecipeError("--out: goes with --resume auto or never; --resume PATH names the folder itself")
     if not RunFolder(Path(resume)).recipe.is_file():
         raise RecipeError(f"--resume: got {resume!r}; needs auto, never or the folder of a run")
     return Path(resume)
@@ -355,6 +389,7 @@ def finish(as_json: bool, record: Any, text: str) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns the exit code; prints one line for every error that a person can mend."""
+    _arguments[:] = arguments
     return guard(lambda: app(list(arguments), standalone_mode=False) or 0)
 
 
@@ -371,6 +406,13 @@ def guard(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.fail("interrupted")
         return 130
+    except BrokenPipeError:
+        sys.stdout = None  # the reader, `head` say, has gone: nothing is left to flush
+        return 0
+    except OSError as error:
+        where = error.filename or "writing"
+        console.fail(f"{where}: {error.strerror}; choose another place, or make room")
+        return DiskFullError.exit_code if error.errno in FULL else 2
     except Exception as error:
         if launch.is_main_process():
             raise

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cdistill.launch import is_main_process
 
-out = Console(width=None if sys.stdout.isatty() else 140)
-err = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+err = Console(stderr=True, emoji=False)
 _verbosity = 0
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
 _tables = out
@@ -22,14 +23,14 @@ Advance = Callable[[int, str], None]
 
 
 def set_verbosity(level: int) -> None:
-    """-1 says errors only, 0 is normal, 1 says more."""
+    """-1 says errors and results only, 0 is normal."""
     global _verbosity
     _verbosity = level
 
 
-def say(message: str, level: int = 0) -> None:
-    """Prints a line on stderr from the main process, if the verbosity is `level` or more."""
-    if is_main_process() and _verbosity >= level:
+def say(message: str) -> None:
+    """Prints a line on stderr from the main process, unless it shall be quiet."""
+    if is_main_process() and _verbosity >= 0:
         err.print(message, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -100,11 +101,11 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Prints a table on stdout, from the main process; the first column is aligned left, the others right."""
     if not is_main_process():
         return
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     _tables.print(drawn)
 
 

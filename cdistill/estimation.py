@@ -26,7 +26,7 @@ from cdistill.schedule import lam_of
 
 SCALARS = ("tr J", "x.x", "x.D", "D.D", "D.Ddot", "x.Ddot")
 GROUPS = 32
-_VANISHING = 1e-12  # |g|^2 below this part of |D|^2 is rounding: Gaussian data, s_coef is 0/0
+_VANISHING = 1e-13  # |g|^2 below this part of |D|^2 is rounding: s_coef is 0/0 there
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def solve_coefficients(t: Tensor, means: Tensor, dim: int) -> tuple[Tensor, Tens
         dim: Elements of one sample, d.
 
     Returns:
-        l and s, each (..., n), float64; s is 0 where g vanishes.
+        l and s, each (..., n), float64. Where g is lost in rounding (everywhere for Gaussian data, at the smallest
+        noise for data much wider than 1) any s is right; it is that of the nearest noise level that has one, else 0.
     """
     trace, xx, xd, dd, d_ddot, x_ddot = means.unbind(-1)
     a = trace / dim
@@ -181,7 +182,7 @@ def solve_coefficients(t: Tensor, means: Tensor, dim: int) -> tuple[Tensor, Tens
     norm = dd - 2 * a * xd + a**2 * xx
     inner = d_ddot + slope * xd - a * (dd - xd) - a * (x_ddot + slope * xx - a * (xd - xx))
     vanishes = norm <= _VANISHING * (dd + a**2 * xx)
-    return 1 - a, torch.where(vanishes, 0.0, inner / torch.where(vanishes, 1.0, norm))
+    return 1 - a, _fill(torch.where(vanishes, 0.0, inner / torch.where(vanishes, 1.0, norm)), vanishes)
 
 
 def make_table(statistics: Statistics) -> Coefficients:
@@ -208,6 +209,14 @@ def jackknife_errors(t: Tensor, groups: Tensor, count: int, dim: int) -> tuple[T
     tables = solve_coefficients(t, rest, dim)
     l_error, s_error = ((factor * (part - part.mean(0)).square().sum(0)).sqrt() for part in tables)
     return l_error, s_error
+
+
+def _fill(values: Tensor, missing: Tensor) -> Tensor:
+    """Puts the nearest value that is not missing in the place of each (..., n) that is; 0 where all are missing."""
+    place = torch.arange(values.shape[-1])
+    distance = (place[:, None] - place).abs().double()
+    blocked = torch.where(missing, torch.inf, 0.0)
+    return values.gather(-1, (distance + blocked[..., None, :]).argmin(-1))
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

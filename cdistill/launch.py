@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from cdistill.errors import CdistillError
+
 _GRACE = 30.0  # seconds that the others get to save when one process has failed
 
 
@@ -23,20 +25,18 @@ def is_main_process() -> bool:
 
 def rank() -> int:
     """Number of this process among all."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes that the launcher says it started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
-def thread_count() -> int:
-    """Returns the threads of this process: ``$CDISTILL_THREADS``, or its share of the cores that it may use."""
-    if chosen := os.environ.get("CDISTILL_THREADS"):
-        return max(1, int(chosen))
+def thread_count(processes: int | None = None) -> int:
+    """Returns the threads of a process: ``$CDISTILL_THREADS``, or its share of the cores among `processes` here."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, _number("CDISTILL_THREADS", cores // (processes or _number("LOCAL_WORLD_SIZE", 1))))
 
 
 def calm_threads() -> None:
@@ -69,23 +69,26 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         The first failing process's exit code, or 0.
     """
     command = [sys.executable, str(Path(__file__).parent), *arguments]
+    if world_size() > 1:
+        raise CdistillError("--nproc: this is one of several processes already; leave it to the launcher")
     common = {
+        "OMP_NUM_THREADS": thread_count(processes),
         "WORLD_SIZE": processes,
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": _free_port(),
     }
-    children = []
-    for rank in range(processes):
-        variables = {**common, "RANK": rank, "LOCAL_RANK": rank}
-        environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
-        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         _send(children, number)
 
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, forward)
+    for own_rank in range(processes):
+        variables = {**common, "RANK": own_rank, "LOCAL_RANK": own_rank}
+        environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+        children.append(subprocess.Popen(command, env=environment, start_new_session=True))
     return _wait(children)
 
 
@@ -108,6 +111,14 @@ def _send(children: list[subprocess.Popen[bytes]], number: int) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(number)
+
+
+def _number(name: str, default: int) -> int:
+    """Reads a whole number from the environment."""
+    text = os.environ.get(name, "")
+    if text and not text.isdecimal():
+        raise CdistillError(f"${name}: got {text!r}; needs a whole number")
+    return int(text) if text else default
 
 
 def _free_port() -> int:

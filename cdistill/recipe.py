@@ -55,6 +55,24 @@ class NetworkSection(Section):
     attn_resolutions: list[Count]
     dropout: Rate = 0.0
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "NetworkSection":
+        for width in (self.model_channels, *[self.model_channels * factor for factor in self.channel_mult]):
+            if width % min(32, width // 4):
+                raise ValueError(f"model_channels: {width} channels make no {min(32, width // 4)} equal groups")
+        return self
+
+    def check_side(self, side: int) -> None:
+        """Raises RecipeError unless images of `side` pixels can be halved as often, and attention has its place."""
+        levels = len(self.channel_mult)
+        sides = [side >> level for level in range(levels)]
+        if side % 2 ** (levels - 1):
+            raise RecipeError(
+                f"network.channel_mult: {levels} levels; images of {side} pixels cannot be halved so often"
+            )
+        if wrong := [place for place in self.attn_resolutions if place not in sides]:
+            raise RecipeError(f"network.attn_resolutions: got {wrong}; the network has {sides}")
+
 
 class DenoisingSection(Section):
     """EDM's training of a teacher (Karras et al. 2022, Table 1)."""
@@ -63,8 +81,8 @@ class DenoisingSection(Section):
     batch_size: Count
     learning_rate: Positive
     ema_rate: Rate
-    p_mean: float = -1.2
-    p_std: Positive = 1.2
+    p_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
+    p_std: Annotated[float, Field(gt=0, le=10)] = 1.2
     sigma_data: Positive = 0.5
     flips: bool = True
     precision: Precision = "fp32"
@@ -118,7 +136,7 @@ class DistillSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSection":
-        if self.max_ode_steps > self.points - 1:
+        if self.method == "ctm" and self.max_ode_steps > self.points - 1:
             raise ValueError(f"max_ode_steps: got {self.max_ode_steps}; {self.points} points allow {self.points - 1}")
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
@@ -206,8 +224,9 @@ def find_recipe(path: Path) -> Path:
     if path.is_file():
         return path
     shipped = shipped_recipes()
-    if path.stem in shipped and path.parent.name in ("", "recipes"):
-        return shipped[path.stem]
+    name = path.stem if path.suffix == ".toml" else path.name
+    if name in shipped and path in (Path(name), Path(f"{name}.toml"), Path("recipes") / f"{name}.toml"):
+        return shipped[name]
     raise MissingAssetError(f"{path}: no such recipe; give a TOML file or a shipped one; {suggest(path.stem, shipped)}")
 
 
@@ -240,16 +259,16 @@ def _read(path: Path, outer: Sequence[Path] = ()) -> dict[str, Any]:
         RecipeError: A file is no TOML, or extends itself.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
     base = values.pop("extends", None)
     if base is None:
         return values
-    if not isinstance(base, str) or path in outer:
+    if not isinstance(base, str) or path.resolve() in outer:
         raise RecipeError(f"{path}: extends: got {base!r}; needs the name of another recipe, and no circle")
     beside = path.parent / base
-    return _merge(_read(beside if beside.is_file() else find_recipe(Path(base)), [*outer, path]), values)
+    return _merge(_read(beside if beside.is_file() else find_recipe(Path(base)), [*outer, path.resolve()]), values)
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +290,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _toml_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

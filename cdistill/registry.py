@@ -74,7 +74,7 @@ class Registry:
         point = self._plugins[name]
         try:
             return point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever another package raises while it is imported
             raise CdistillError(f"{self.kind} {name!r}: its plug-in {point.value} does not load: {error}") from error
 
 

@@ -12,6 +12,7 @@
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from cdistill.errors import MissingAssetError, RunLockedError
 from cdistill.storage import list_checkpoints, write_text
 
 RUNS = Path("runs")
+_UNFINISHED = re.compile(r"\.tmp-\d+-.+")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,17 @@ class RunFolder:
             ) from error
 
     def _sweep(self) -> None:
-        """Removes what a killed process had begun to write."""
-        for path in self.path.rglob(".tmp-*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
+        """Removes what a killed process had begun to write, and nothing else."""
+        for path in self.path.glob(".tmp-*"):
+            if path.is_file() and _UNFINISHED.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(".tmp-step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def foreign_entries(self) -> list[str]:
+        """Returns the names in a folder without a recipe that no run begins with."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in names if name not in (".lock", "status.json") and not _UNFINISHED.fullmatch(name)]
 
     def write_status(self, **values: Any) -> None:
         """Merges `values` into status.json."""
@@ -124,18 +131,18 @@ class RunFolder:
 
 
 def latest_run(root: Path = RUNS) -> RunFolder:
-    """Returns the run below `root` with the newest checkpoint.
+    """Returns the run below `root` that distilled a student and was worked on last.
 
     Raises:
         MissingAssetError: There is none.
     """
-    found = sorted(root.glob("*/checkpoints/step-*"), key=lambda path: path.stat().st_mtime)
-    found = [path for path in found if (path.parents[1] / "recipe.resolved.toml").is_file()]
+    found = [RunFolder(path.parent) for path in root.glob("*/status.json")]
+    found = [run for run in found if run.status().get("kind") == "distill" and list_checkpoints(run.checkpoints)]
     if not found:
         raise MissingAssetError(
             f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
         )
-    return RunFolder(found[-1].parents[1])
+    return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
 
 
 def read_json(path: Path) -> dict[str, Any]:

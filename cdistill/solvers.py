@@ -12,8 +12,8 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 """D(x, t) with everything else bound: x (B, ...), t (B,) float64, result like x."""
 
 
-def euler_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
-    """First order: x + (u - t) (x - D(x,t))/t; 1 network call.
+def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """One step of EDM's second-order solver (Karras et al. 2022, Alg. 1); 2 network calls.
 
     Args:
         denoise: The teacher.
@@ -24,11 +24,6 @@ def euler_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
     Returns:
         Points at noise level u, like `x`.
     """
-    return x + broadcast((u - t) / t, x) * (x - denoise(x, t))
-
-
-def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
-    """Second order, EDM's solver (Karras et al. 2022, Alg. 1); 2 network calls; arguments as `euler_step`."""
     slope = (x - denoise(x, t)) / broadcast(t, x)
     there = x + broadcast(u - t, x) * slope
     slope_there = (there - denoise(there, u)) / broadcast(u, x)
@@ -41,7 +36,7 @@ def solve(
     """Applies `step` from each of `times` to the next.
 
     Args:
-        step: `euler_step` or `heun_step`.
+        step: One step of a solver, `heun_step` say.
         denoise: The teacher.
         x: Points at noise level ``times[0]``, (B, ...).
         times: float64 (k+1,), the same for all points, or (k+1, B), a column for each.

@@ -1,6 +1,7 @@
 """Stopping on a signal: handlers only set a flag, which the loops poll where they can save."""
 
 import ctypes
+import os
 import signal
 import sys
 from types import FrameType
@@ -14,13 +15,14 @@ _received: list[int] = []
 def install_handlers() -> None:
     """Makes SIGTERM, SIGUSR1 and Ctrl-C set the flag; a second Ctrl-C stops at once.
 
-    On Linux the death of the parent (a launcher that was killed) counts as SIGTERM, so that no training goes on
-    unseen.
+    On Linux the death of a launcher counts as SIGTERM, so that no training goes on unseen; a run that a shell has
+    started outlives the shell.
     """
     _received.clear()
     for number in EXIT_CODES:
         signal.signal(number, _handle)
-    if sys.platform == "linux":
+    launched = any(name in ("RANK", "LOCAL_RANK") or name.startswith("ACCELERATE_") for name in os.environ)
+    if sys.platform == "linux" and launched:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
@@ -33,7 +35,8 @@ def requested() -> int:
 def check(where: str) -> None:
     """Raises StoppedError if a signal came; for loops that have nothing to save."""
     if requested():
-        raise StoppedError(f"{where}: stopped by {signal.Signals(requested()).name}", EXIT_CODES[requested()])
+        name = signal.Signals(requested()).name
+        raise StoppedError(f"{where}: stopped by {name}; run the same command to go on", EXIT_CODES[requested()])
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

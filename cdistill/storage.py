@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 
 from cdistill.errors import DiskFullError
 
-_FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
+FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
@@ -22,7 +23,13 @@ def write_text(path: Path, text: str) -> None:
         DiskFullError: It did not fit; the old file is untouched.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file atomically and durably; errors as `write_text`."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
@@ -60,7 +67,7 @@ def disk_full(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         told = re.search(r"os error (\d+)", str(error))
         code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if code in _FULL:
+        if code in FULL:
             raise DiskFullError(
                 f"{path}: not written, the disk (or quota) is full; free some room and resume"
             ) from error

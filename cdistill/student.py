@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdistill.checkpoint import load_checkpoint
-from cdistill.errors import MismatchError
+from cdistill.checkpoint import check_identity, load_checkpoint
+from cdistill.errors import CorruptFileError, MismatchError
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.preconditionings import Preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
@@ -42,9 +42,12 @@ def load_student(run: RunFolder) -> Student:
         MismatchError: The teacher is no longer the one that the run was made with.
     """
     newest = run.latest_checkpoint()
+    if not run.recipe.is_file():
+        raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
     teacher = load_teacher(recipe.teacher)
     groups, state = load_checkpoint(newest)
+    check_identity(newest, state, {"teacher_sha256": teacher.digest})
     denoiser = untrained_student(teacher, recipe)
     try:
         denoiser.load_state_dict(groups["ema"])

@@ -82,6 +82,16 @@ def test_nproc_is_left_out_for_the_processes():
         (["show", "nothing"], 3, ["no such recipe"]),
         (["ls", "things"], 2, ["known: teachers"]),
         (["evalute"], 2, ["evalute"]),
+        (["sample", "--teacher", "digits", "--nfe", "2"], 2, ["neither --run nor --nfe"]),
+        (["sample", "--teacher", "digits", "--seeds", "1,1"], 2, ["named twice"]),
+        (["sample", "--teacher", "digits", "--seeds", "99999999999999999999"], 2, ["below 2^63"]),
+        (["sample", "--teacher", "digits", "--seeds", "0-99999999999"], 2, ["at most"]),
+        (["sample", "--teacher", "digits", "--seeds", "0", "--out", "/proc/x"], 2, ["/proc/x"]),
+        (["estimate-coeffs", "--teacher", "mixture-1d", "--out", "c.png"], 2, ["ends in .safetensors"]),
+        (["plot", "coefficients", "c.safetensors", "--out", "c.txt"], 2, ["ends in .png"]),
+        (["cp", "digits", "no/such/folder.toml"], 2, ["no/such/folder.toml"]),
+        (["distill", "--recipe", "mixture", "--out", "/proc/x"], 2, ["/proc/x"]),
+        (["distill", "--recipe", "digits", "--set", "evaluation.split=heldout"], 2, ["only 'train'"]),
         (["evaluate", "--nfee", "2"], 2, ["--nfee"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -165,6 +175,20 @@ def test_lpips_without_its_backbone_says_what_to_put_where(fails, tmp_path, monk
     assert str(tmp_path / "assets" / "vgg16-397923af.pth") in text
 
 
+def test_a_folder_that_is_no_run_is_left_alone(fails, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".tmp-precious").mkdir()
+    code, text = fails("distill", "--recipe", "mixture", "--out", "mine")
+    assert (code, "is no run" in text) == (2, True)
+    assert (tmp_path / "mine" / ".tmp-precious").is_dir()
+
+
+def test_environment_variables_that_are_no_numbers(fails, monkeypatch):
+    monkeypatch.setenv("CDISTILL_THREADS", "many")
+    code, text = fails("sample", "--teacher", "digits", "--seeds", "0")
+    assert (code, "$CDISTILL_THREADS" in text) == (2, True)
+
+
 def test_version_and_help(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("cdistill 0.")
@@ -241,6 +265,7 @@ def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
     ]  # fmt: skip
     assert record["rows"][0]["values"]["teacher-mse"] == 0
     assert record["samples"] == 64
+    assert len(json.loads((folder / "evaluation.json").read_text())["rows"]) == 5  # the run's own stays
 
     assert run(["sample", "--nfe", "1,2", "--seeds", "0-11", "--classes", "0-9"]) == 0
     assert size("samples/nfe1.png") == size("samples/nfe2.png")

@@ -107,6 +107,15 @@ def test_gaussian_data_is_exact_and_gives_no_nan(dim):
     assert (g > 0).all()
 
 
+def test_where_g_is_lost_in_rounding_s_is_that_of_the_nearest_level():
+    """Section 5.3's mixture, 30 times wider: s tends to -2 at small noise, where |g| is below D's rounding."""
+    small = mixture_1d()
+    wide = MixtureDenoiser(small.weights, 30 * small.means, 900 * small.covariances)
+    source = Source("wide", wide.draw(4096, generator(0, "wide")))
+    table = make_table(collect_statistics(wide, source, log_uniform_grid(40), 256, seed=0))
+    assert float(table.s[-1]) == pytest.approx(-2, abs=0.2)
+
+
 def test_scalars_agree_with_finite_differences_on_the_digits_teacher():
     teacher = load_teacher("digits").denoiser.double()
     x0, labels = load_source("digits").batch(torch.arange(4))

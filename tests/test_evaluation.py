@@ -83,9 +83,14 @@ def test_wasserstein_of_a_shift_is_the_shift():
 
 
 def test_wasserstein_refuses_images():
-    reference = Reference(load_source("digits"), torch.zeros(4, 1, 8, 8).double())
     with pytest.raises(CdistillError, match="one-dimensional"):
-        Wasserstein()(torch.zeros(4, 1, 8, 8).double(), reference)
+        Wasserstein().check(load_source("digits"))
+
+
+@pytest.mark.parametrize("name", ["frechet-pixels", "fid"])
+def test_metrics_of_images_refuse_vectors(name):
+    with pytest.raises(CdistillError, match="needs images"):
+        choose_metrics([name], load_source("mixture-1d"))
 
 
 def test_metrics_apply_by_the_kind_of_data():
@@ -98,9 +103,8 @@ def test_metrics_apply_by_the_kind_of_data():
 def test_fid_without_weights_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     source = Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
-    samples = torch.zeros(4, 3, 32, 32, dtype=torch.float64)
     with pytest.raises(MissingAssetError) as caught:
-        InceptionFrechet()(samples, Reference(source, samples))
+        choose_metrics(["fid"], source)
     assert str(tmp_path / "inception-2015-12-05.pt") in str(caught.value)
     assert "https://" in str(caught.value)
 
@@ -109,8 +113,8 @@ def test_a_metric_that_cannot_be_computed_leaves_the_others(tmp_path, monkeypatc
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     source = load_source("digits")
     x = source.batch(torch.arange(64))[0].double()
-    row = measure("student", 2, choose_metrics(["fid", "teacher-mse"], source), x, Reference(source, x))
-    assert row.values == {"teacher-mse": 0.0}
+    metrics = choose_metrics(["fid", "teacher-mse"], source)
+    assert measure("student", 2, metrics, x, Reference(source, x)).values == {"teacher-mse": 0.0}
     assert "inception-2015-12-05.pt" in capsys.readouterr().err
 
 
@@ -142,7 +146,7 @@ def test_fid_features_come_from_clean_fids_network(tmp_path, monkeypatch):
     assert found == pytest.approx(0, abs=1e-5)
     path.write_bytes(path.read_bytes() + b"x")
     with pytest.raises(CdistillError, match=r"sha256 is"):
-        InceptionFrechet()(samples, Reference(source, samples))
+        InceptionFrechet().check(source)
 
 
 @pytest.mark.slow

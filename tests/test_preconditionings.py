@@ -197,3 +197,35 @@ def test_a_plug_in_that_does_not_load_is_an_error_that_names_it(monkeypatch):
     monkeypatch.setitem(PRECONDITIONINGS.__dict__, "_plugins", {"broken": point})
     with pytest.raises(CdistillError, match=r"broken.*tests\.plugin:Missing"):
         PRECONDITIONINGS.get("broken")
+
+
+@pytest.mark.parametrize(
+    ("f", "g", "words"),
+    [
+        (lambda t, s: t * 0 + 1, lambda t, s: 1 - s / t + 0.1, "must hold exactly"),
+        (lambda t, s: t * 0 + 1, lambda t, s: (t - s) / 0.0, "not finite"),
+        (lambda t, s: torch.ones(3), lambda t, s: t * 0, "shapes"),
+    ],
+)
+def test_plug_ins_that_break_the_rules_are_named_with_the_pair(f, g, words):
+    class Broken(Preconditioning):
+        def coefficients(self, t, s):
+            return f(t, s), g(t, s)
+
+    with pytest.raises(CdistillError, match=words):
+        Broken()(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 1.0]))
+
+
+def test_a_plug_in_of_another_kind_is_refused():
+    PRECONDITIONINGS.add("number", 3)
+    try:
+        with pytest.raises(CdistillError, match="no subclass"):
+            make_preconditioning("number")
+    finally:
+        PRECONDITIONINGS.remove("number")
+
+
+def test_coefficients_that_overflow_are_named_with_the_pair():
+    form = make_preconditioning("analytic", table=constant_table(0.5, -300.0))
+    with pytest.raises(CdistillError, match=r"t = 80, s = 0\.002; f or g is not finite"):
+        form(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))

@@ -183,6 +183,45 @@ def test_a_recipe_cannot_extend_itself(tmp_path, base):
 
 
 @pytest.mark.parametrize("name", ["digits", "patches"])
+def test_a_circle_through_other_names_is_noticed(tmp_path):
+    child = tmp_path / "child.toml"
+    child.write_text(f'extends = "../{tmp_path.name}/child.toml"\n')
+    with pytest.raises(RecipeError, match="no circle"):
+        load_recipe(child, DistillRecipe)
+
+
+def test_a_mistyped_path_does_not_run_a_shipped_recipe():
+    for path in ("/nowhere/recipes/digits.toml", "digits.tmol", "other/digits"):
+        with pytest.raises(MissingAssetError):
+            load_recipe(Path(path), DistillRecipe)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600.safetensors", "a\x7fb", "tab\there"])
+def test_unusual_characters_survive(recipe, text):
+    import tomllib
+
+    values = {"teacher": "digits", "training": {"iterations": 1, "batch_size": 1}}
+    found = check_section({**values, "preconditioning": {"coefficients": text}}, DistillRecipe, "test")
+    assert tomllib.loads(to_toml(found))["preconditioning"]["coefficients"] == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "network.model_channels=132",
+        "network.channel_mult=[1,2,2,2,2]",
+        "network.attn_resolutions=[7]",
+        "data=mixture-1d",
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(change, tmp_path):
+    from cdistill.commands.train import train_teacher
+
+    with pytest.raises(RecipeError):
+        train_teacher(load_recipe(Path("teacher-digits"), TeacherRecipe, [change]), tmp_path / "run", "auto")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_twins_differ_in_the_preconditioning_only(name):
     first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
     assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]

@@ -12,7 +12,7 @@ import pytest
 
 from cdistill.checkpoint import load_checkpoint, tensor_digest
 from cdistill.runs import RunFolder
-from cdistill.storage import list_checkpoints
+from cdistill.storage import file_digest, list_checkpoints
 from tests.conftest import command, environment, fast_distill
 
 pytestmark = pytest.mark.slow
@@ -180,6 +180,40 @@ def test_a_changed_recipe_is_refused_on_resume(uninterrupted, tmp_path):
     found = finish(fast_distill(uninterrupted, MANY, "training.learning_rate=0.5"), tmp_path)
     assert found.returncode == 2
     assert "training.learning_rate: 0.002 -> 0.5" in found.stderr
+
+
+def test_another_teacher_is_noticed_on_resume(tmp_path, uninterrupted):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    state = json.loads((newest / "state.json").read_text())
+    state["identity"]["teacher_sha256"] = "0" * 64
+    (newest / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["state.json"] = file_digest(newest / "state.json")
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    for arguments in (fast_distill(run, MANY), ["evaluate", "--run", str(run)]):
+        found = finish(arguments, tmp_path)
+        assert found.returncode == 4
+        assert "made with another teacher" in found.stderr
+
+
+def test_fewer_iterations_than_are_done_are_refused(uninterrupted, tmp_path):
+    found = finish(fast_distill(uninterrupted, "training.iterations=20"), tmp_path)
+    assert found.returncode == 2
+    assert "has 60 steps already" in found.stderr
+
+
+def test_checkpoints_without_a_recipe_are_refused(tmp_path, uninterrupted):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    (run / "recipe.resolved.toml").unlink()
+    assert finish(fast_distill(run, MANY), tmp_path).returncode == 4
+    assert finish(["evaluate", "--run", str(run)], tmp_path).returncode == 4
 
 
 def test_never_refuses_a_folder_with_a_run(uninterrupted, tmp_path):

@@ -161,6 +161,21 @@ def test_a_nan_stops_before_the_weights_are_touched(exact_coefficients):
     assert all(torch.equal(p, old) for p, old in zip(task.live.parameters(), before, strict=True))
 
 
+def test_a_nan_in_the_gradient_alone_stops_too(exact_coefficients):
+    """sqrt(0) has a finite value and no finite gradient."""
+    task = make_task(exact_coefficients)
+    task.distance = lambda x, y: ((x - y) * 0).flatten(1).square().sum(1).sqrt()
+    before = [p.detach().clone() for p in task.live.parameters()]
+    with pytest.raises(DivergedError, match=r"gradient's norm is nan"):
+        task.step(0)
+    assert all(torch.equal(p, old) for p, old in zip(task.live.parameters(), before, strict=True))
+
+
+def test_forms_that_jump_to_eps_only_are_refused_for_trajectories(exact_coefficients):
+    with pytest.raises(RecipeError, match="jumps to eps only"):
+        make_task(exact_coefficients, "cm")
+
+
 def test_check_finite_names_the_step_and_the_loss():
     with pytest.raises(DivergedError, match="step 7: dsm is inf"):
         check_finite({"consistency": torch.tensor(1.0), "dsm": torch.tensor(float("inf"))}, 7)

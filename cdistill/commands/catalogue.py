@@ -17,7 +17,7 @@ def print_plan(recipe: DistillRecipe) -> None:
 
     section = recipe.training
     cost = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    out.print(to_toml(recipe), highlight=False, markup=False)
+    out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
     parts = {
         "teacher (Heun's solver)": cost.teacher,
         "moving averages, no gradient": cost.target,

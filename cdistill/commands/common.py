@@ -16,20 +16,20 @@ from cdistill.console import say
 from cdistill.data import Source
 from cdistill.errors import (
     CdistillError,
+    CorruptFileError,
     DiskFullError,
     MismatchError,
     RecipeError,
-    RunLockedError,
     StoppedError,
 )
-from cdistill.launch import thread_count
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
 from cdistill.runs import RunFolder, read_json
 from cdistill.storage import list_checkpoints, write_text
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
 
-_FREE = ("training.iterations", "evaluation", "checkpoint")  # what may change when a run goes on
+# What may change when a run goes on. A teacher's learning rate depends on the length of its training.
+_FREE = {DistillRecipe: ("training.iterations", "evaluation", "checkpoint"), TeacherRecipe: ("checkpoint",)}
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scikit-learn")
 
 
@@ -37,33 +37,36 @@ _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scikit-learn")
 def opened_run(
     folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str, accelerator: Accelerator
 ) -> Iterator[None]:
-    """Locks a run folder for the main process and writes or compares its recipe.
+    """Locks a run folder for the main process, writes or compares its recipe, and records how the work ends.
 
     Raises:
         RunLockedError: Another process holds it.
-        RecipeError: It holds a run of another recipe, or any run and `resume` is "never".
+        RecipeError: It holds a run of another recipe, any run and `resume` is "never", or something that is no run.
+        CorruptFileError: It holds checkpoints without a recipe.
     """
     with ExitStack() as stack:
-        failure: RunLockedError | None = None
+        failure: CdistillError | None = None
         if accelerator.is_main_process:
             try:
                 stack.enter_context(folder.locked())
-            except RunLockedError as error:
+                _check_recipe(folder, recipe, resume)
+            except CdistillError as error:
                 failure = error
-        locked = accelerator.reduce(torch.tensor(int(failure is not None), device=accelerator.device), "sum")
-        if int(locked):
-            raise failure or RunLockedError(f"{folder.path}: locked")
-        _check_recipe(folder, recipe, resume)
-        accelerator.wait_for_everyone()
+        failed = torch.tensor(int(failure is not None), device=accelerator.device)
+        if int(accelerator.reduce(failed, "sum")):
+            raise failure or CdistillError(f"{folder.path}: the main process refused it")
         if accelerator.is_main_process:
             write_text(folder.recipe, to_toml(recipe))
             _write_environment(folder, accelerator)
+            kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
+            folder.write_status(state="preparing", kind=kind, error=None, exit_code=None)
         accelerator.wait_for_everyone()
         try:
             yield
         except CdistillError as error:
-            if accelerator.is_main_process and not isinstance(error, StoppedError | DiskFullError):
-                folder.write_status(state="failed", exit_code=error.exit_code, error=str(error))
+            if accelerator.is_main_process and not isinstance(error, DiskFullError):
+                state = "stopped" if isinstance(error, StoppedError) else "failed"
+                folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
             raise
 
 
@@ -87,12 +90,19 @@ def versions() -> dict[str, str]:
 
 
 def _check_recipe(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
+    started = bool(list_checkpoints(folder.checkpoints))
     if not folder.recipe.is_file():
+        if started:
+            raise CorruptFileError(f"{folder.recipe}: missing, but there are checkpoints; choose another --out")
+        if folder.foreign_entries():
+            raise RecipeError(
+                f"{folder.path}: holds {folder.foreign_entries()[0]!r} and is no run; choose another --out"
+            )
         return
     if resume == "never":
         raise RecipeError(f"{folder.path}: already holds a run; choose another --out, or --resume auto to go on")
-    if list_checkpoints(folder.checkpoints):
-        changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, _FREE)
+    if started:
+        changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, _FREE[type(recipe)])
         if changed:
             raise RecipeError(
                 f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); choose another --out"
@@ -104,7 +114,7 @@ def _write_environment(folder: RunFolder, accelerator: Accelerator) -> None:
         "command": sys.argv[1:],
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
-        "threads": thread_count(),
+        "threads": torch.get_num_threads(),
         "precision": effective_precision(accelerator),
         "versions": versions(),
     }

@@ -10,12 +10,14 @@ from torch import Tensor
 from cdistill.commands.common import check_fit, versions
 from cdistill.console import progress, table
 from cdistill.data import Source, load_source
+from cdistill.errors import CdistillError
 from cdistill.estimation import collect_statistics, jackknife_errors, make_table
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import Coefficients, save_coefficients
+from cdistill.preconditionings.coefficients import Coefficients, load_coefficients, save_coefficients
 from cdistill.recipe import EstimationSection
 from cdistill.schedule import log_uniform_grid, rho_grid
 from cdistill.teachers import Teacher, load_teacher
+from cdistill.training.loop import make_accelerator
 
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
 
@@ -27,9 +29,12 @@ def estimate_coefficients(
     teacher = load_teacher(teacher_name)
     source = load_source(data or teacher.data)
     check_fit(teacher, source)
-    found, errors = estimate(teacher, source, section, out)
+    accelerator = make_accelerator("fp32")
+    teacher.denoiser.to(accelerator.device)
+    found, errors = estimate(teacher, source, section, out, accelerator)
     print_coefficients(found, errors)
-    draw_coefficients(plot, f"{teacher.name}: {section.samples} samples", found, errors)
+    if accelerator.is_main_process:
+        draw_coefficients(plot, f"{teacher.name}: {section.samples} samples", found, errors)
     lists = {name: values.tolist() for name, values in (("t", found.t), ("l", found.l), ("s", found.s))}
     return {"file": str(out), "plot": str(plot), "teacher": teacher.name, **lists}
 
@@ -62,6 +67,16 @@ def estimate(
     if accelerator is not None:
         accelerator.wait_for_everyone()
     return found, errors
+
+
+def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection) -> bool:
+    """Whether `path` holds the whole estimate that `section` asks for, of this teacher on these data."""
+    try:
+        _, _, header = load_coefficients(path)
+    except CdistillError:
+        return False
+    expected = {"teacher_sha256": teacher.digest, "data_sha256": source.digest, **section.model_dump()}
+    return all(header.get(key) == value for key, value in expected.items())
 
 
 def print_coefficients(found: Coefficients, errors: tuple[Tensor, Tensor], rows: int = 16) -> None:

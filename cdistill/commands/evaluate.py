@@ -18,11 +18,12 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.pictures import save_arrays, save_grid, save_images
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection, check_section
-from cdistill.runs import RunFolder
+from cdistill.runs import RunFolder, read_json
 from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
 from cdistill.storage import write_text
 from cdistill.student import load_student, untrained_student
 from cdistill.teachers import Teacher, load_teacher
+from cdistill.training.loop import make_accelerator
 
 
 def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
@@ -33,17 +34,22 @@ def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
         changes: Values that replace those of the recipe's evaluation section.
 
     Returns:
-        The record that is written to ``evaluation.json``.
+        The record, which is written beside the run's own ``evaluation.json``, under a name of its own.
     """
     student = load_student(run)
     values = {**student.recipe.evaluation.model_dump(), **changes}
     section = check_section(values, EvaluationSection, "evaluate")
     source = load_source(student.recipe.data or student.teacher.data, section.split)
-    judge = Judge(student.teacher, source, section.samples, section.metrics)
+    accelerator = make_accelerator("fp32")
+    student.teacher.denoiser.to(accelerator.device)
+    student.denoiser.to(accelerator.device)
+    judge = Judge(student.teacher, source, section.samples, section.metrics, accelerator)
     say(f"{run.path}: step {student.step}, {section.samples} samples of seeds 0..{section.samples - 1}")
     untrained = untrained_student(student.teacher, student.recipe)
-    report(run, judge, untrained, student.denoiser, student.preconditioning, section, student.step)
-    return run.results()
+    name = f"evaluation-step{student.step}-{section.split}{section.samples}-nfe{'-'.join(map(str, section.nfe))}"
+    report(run, judge, untrained, student.denoiser, student.preconditioning, section, student.step, name)
+    judge.wait()
+    return read_json(run.path / f"{name}.json")
 
 
 def report(
@@ -54,13 +60,15 @@ def report(
     form: Preconditioning,
     section: EvaluationSection,
     step: int,
+    name: str = "evaluation",
 ) -> list[Row]:
-    """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and a grid."""
+    """Measures teacher, untrained and trained student; prints the table, writes `name`.json and a picture."""
     rows = [judge.judge_teacher()]
     rows += judge.judge_student("untrained student", untrained.to(judge.device), form, section.nfe)[0]
     students, drawn = judge.judge_student("student", trained, form, section.nfe)
     rows += students
-    grid = draw_grid(run, judge, drawn, section, step)
+    own = f"step-{step:08d}" if name == "evaluation" else name
+    grid = draw_grid(run, judge, drawn, section, own)
     record = as_record(
         rows,
         run=str(run.path),
@@ -76,15 +84,15 @@ def report(
         versions=versions(),
     )
     if judge.main:
-        write_text(run.path / "evaluation.json", json.dumps(record, indent=1) + "\n")
+        write_text(run.path / f"{name}.json", json.dumps(record, indent=1) + "\n")
         title = f"{run.path}, step {step}: {section.samples} samples against {judge.source.name} ({section.split})"
         print_rows(title, judge.metrics, rows)
-        say(f"results: {run.path / 'evaluation.json'}" + (f"   samples: {grid}" if grid else ""))
+        say(f"results: {run.path / name}.json" + (f"   samples: {grid}" if grid else ""))
     return rows
 
 
 def draw_grid(
-    run: RunFolder, judge: Judge, drawn: Sequence[Tensor], section: EvaluationSection, step: int
+    run: RunFolder, judge: Judge, drawn: Sequence[Tensor], section: EvaluationSection, name: str
 ) -> Path | None:
     """Shows the first seeds at every NFE, the teacher's above, as one picture; None for vectors.
 
@@ -93,13 +101,13 @@ def draw_grid(
         judge: Who has the teacher's samples.
         drawn: The student's samples (n, ...) at each NFE of the section.
         section: How many images.
-        step: After how many steps; names the file.
+        name: The file's, without its ending.
     """
     if len(judge.teacher.shape) != 3:
         return None
     count = min(section.grid_images, section.samples)
     rows = [part[:count] for part in [judge.reference.teacher_samples, *drawn]]
-    path = run.path / "samples" / f"step-{step:08d}.png"
+    path = run.path / "samples" / f"{name}.png"
     if judge.main:
         save_grid(path, torch.cat(rows), count, ["teacher", *[f"{calls} NFE" for calls in section.nfe]])
     return path
@@ -131,19 +139,26 @@ def sample(
     samplers: dict[str, Sampler]
     if run is not None:
         student = load_student(run)
-        teacher = student.teacher
+        teacher, denoisers = student.teacher, [student.denoiser]
         samplers = {f"nfe{k}": student_sampler(student.denoiser, student.preconditioning, k) for k in nfe}
     else:
         teacher = load_teacher(teacher_name or "")
+        denoisers = [teacher.denoiser]
         samplers = {"teacher": teacher_sampler(teacher.denoiser)}
     _check_request(teacher, classes, form)
+    accelerator = make_accelerator("fp32")
+    for denoiser in denoisers:
+        denoiser.to(accelerator.device)
     chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
     written = []
     for name, sampler in samplers.items():
         with progress(len(seeds), name, "img") as advance:
             samples, labels = generate(
-                sampler, teacher.shape, seeds, teacher.denoiser.num_classes, chosen, advance=advance
-            )
+                sampler, teacher.shape, seeds, teacher.denoiser.num_classes, chosen,
+                accelerator.device, advance, accelerator,
+            )  # fmt: skip
+        if not accelerator.is_main_process:
+            continue
         if form == "grid":
             written.append(out / f"{name}.png")
             save_grid(written[-1], samples)

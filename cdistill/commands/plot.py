@@ -10,6 +10,7 @@ from torch import Tensor
 from cdistill.commands.estimate import draw_coefficients
 from cdistill.console import progress, table
 from cdistill.data import load_source
+from cdistill.errors import CorruptFileError
 from cdistill.estimation import collect_statistics, jackknife_errors, make_table
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.plots import plot_trajectories
@@ -95,5 +96,8 @@ def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
 def redraw_coefficients(file: Path, out: Path) -> None:
     """Draws a coefficient file (Figs. 2c and 4)."""
     found, tensors, header = load_coefficients(file)
-    errors = jackknife_errors(found.t, tensors["groups"], header["samples"], header["dim"])
+    try:
+        errors = jackknife_errors(found.t, tensors["groups"], int(header["samples"]), int(header["dim"]))
+    except KeyError as error:
+        raise CorruptFileError(f"{file}: lacks {error}; estimate the coefficients again") from error
     draw_coefficients(out, f"{header['teacher']}: {header['samples']} samples", found, errors)

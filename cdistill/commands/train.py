@@ -1,6 +1,5 @@
 """``cdistill distill`` and ``cdistill train-teacher``."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,10 +7,11 @@ import torch
 from accelerate import Accelerator
 
 from cdistill.commands.common import check_fit, opened_run
-from cdistill.commands.estimate import draw_coefficients, estimate, print_coefficients
+from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
 from cdistill.console import say
 from cdistill.data import Source, load_source
+from cdistill.errors import RecipeError
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record
 from cdistill.losses import Distance
@@ -21,6 +21,7 @@ from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import DISTANCES, PRECONDITIONINGS
 from cdistill.runs import RunFolder
+from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.base import build_denoiser
@@ -35,6 +36,9 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
+    if len(source.shape) != 3:
+        raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
+    recipe.network.check_side(source.shape[-1])
     shape = {"resolution": source.shape[-1], "channels": source.shape[0], "num_classes": source.num_classes}
     architecture = {**shape, **recipe.network.model_dump()}
     folder, path = RunFolder(out), out / "teacher.safetensors"
@@ -44,6 +48,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
         denoiser = build_denoiser(architecture, section.sigma_data)
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
+        task.identity = {"data_sha256": source.digest}
         train(task, folder, section.iterations, checkpoint.every, checkpoint.keep, section.batch_size)
         if accelerator.is_main_process:
             save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
@@ -53,12 +58,15 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
+    if recipe.teacher.endswith(".safetensors"):  # the run must find it from any folder
+        recipe = recipe.model_copy(update={"teacher": str(Path(recipe.teacher).absolute())})
     teacher = load_teacher(recipe.teacher)
     source = load_source(recipe.data or teacher.data)
     check_fit(teacher, source)
     distance: Distance = DISTANCES.get(recipe.training.distance)()
-    folder = RunFolder(out)
+    folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
+    judge = Judge(teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator)
     with opened_run(folder, recipe, resume, accelerator):
         teacher.denoiser.to(accelerator.device)
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
@@ -66,18 +74,17 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
         task = _TASKS[recipe.training.method](
             teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed
         )
+        task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
         say(
             f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
             f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}"
         )
-        section, checkpoint = recipe.evaluation, recipe.checkpoint
-        judge = Judge(teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator)
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step):
                 rows, drawn = judge.judge_student("student", task.ema, form, section.nfe)
-                draw_grid(folder, judge, drawn, section, step)
+                draw_grid(folder, judge, drawn, section, f"step-{step:08d}")
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
@@ -96,16 +103,24 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
 def prepare_preconditioning(
     recipe: DistillRecipe, teacher: Teacher, source: Source, folder: RunFolder, accelerator: Accelerator
 ) -> Preconditioning:
-    """Returns the preconditioning of a run; its coefficients are copied into the run folder, or estimated there."""
+    """Returns the preconditioning of a run; its coefficients are copied into the run folder, or estimated there.
+
+    Coefficients that are there stay when the run has begun, or when they are what this recipe would estimate.
+    """
     section = recipe.preconditioning
-    if PRECONDITIONINGS.get(section.name).needs_coefficients and not folder.coefficients.is_file():
-        if section.coefficients is not None:
+    if PRECONDITIONINGS.get(section.name).needs_coefficients:
+        begun = bool(list_checkpoints(folder.checkpoints)) and folder.coefficients.is_file()
+        estimated = section.coefficients is None and is_estimate(
+            folder.coefficients, teacher, source, recipe.estimation
+        )
+        accelerator.wait_for_everyone()  # every process has looked before the main one writes
+        if section.coefficients is not None and not begun:
             given = Path(section.coefficients)
             load_preconditioning(section.name, teacher, given, section.allow_other_teacher)
             if accelerator.is_main_process:
-                shutil.copyfile(given, folder.coefficients)
+                copy_file(given, folder.coefficients)
             accelerator.wait_for_everyone()
-        else:
+        elif not begun and not estimated:
             found, errors = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
             if accelerator.is_main_process:
                 print_coefficients(found, errors, rows=8)

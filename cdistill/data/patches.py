@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cdistill.data.source import Source
+from cdistill.errors import CdistillError
 
 SIDE = 12
 _STRIPE = 32
@@ -19,7 +20,7 @@ def load_patches(split: str = "train") -> Source:
     from sklearn.datasets import load_sample_image
 
     if split not in _COUNTS:
-        raise ValueError(f"split must be 'train' or 'heldout', not {split!r}")
+        raise CdistillError(f"data 'patches': has no part {split!r}; only 'train' and 'heldout'")
     # RandomState, not default_rng: NumPy keeps its stream for ever, so the patches stay the same.
     draw = np.random.RandomState(0 if split == "train" else 1)
     cuts = []

@@ -50,13 +50,12 @@ class Metric(ABC):
     def applies(self, source: Source) -> bool:
         """Whether the metric means something for this kind of data; decides what is measured by default."""
 
+    def check(self, source: Source) -> None:  # noqa: B027 - most metrics need nothing
+        """Raises CdistillError if the metric cannot be computed on these data here; asked before anything is drawn."""
+
     @abstractmethod
     def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """Measures `samples` (n, ...), float64, not quantised; the order is that of the reference's seeds.
-
-        Raises:
-            CdistillError: The metric cannot be computed here; the message says what to do.
-        """
+        """Measures `samples` (n, ...), float64, not quantised; the order is that of the reference's seeds."""
 
 
 class PixelFrechet(Metric):
@@ -68,10 +67,12 @@ class PixelFrechet(Metric):
         """Images of at most 1,024 elements, fewer than there are of them."""
         return len(source.shape) == 3 and source.samples[0].numel() <= min(1024, len(source))
 
+    def check(self, source: Source) -> None:
+        """See :class:`Metric`."""
+        _needs_images("frechet-pixels", source)
+
     def __call__(self, samples: Tensor, reference: Reference) -> float:
         """See :class:`Metric`."""
-        if len(samples) < 2:
-            raise CdistillError(f"frechet-pixels: got {len(samples)} sample; needs 2 or more")
         return frechet_distance(moments(from_uint8(to_uint8(samples)).flatten(1)), reference.pixels)
 
 
@@ -98,10 +99,13 @@ class Wasserstein(Metric):
         """Scalars."""
         return source.shape == (1,)
 
+    def check(self, source: Source) -> None:
+        """See :class:`Metric`."""
+        if not self.applies(source):
+            raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
+
     def __call__(self, samples: Tensor, reference: Reference) -> float:
         """See :class:`Metric`."""
-        if not self.applies(reference.source):
-            raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
         return wasserstein_1d(samples, reference.source.samples)
 
 
@@ -109,20 +113,39 @@ class InceptionFrechet(Metric):
     """FID: Frechet distance of TensorFlow's Inception features through clean-fid (`legacy_tensorflow`)."""
 
     title = "FID"
+    _real: tuple[Source, tuple[Tensor, Tensor]] | None = None
 
     def applies(self, source: Source) -> bool:
         """Images of 32x32 or more."""
         return len(source.shape) == 3 and source.shape[-1] >= 32
 
+    def check(self, source: Source) -> None:
+        """See :class:`Metric`."""
+        _needs_images("fid", source)
+        assets.INCEPTION.find()
+
     def __call__(self, samples: Tensor, reference: Reference) -> float:
         """See :class:`Metric`."""
+        if self._real is None or self._real[0] is not reference.source:
+            self._real = reference.source, moments(self._features(reference.source.samples))
+        return frechet_distance(moments(self._features(to_uint8(samples))), self._real[1])
+
+    @cached_property
+    def _network(self) -> torch.nn.Module:
         from cleanfid.inception_torchscript import InceptionV3W
 
-        if len(reference.source.shape) != 3:
-            raise CdistillError("fid: needs images; choose another metric")
-        network = InceptionV3W(str(assets.INCEPTION.find().parent), download=False, resize_inside=True)
-        real, drawn = (_features(network, images) for images in (reference.source.samples, to_uint8(samples)))
-        return frechet_distance(moments(drawn), moments(real))
+        network: torch.nn.Module = InceptionV3W(str(assets.INCEPTION.find().parent), download=False, resize_inside=True)
+        return network
+
+    def _features(self, images: Tensor, batch: int = 64) -> Tensor:
+        """Returns the features (n, 2048) of uint8 images (n, C, H, W); grey ones are repeated to three colours."""
+        with torch.inference_mode():
+            return torch.cat([self._network(part.expand(-1, 3, -1, -1).float()) for part in images.split(batch)])
+
+
+def _needs_images(name: str, source: Source) -> None:
+    if len(source.shape) != 3:
+        raise CdistillError(f"{name}: needs images, not {source.name!r}; choose another metric")
 
 
 def wasserstein_1d(first: Tensor, second: Tensor) -> float:
@@ -130,10 +153,3 @@ def wasserstein_1d(first: Tensor, second: Tensor) -> float:
     from scipy.stats import wasserstein_distance
 
     return float(wasserstein_distance(first.flatten().numpy(), second.flatten().numpy()))
-
-
-def _features(network: torch.nn.Module, images: Tensor, batch: int = 64) -> Tensor:
-    """Returns the features (n, 2048) of uint8 images (n, C, H, W); grey ones are repeated to three colours."""
-    with torch.inference_mode():
-        parts = [network(part.expand(-1, 3, -1, -1).float()) for part in images.split(batch)]
-    return torch.cat(parts)

@@ -20,7 +20,7 @@ class Row:
     Attributes:
         sampler: "student", "untrained student" or "teacher (Heun)".
         nfe: Network calls a sample.
-        values: Metric -> value; a metric that could not be computed is missing.
+        values: Metric -> value.
     """
 
     sampler: str
@@ -29,20 +29,31 @@ class Row:
 
 
 def choose_metrics(names: Sequence[str], source: Source) -> dict[str, Metric]:
-    """Returns the metrics called `names`, or all that apply to this kind of data when none is named."""
+    """Returns the metrics called `names`, or all that apply to this kind of data when none is named.
+
+    One that cannot be computed here is named on stderr, with what to do, and left out.
+
+    Raises:
+        CdistillError: None of those that are named can be computed.
+    """
     found: dict[str, Metric] = {name: METRICS.get(name)() for name in (names or METRICS.names())}
-    return found if names else {name: metric for name, metric in found.items() if metric.applies(source)}
+    chosen = found if names else {name: metric for name, metric in found.items() if metric.applies(source)}
+    usable, failure = {}, None
+    for name, metric in chosen.items():
+        try:
+            metric.check(source)
+            usable[name] = metric
+        except CdistillError as error:
+            failure = error
+            say(f"{name}: left out: {error}")
+    if names and not usable and failure is not None:
+        raise failure
+    return usable
 
 
 def measure(sampler: str, nfe: int, metrics: dict[str, Metric], samples: Tensor, reference: Reference) -> Row:
-    """Measures one set of samples; a metric that cannot be computed is named on stderr and left out."""
-    values = {}
-    for name, metric in metrics.items():
-        try:
-            values[name] = metric(samples, reference)
-        except CdistillError as error:
-            say(f"{name}: left out: {error}")
-    return Row(sampler, nfe, values)
+    """Measures one set of samples."""
+    return Row(sampler, nfe, {name: metric(samples, reference) for name, metric in metrics.items()})
 
 
 def print_rows(title: str, metrics: dict[str, Metric], rows: Sequence[Row]) -> None:
@@ -51,14 +62,10 @@ def print_rows(title: str, metrics: dict[str, Metric], rows: Sequence[Row]) -> N
     table(
         title,
         columns,
-        [[row.sampler, str(row.nfe), *[_format(row, name) for name in metrics]] for row in rows],
+        [[row.sampler, str(row.nfe), *[f"{row.values[name]:.4g}" for name in metrics]] for row in rows],
     )
 
 
 def as_record(rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
     """Returns the rows and how they were made, as JSON."""
     return {**facts, "rows": [asdict(row) for row in rows]}
-
-
-def _format(row: Row, name: str) -> str:
-    return f"{row.values[name]:.4g}" if name in row.values else "-"

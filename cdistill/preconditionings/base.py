@@ -76,13 +76,19 @@ class Preconditioning(ABC):
             f and g, float64, like `t`.
 
         Raises:
-            CdistillError: A pair is not 0 < s <= t, or the form has no jump to s; the message names the pair.
+            CdistillError: A pair is not 0 < s <= t, or the form has no jump to s, or f and g are not finite or break
+                the boundary condition; the message names the pair.
         """
         t, s = torch.broadcast_tensors(t.double(), s.double())
         self._check(t, s, (s <= 0) | (s > t), "needs 0 < s <= t")
         if self.to_eps_only:
             self._check(t, s, (s != self.eps) & (s != t), f"jumps to eps = {self.eps} only")
         f, g = self.coefficients(t, s)
+        if f.shape != t.shape or g.shape != t.shape:
+            raise CdistillError(f"{type(self).__name__}: f, g have shapes {f.shape}, {g.shape}; needs {t.shape}")
+        f, g = f.double(), g.double()
+        self._check(t, s, ~(f.isfinite() & g.isfinite()), "f or g is not finite there: estimate better coefficients")
+        self._check(t, s, (t == s) & ((f != 1) | (g != 0)), "f(t,t) = 1 and g(t,t) = 0 must hold exactly")
         if self.multiplies == "network":
             c_skip, c_out, _ = edm_coefficients(t, self.sigma_data)
             f, g = f - g * c_skip / c_out, g / c_out
@@ -103,5 +109,7 @@ def make_preconditioning(
         UnknownNameError: No such name.
         RecipeError: It needs coefficients and got none.
     """
-    found: Preconditioning = PRECONDITIONINGS.get(name)(sigma_data=sigma_data, eps=eps, table=table)
-    return found
+    kind = PRECONDITIONINGS.get(name)
+    if not (isinstance(kind, type) and issubclass(kind, Preconditioning)):
+        raise CdistillError(f"preconditioning {name!r}: {kind!r} is no subclass of cdistill's Preconditioning")
+    return kind(sigma_data=sigma_data, eps=eps, table=table)

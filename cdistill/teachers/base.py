@@ -78,9 +78,10 @@ def read_teacher(path: Path, name: str) -> Teacher:
     try:
         denoiser = build_denoiser(header["architecture"], header["sigma_data"])
         denoiser.load_state_dict(tensors)
+        data = str(header["data"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({error})") from error
-    return Teacher(name, freeze(denoiser), header["data"])
+    return Teacher(name, freeze(denoiser), data)
 
 
 def build_denoiser(architecture: dict[str, Any], sigma_data: float) -> Denoiser:

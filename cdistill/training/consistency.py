@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.data import Source
+from cdistill.errors import RecipeError
 from cdistill.losses import Distance, balance, dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.preconditionings import Preconditioning
@@ -25,7 +26,7 @@ from cdistill.recipe import DistillSection
 from cdistill.schedule import EPS, RHO, T, rho_grid
 from cdistill.solvers import heun_step, jump, solve
 from cdistill.training.batches import check_divisible, draw_data, normal_like, own_part
-from cdistill.training.loop import Groups, Task, check_finite
+from cdistill.training.loop import Groups, Task, check_finite, check_gradients
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
 
@@ -121,6 +122,9 @@ class ConsistencyTask(Task):
         seed: int,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
+        if preconditioning.to_eps_only and section.method != "cm":
+            name = type(preconditioning).__name__
+            raise RecipeError(f"preconditioning.name: {name} jumps to eps only; it needs training.method = 'cm'")
         self.accelerator, self.section, self.source, self.seed = accelerator, section, source, seed
         device = accelerator.device
         self.teacher = teacher.to(device)
@@ -131,7 +135,7 @@ class ConsistencyTask(Task):
         self.grid = rho_grid(section.points)
         t, s = torch.meshgrid(self.grid, self.grid, indexing="ij")
         allowed = (s <= t) & ((s == EPS) | (s == t) | (not preconditioning.to_eps_only))
-        self.f, self.g = (torch.zeros_like(t).to(device) for _ in range(2))
+        self.f, self.g = (torch.full_like(t, torch.nan).to(device) for _ in range(2))
         self.f[allowed], self.g[allowed] = (part.to(device) for part in preconditioning(t[allowed], s[allowed]))
         self.grid = self.grid.to(device)
         trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
@@ -161,6 +165,7 @@ class ConsistencyTask(Task):
         check_finite(losses, index)
         if self.section.dsm:
             losses["balance"] = self._combine(gradients)
+        check_gradients(self, self.trained, index)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             update_ema(self.ema, self.live, self.section.ema_rate)
@@ -257,8 +262,9 @@ class CTMTask(ConsistencyTask):
         middle = batch.start + h
         with torch.no_grad():
             x_u = self.solve_teacher(batch.x_t, batch.start, h, batch.labels)
-            inner = self.target if self.section.target == "ema" else self.live
+            inner = self.target if self.section.target == "ema" else self.live.eval()
             y = self.jump(inner, x_u, middle, batch.end, batch.labels)
+            self.live.train()
             y_eps = self.jump(self.target, y, batch.end, final, batch.labels)
         e = self.jump(self.model, batch.x_t, batch.start, batch.end, batch.labels)
         e_eps = self.jump(self.target, e, batch.end, final, batch.labels)

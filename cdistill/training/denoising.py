@@ -13,7 +13,7 @@ from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DenoisingSection
 from cdistill.training.batches import check_divisible, draw_data, normal_like, own_part
-from cdistill.training.loop import Groups, Task, check_finite
+from cdistill.training.loop import Groups, Task, check_finite, check_gradients
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
 
@@ -57,6 +57,7 @@ class DenoisingTask(Task):
             group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
+        check_gradients(self, self.live.parameters(), index)
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))

@@ -4,18 +4,17 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill import stopping
-from cdistill.checkpoint import load_checkpoint, save_checkpoint
+from cdistill.checkpoint import check_identity, load_checkpoint, save_checkpoint
 from cdistill.console import progress
-from cdistill.errors import CdistillError, DivergedError, StoppedError
-from cdistill.launch import world_size
+from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
+from cdistill.launch import set_threads, world_size
 from cdistill.runs import RunFolder
 from cdistill.storage import list_checkpoints
 
@@ -26,9 +25,15 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 class Task(ABC):
-    """What is trained: one optimisation step and the state that it leaves."""
+    """What is trained: one optimisation step and the state that it leaves.
+
+    Attributes:
+        accelerator: Devices and processes.
+        identity: Digests of what the state depends on; a checkpoint with others is refused.
+    """
 
     accelerator: Accelerator
+    identity: dict[str, str]
 
     @abstractmethod
     def step(self, index: int) -> dict[str, Tensor]:
@@ -44,12 +49,16 @@ class Task(ABC):
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Returns accelerate's handle on devices and processes.
+    """Returns accelerate's handle on devices and processes, and sets the threads, which accelerate changes.
 
     Raises:
         CdistillError: The launcher started several processes that do not know of each other.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
+    try:
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
+    except ValueError as error:
+        raise CdistillError(f"launch: {error}; unset RANK and WORLD_SIZE, or use a launcher that sets all") from error
+    set_threads()
     if world_size() > 1 and accelerator.num_processes == 1:
         raise CdistillError(
             f"launch: {world_size()} processes were started but each is alone; start them with "
@@ -66,26 +75,45 @@ def effective_precision(accelerator: Accelerator) -> str:
     return "fp32" if asked == "no" else asked
 
 
-def check_finite(losses: dict[str, Tensor], index: int) -> None:
-    """Raises DivergedError if a loss is NaN or infinite, before the weights are touched."""
-    for name, value in losses.items():
+def check_finite(values: dict[str, Tensor], index: int) -> None:
+    """Raises DivergedError if a loss or a gradient's norm is NaN or infinite, before the weights are touched."""
+    for name, value in values.items():
         if not math.isfinite(float(value)):
             raise DivergedError(
-                f"step {index}: {name} is {float(value)}; the last checkpoint is intact: "
-                "lower training.learning_rate or use fp32, then resume"
+                f"step {index}: {name} is {float(value)}; nothing was saved of it: start again with a lower "
+                "training.learning_rate, or fp32, and another --out"
             )
 
 
-def restore(task: Task, folder: RunFolder) -> int:
-    """Loads the newest checkpoint, if there is one, and returns the number of finished steps."""
+def check_gradients(task: Task, parameters: Iterable[Tensor], index: int) -> None:
+    """Raises DivergedError if the gradient is not finite; with fp16 its scaler does that by skipping the step."""
+    if task.accelerator.scaler is None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        check_finite({"the gradient's norm": torch.stack(torch._foreach_norm(gradients)).norm()}, index)
+
+
+def restore(task: Task, folder: RunFolder, iterations: int) -> int:
+    """Loads the newest checkpoint, if there is one, and returns the number of finished steps.
+
+    Raises:
+        MismatchError: It was made with another teacher or other data, or its tensors do not fit.
+        RecipeError: It has more steps than `iterations`.
+    """
     found = list_checkpoints(folder.checkpoints)
     if not found:
         return 0
     groups, state = load_checkpoint(found[-1])
-    task.load(groups)
+    check_identity(found[-1], state, task.identity)
+    done = int(state["step"])
+    if done > iterations:
+        raise RecipeError(f"training.iterations: got {iterations}, but {folder.path} has {done} steps already")
+    try:
+        task.load(groups)
+    except (RuntimeError, KeyError) as error:
+        raise MismatchError(f"{found[-1]}: its tensors do not fit this recipe ({error})") from error
     if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    return int(state["step"])
+    return done
 
 
 def train(
@@ -115,7 +143,7 @@ def train(
         DivergedError: A loss became NaN or infinite; the last checkpoint is intact.
     """
     main = task.accelerator.is_main_process
-    done = restore(task, folder)
+    done = restore(task, folder, iterations)
     if main:
         folder.truncate_metrics(done)
         folder.write_status(state="running", step=done, iterations=iterations)
@@ -139,7 +167,7 @@ def train(
             if done % save_every == 0 or done == iterations or stop:
                 save(task, folder, done, keep)
             if stop and done < iterations:
-                _stop(folder, done, stop, main)
+                _stop(folder, done, stop)
             measure()
 
 
@@ -162,7 +190,7 @@ def save(task: Task, folder: RunFolder, done: int, keep: int) -> None:
     """Writes a checkpoint from the main process; the others wait."""
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
-        state: dict[str, Any] = {"scaler": scaler.state_dict() if scaler is not None else None}
+        state = {"scaler": scaler.state_dict() if scaler is not None else None, "identity": task.identity}
         save_checkpoint(folder.checkpoints, done, task.groups(), state, keep)
         folder.write_status(step=done)
     task.accelerator.wait_for_everyone()
@@ -177,9 +205,7 @@ def _agree_to_stop(accelerator: Accelerator) -> int:
     return int(everyone.max())
 
 
-def _stop(folder: RunFolder, done: int, number: int, main: bool) -> None:
-    code = stopping.EXIT_CODES[signal.Signals(number)]
-    if main:
-        folder.write_status(state="stopped", step=done, exit_code=code)
+def _stop(folder: RunFolder, done: int, number: int) -> None:
+    code = stopping.EXIT_CODES[number]
     name = signal.Signals(number).name
     raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to go on", code)
