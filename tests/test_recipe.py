@@ -182,7 +182,6 @@ def test_a_recipe_cannot_extend_itself(tmp_path, base):
         load_recipe(child, DistillRecipe)
 
 
-@pytest.mark.parametrize("name", ["digits", "patches"])
 def test_a_circle_through_other_names_is_noticed(tmp_path):
     child = tmp_path / "child.toml"
     child.write_text(f'extends = "../{tmp_path.name}/child.toml"\n')
@@ -222,6 +221,7 @@ def test_networks_that_do_not_fit_are_refused(change, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["digits", "patches"])
 def test_the_twins_differ_in_the_preconditioning_only(name):
     first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
     assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]
