@@ -122,7 +122,10 @@ def estimate_coeffs(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
     data: Annotated[str | None, typer.Option(help="Data source; the teacher's own by default.")] = None,
     grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
-    timesteps: Annotated[int, typer.Option(help="Noise levels.")] = 120,
+    timesteps: Annotated[
+        int,
+        typer.Option(help="Noise levels; with fewer than 24 the grid adds an error that the error bars do not show."),
+    ] = 120,
     samples: Annotated[int, typer.Option(help="Samples at each noise level; the paper has 4096.")] = 1024,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="File; coefficients-TEACHER.safetensors by default.")] = None,
