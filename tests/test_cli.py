@@ -115,18 +115,7 @@ def test_a_recipe_with_three_errors_shows_all_three(fails, tmp_path):
 
 def test_coefficients_of_another_teacher_are_refused_by_hash(fails):
     sets = [part for value in FAST for part in ("--set", value)]
-    make = [
-        "estimate-coeffs",
-        "--teacher",
-        "mixture-1d",
-        "--samples",
-        "64",
-        "--timesteps",
-        "8",
-        "--out",
-        "m.safetensors",
-    ]
-    assert run(make) == 0
+    assert run([*ESTIMATE, "--out", "m.safetensors"]) == 0
     arguments = ["distill", "--recipe", "digits", *sets, "--set", "preconditioning.coefficients=m.safetensors"]
     code, text = fails(*arguments)
     assert code == 4
@@ -139,22 +128,7 @@ def test_damaged_and_foreign_coefficient_files_are_refused(fails, tmp_path):
     import numpy as np
     from safetensors.numpy import save_file
 
-    assert (
-        run(
-            [
-                "estimate-coeffs",
-                "--teacher",
-                "mixture-1d",
-                "--samples",
-                "64",
-                "--timesteps",
-                "8",
-                "--out",
-                "c.safetensors",
-            ]
-        )
-        == 0
-    )
+    assert run([*ESTIMATE, "--out", "c.safetensors"]) == 0
     data = (tmp_path / "c.safetensors").read_bytes()
     flipped = bytearray(data)
     flipped[-3] ^= 2
