@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from cdistill.networks.denoiser import EDMDenoiser, edm_coefficients, freeze, positional_embedding
-from cdistill.networks.song import Attention, SongUNet
+from cdistill.networks.song import SongUNet
+from cdistill.networks.unet import Attention
 from cdistill.randomness import generator
 from cdistill.teachers import load_teacher
 

@@ -15,6 +15,7 @@ from cdistill.errors import RecipeError
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record
 from cdistill.losses import Distance
+from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
@@ -24,7 +25,6 @@ from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
-from cdistill.teachers.base import build_denoiser
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
@@ -40,7 +40,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
         raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
     recipe.network.check_side(source.shape[-1])
     shape = {"resolution": source.shape[-1], "channels": source.shape[0], "num_classes": source.num_classes}
-    architecture = {**shape, **recipe.network.model_dump()}
+    architecture = {"network": "song", **shape, **recipe.network.model_dump()}
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
     with opened_run(folder, recipe, resume, accelerator):

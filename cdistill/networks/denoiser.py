@@ -1,5 +1,6 @@
 """Denoisers D(x, t[, s]) and EDM's way of wrapping a free network into one."""
 
+import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
 from typing import TypeVar
@@ -75,7 +76,7 @@ class FreeNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
-        """Computes F; `x` is scaled to unit variance, the noise inputs are (B,) in the network's dtype."""
+        """Computes F; `x` has unit variance and the network's type; the noise inputs are (B,), float32 at least."""
 
     @abstractmethod
     def add_s_branch(self) -> None:
@@ -89,12 +90,16 @@ class FreeNetwork(nn.Module, ABC):
     def last_layer(self) -> nn.Parameter:
         """Returns the weight of the output layer."""
 
+    def unused(self) -> list[nn.Parameter]:
+        """Returns parameters that no output depends on; they stay frozen in a student."""
+        return []
+
 
 class EDMDenoiser(Denoiser):
     """D(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x; c_noise(t), c_noise(s)) (Zheng et al. 2025, Eq. 3).
 
-    c_noise = log(t)/4. The scalings are computed in float64 and cast to the type of `x`; what enters the
-    network is cast to the type of its weights last.
+    c_noise = log(t)/4, in float32 for networks of float32 or less, as EDM computes it. The other scalings are computed
+    in float64 and cast to the type of `x`; what enters the network is cast to the type of its weights last.
 
     Args:
         model: The free network F.
@@ -115,9 +120,10 @@ class EDMDenoiser(Denoiser):
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """See :class:`Denoiser`."""
         dtype = self.model.last_layer().dtype
+        precise = torch.promote_types(dtype, torch.float32)
         c_skip, c_out, c_in = edm_coefficients(t, self.sigma_data)
-        noise_s = None if s is None else (s.log() / 4).to(dtype)
-        free = self.model((broadcast(c_in, x) * x).to(dtype), (t.log() / 4).to(dtype), noise_s, labels)
+        noise, noise_s = (None if level is None else level.to(precise).log() / 4 for level in (t, s))
+        free = self.model((broadcast(c_in, x) * x).to(dtype), noise, noise_s, labels)
         out: Tensor = broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
         return out
 
@@ -127,7 +133,10 @@ class EDMDenoiser(Denoiser):
         copy.model.set_dropout(dropout)
         if takes_s:
             copy.model.add_s_branch()
-        return copy.train().requires_grad_(True)
+        copy.train().requires_grad_(True)
+        for parameter in copy.model.unused():
+            parameter.requires_grad_(False)
+        return copy
 
     def balance_weight(self) -> nn.Parameter:
         """See :class:`Denoiser`."""
@@ -158,14 +167,36 @@ def positional_embedding(noise: Tensor, channels: int) -> Tensor:
     """[sin, cos] of noise * 10000^(-i/(h-1)), i = 0..h-1 with h = channels/2 (DDPM++'s, as EDM uses it).
 
     Args:
-        noise: c_noise (B,).
+        noise: c_noise (B,), float32 or float64.
         channels: Even number of outputs.
 
     Returns:
         (B, channels), in the type of `noise`.
     """
-    half = channels // 2
-    dtype = torch.promote_types(noise.dtype, torch.float32)
-    exponent = torch.arange(half, dtype=dtype, device=noise.device) / (half - 1)
-    angles = torch.outer(noise.to(dtype), (1 / 10000) ** exponent)
-    return torch.cat([angles.sin(), angles.cos()], dim=1).to(noise.dtype)
+    angles = _angles(noise, channels // 2, channels // 2 - 1)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def adm_embedding(noise: Tensor, channels: int) -> Tensor:
+    """[cos, sin] of noise * 10000^(-i/h), i = 0..h-1 with h = channels/2 (ADM's); see `positional_embedding`."""
+    angles = _angles(noise, channels // 2, channels // 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def fourier_embedding(noise: Tensor, freqs: Tensor) -> Tensor:
+    """[sin, cos] of 2 pi freqs * noise (NCSN++'s, as EDM uses it).
+
+    Args:
+        noise: c_noise (B,), float32 or float64.
+        freqs: (h,).
+
+    Returns:
+        (B, 2h), in the type of `noise`.
+    """
+    angles = torch.outer(noise, (2 * math.pi * freqs).to(noise.dtype))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _angles(noise: Tensor, count: int, steps: int) -> Tensor:
+    exponents = torch.arange(count, dtype=torch.float32, device=noise.device) / steps
+    return torch.outer(noise, ((1 / 10000) ** exponents).to(noise.dtype))

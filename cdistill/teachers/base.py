@@ -58,7 +58,7 @@ def load_teacher(name: str) -> Teacher:
 
 
 def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], header: dict[str, Any]) -> None:
-    """Writes a network teacher as safetensors, with its `architecture` (see `build_denoiser`) in the header."""
+    """Writes a network teacher as safetensors, its `architecture` (see `cdistill.networks`) in the header."""
     from cdistill.checkpoint import save_tensors
 
     facts = {"architecture": architecture, "data": teacher.data, "sigma_data": teacher.denoiser.sigma_data}
@@ -72,28 +72,13 @@ def read_teacher(path: Path, name: str) -> Teacher:
         CorruptFileError: Damaged, of another kind, or its tensors do not fit its architecture.
     """
     from cdistill.checkpoint import load_tensors
+    from cdistill.networks.architecture import load_denoiser
     from cdistill.networks.denoiser import freeze
 
     tensors, header = load_tensors(path, "teacher")
     try:
-        denoiser = build_denoiser(header["architecture"], header["sigma_data"])
-        denoiser.load_state_dict(tensors)
+        denoiser = load_denoiser(header["architecture"], header["sigma_data"], tensors)
         data = str(header["data"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({error})") from error
     return Teacher(name, freeze(denoiser), data)
-
-
-def build_denoiser(architecture: dict[str, Any], sigma_data: float) -> Denoiser:
-    """Builds an untrained denoiser.
-
-    Args:
-        architecture: Arguments of :class:`cdistill.networks.song.SongUNet`.
-        sigma_data: Standard deviation of the data.
-    """
-    from cdistill.networks.denoiser import EDMDenoiser
-    from cdistill.networks.song import SongUNet
-
-    network = SongUNet(**architecture)
-    side, channels = architecture["resolution"], architecture["channels"]
-    return EDMDenoiser(network, (channels, side, side), sigma_data, architecture["num_classes"])

@@ -1,0 +1,366 @@
+"""What DDPM++, NCSN++ and ADM share: resampling, attention, the residual block and the way through the U.
+
+Written from the papers (Song et al. 2021; Dhariwal & Nichol 2021; Karras et al. 2022). The names of the parameters are
+those of EDM's own files, so that a state dict can be exchanged. Everything is a plain operation of torch with forward-
+and reverse-mode derivatives.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from cdistill.networks.denoiser import FreeNetwork
+
+
+@dataclass(frozen=True)
+class Style:
+    """What tells the blocks of one family of U-Nets from those of another.
+
+    Attributes:
+        init: Fills the weights of a layer, times a gain, and returns the layer.
+        zero: Gain of the layers that begin at, or next to, zero.
+        attention: Gain of the layer that makes queries, keys and values.
+        eps: Of the group norms.
+        skip_scale: Factor behind every residual sum.
+        head: Channels of an attention head; None for a single head.
+        scales: Whether the noise scales the activations too, besides shifting them.
+        projects: Whether the skip of every resampling block has a convolution.
+        taps: The resampling filter along one side.
+    """
+
+    init: Callable[[nn.Module, float], nn.Module]
+    zero: float
+    attention: float
+    eps: float
+    skip_scale: float
+    head: int | None
+    scales: bool
+    projects: bool
+    taps: tuple[int, ...] = (1, 1)
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """Returns a group norm of at most 32 groups with at least 4 channels each."""
+        return nn.GroupNorm(min(32, channels // 4), channels, eps=self.eps)
+
+    def conv(self, inputs: int, outputs: int, kernel: int, gain: float = 1.0) -> nn.Module:
+        """Returns an initialised convolution that keeps the sides."""
+        return self.init(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), gain)
+
+    def linear(self, inputs: int, outputs: int, bias: bool = True) -> nn.Module:
+        """Returns an initialised linear layer."""
+        return self.init(nn.Linear(inputs, outputs, bias=bias), 1.0)
+
+
+def resample(x: Tensor, taps: Tensor, direction: str) -> Tensor:
+    """Doubles ("up") or halves ("down") the sides of `x` with the filter `taps` (1, 1, k, k), whose sum is 1."""
+    if taps.shape[-1] == 2:  # the box filter: both are bit-equal to the convolution, and faster
+        return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
+    kernel = taps.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+    padding = (taps.shape[-1] - 1) // 2
+    if direction == "up":
+        return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=x.shape[1])
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+class Resampling(nn.Module):
+    """Resampling alone.
+
+    Args:
+        direction: "up" or "down".
+        taps: The filter along one side.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(self, direction: str, taps: Sequence[int]) -> None:
+        super().__init__()
+        self.direction = direction
+        self.register_buffer("resample_filter", outer_filter(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, 2H, 2W) or (B, C, H/2, W/2)."""
+        return resample(x, self.resample_filter, self.direction)
+
+
+class ResamplingConv(nn.Conv2d):
+    """Resampling, and a convolution behind it.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        kernel: Side of the convolution's kernel, odd.
+        direction: "up" or "down".
+        taps: The filter along one side.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, direction: str, taps: Sequence[int]) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2)
+        self.direction = direction
+        self.register_buffer("resample_filter", outer_filter(taps))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, 2H, 2W) or (B, outputs, H/2, W/2)."""
+        return super().forward(resample(x, self.resample_filter, self.direction))
+
+
+class FusedDownConv(ResamplingConv):
+    """The other order: a convolution, and halving behind it. The zeros are put around the image once, in front."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, H/2, W/2)."""
+        taps = self.resample_filter
+        padding = self.kernel_size[0] // 2 + (taps.shape[-1] - 1) // 2
+        kernel = taps.to(x.dtype).expand(self.out_channels, 1, -1, -1)
+        hidden = F.conv2d(x, self.weight, padding=padding)
+        return F.conv2d(hidden, kernel, self.bias, stride=2, groups=self.out_channels)
+
+
+def outer_filter(taps: Sequence[int]) -> Tensor:
+    """Returns the two-dimensional filter (1, 1, k, k): the outer product of `taps`, over its sum."""
+    line = torch.tensor(taps, dtype=torch.float32)
+    return (torch.outer(line, line) / line.sum().square())[None, None]
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, softmax(q k' / sqrt(d)) v.
+
+    The channels of `qkv` lie as (heads, d, 3), q, k and v innermost. Torch's fused attention has no forward-mode
+    derivative, so tensors that carry a tangent take the plain way. For second derivatives, wrap the call in
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+
+    Args:
+        head: d, channels of a head; None for a single head.
+    """
+
+    def __init__(self, head: int | None = None) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """Maps (B, 3C, H, W) to (B, C, H, W)."""
+        q, k, v = split_heads(qkv, self.head or qkv.shape[1] // 3)
+        carries_tangent = not torch.compiler.is_compiling() and forward_ad.unpack_dual(qkv).tangent is not None
+        out = plain_attention(q, k, v) if carries_tangent else F.scaled_dot_product_attention(q, k, v)
+        return out.transpose(-1, -2).reshape(len(qkv), -1, *qkv.shape[2:])
+
+
+def split_heads(qkv: Tensor, head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns q, k and v, each (B, heads, pixels, head) and contiguous, out of (B, 3C, H, W)."""
+    rows = qkv.reshape(len(qkv), -1, head, 3, qkv[0, 0].numel()).permute(3, 0, 1, 4, 2).contiguous()
+    return rows[0], rows[1], rows[2]
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention over (B, heads, pixels, d) by single operations; the softmax runs in float32 at least."""
+    logits = q @ (k / math.sqrt(k.shape[-1])).transpose(-1, -2)
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype) @ v
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, (resample,) conv, noise, norm, SiLU, dropout, conv; attention behind it.
+
+    Args:
+        inputs: Channels in.
+        outputs: Channels out.
+        embedding: Channels of the noise embedding.
+        dropout: Probability of dropping an activation in front of the second convolution.
+        style: The family's conventions.
+        resample: "up", "down" or "" for none.
+        attention: Whether self-attention follows.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        embedding: int,
+        dropout: float,
+        style: Style,
+        resample: str = "",
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.dropout = dropout
+        self.style = style
+        self.norm0 = style.norm(inputs)
+        self.conv0 = self._layer(inputs, outputs, 3, resample)
+        self.affine = style.linear(embedding, outputs * (2 if style.scales else 1))
+        self.affine_s: nn.Linear | None = None
+        self.norm1 = style.norm(outputs)
+        self.conv1 = style.conv(outputs, outputs, 3, style.zero)
+        kernel = int(style.projects or inputs != outputs)
+        self.skip = self._layer(inputs, outputs, kernel, resample) if resample or inputs != outputs else None
+        self.attention = Attention(style.head) if attention else None
+        if attention:
+            self.norm2 = style.norm(outputs)
+            self.qkv = style.conv(outputs, 3 * outputs, 1, style.attention)
+            self.proj = style.conv(outputs, outputs, 1, style.zero)
+
+    def forward(self, x: Tensor, emb: Tensor, emb_s: Tensor | None) -> Tensor:
+        """Maps (B, inputs, H, W) to (B, outputs, H', W'); `emb` and `emb_s` are (B, embedding)."""
+        hidden = self.conv0(F.silu(self.norm0(x)))
+        noise = self.affine(emb)
+        if self.affine_s is not None and emb_s is not None:
+            noise = noise + self.affine_s(emb_s)
+        noise = noise[:, :, None, None]
+        if self.style.scales:
+            scale, shift = noise.chunk(2, dim=1)
+            hidden = torch.addcmul(shift, self.norm1(hidden), scale + 1)
+        else:
+            hidden = self.norm1(hidden + noise)
+        hidden = self.conv1(F.dropout(F.silu(hidden), self.dropout, self.training))
+        out: Tensor = (hidden + (x if self.skip is None else self.skip(x))) * self.style.skip_scale
+        if self.attention is not None:
+            out = (out + self.proj(self.attention(self.qkv(self.norm2(out))))) * self.style.skip_scale
+        return out
+
+    def add_s_branch(self) -> None:
+        """Adds the projection of s, weight and bias exactly zero."""
+        self.affine_s = deepcopy(self.affine)  # type: ignore[assignment]
+        nn.init.zeros_(self.affine_s.weight)  # type: ignore[union-attr]
+        nn.init.zeros_(self.affine_s.bias)  # type: ignore[union-attr]
+
+    def _layer(self, inputs: int, outputs: int, kernel: int, direction: str) -> nn.Module:
+        if not direction:
+            return self.style.conv(inputs, outputs, kernel)
+        if not kernel:
+            return Resampling(direction, self.style.taps)
+        return self.style.init(ResamplingConv(inputs, outputs, kernel, direction, self.style.taps), 1.0)
+
+
+class UNet(FreeNetwork):
+    """The way through the U; a family adds its embeddings, its encoder and decoder, and its last layers.
+
+    Attributes:
+        num_classes: Classes, 0 when unconditional.
+        map_augment: Layer of EDM's augmentation labels, kept for the files' sake: distillation never has such labels.
+        map_layer0_s: First layer of the s-branch, once there is one.
+        map_layer1_s: Second layer of the s-branch.
+    """
+
+    num_classes: int
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
+    map_augment: nn.Module | None
+    map_layer0: nn.Module
+    map_layer1: nn.Module
+    map_layer0_s: nn.Module | None
+    map_layer1_s: nn.Module | None
+
+    @abstractmethod
+    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Maps c_noise(t) (B,) and the labels to the embedding (B, E) of the t-branch."""
+
+    @abstractmethod
+    def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Maps c_noise(s) (B,) and the labels to the embedding (B, E) of the s-branch."""
+
+    @abstractmethod
+    def output(self, x: Tensor) -> Tensor:
+        """Maps the decoder's activations to F."""
+
+    def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Computes F; `x` (B, C, H, W), `noise` and `noise_s` (B,), `labels` (B,) int64 or None for no class."""
+        emb = self.embed(noise, labels)
+        emb_s = None if noise_s is None or self.map_layer0_s is None else self.embed_s(noise_s, labels)
+        skips: list[Tensor] = []
+        aux = x
+        for layer in self.enc.values():
+            if isinstance(layer, FusedDownConv):  # the residual encoder: the image itself joins in at every level
+                x = aux = (x + layer(aux)) / math.sqrt(2)
+                skips[-1] = x
+            else:
+                x = layer(x, emb, emb_s) if isinstance(layer, Block) else layer(x)
+                skips.append(x)
+        for layer in self.dec.values():
+            if isinstance(layer, Block):
+                x = layer(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != layer.inputs else x, emb, emb_s)
+        return self.output(x)
+
+    def add_s_branch(self) -> None:
+        """Adds mapping layers for s, copied from those of t, and a zero projection in every block."""
+        self.map_layer0_s, self.map_layer1_s = deepcopy(self.map_layer0), deepcopy(self.map_layer1)
+        for block in self.blocks():
+            block.add_s_branch()
+
+    def set_dropout(self, probability: float) -> None:
+        """See :class:`FreeNetwork`."""
+        for block in self.blocks():
+            block.dropout = probability
+
+    def unused(self) -> list[nn.Parameter]:
+        """See :class:`FreeNetwork`."""
+        return [] if self.map_augment is None else list(self.map_augment.parameters())
+
+    def blocks(self) -> list[Block]:
+        """Returns every residual block."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def onehot(self, labels: Tensor | None, like: Tensor) -> Tensor:
+        """Returns the labels (B, num_classes) one-hot, or zeros for no class, in the type of `like` (B, ...)."""
+        if labels is None:
+            return like.new_zeros(len(like), self.num_classes)
+        return F.one_hot(labels, self.num_classes).to(like.dtype)
+
+    def build(
+        self,
+        resolution: int,
+        channels: int,
+        first: int,
+        widths: Sequence[int],
+        num_blocks: int,
+        attention: Callable[[int, bool], bool],
+        block: Callable[..., Block],
+        style: Style,
+        residual: bool = False,
+    ) -> int:
+        """Builds encoder and decoder under EDM's names, and returns the width that leaves the decoder.
+
+        Args:
+            resolution: Side of the images.
+            channels: Colours.
+            first: Width behind the first convolution.
+            widths: Width of each level, from the highest resolution.
+            num_blocks: Blocks a level in the encoder; the decoder has one more.
+            attention: (side, last of its level in the decoder or any in the encoder) -> whether a block has attention.
+            block: Block(inputs, outputs, resample=..., attention=...).
+            style: The family's conventions.
+            residual: Whether the image joins in at every level of the encoder.
+        """
+        sides = [resolution >> level for level in range(len(widths))]
+        self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
+        self.enc[f"{resolution}x{resolution}_conv"] = style.conv(channels, first, 3)
+        width, aux, skips = first, channels, [first]
+        for level, (side, target) in enumerate(zip(sides, widths, strict=True)):
+            if level:
+                self.enc[f"{side}x{side}_down"] = block(width, width, resample="down")
+                skips.append(width)
+            if level and residual:
+                joined = style.init(FusedDownConv(aux, width, 3, "down", style.taps), 1.0)
+                self.enc[f"{side}x{side}_aux_residual"] = joined
+                aux = width
+            for index in range(num_blocks):
+                self.enc[f"{side}x{side}_block{index}"] = block(width, target, attention=attention(side, True))
+                width = target
+                skips.append(width)
+        for side, target in reversed(list(zip(sides, widths, strict=True))):
+            if side == sides[-1]:
+                self.dec[f"{side}x{side}_in0"] = block(width, width, attention=True)
+                self.dec[f"{side}x{side}_in1"] = block(width, width)
+            else:
+                self.dec[f"{side}x{side}_up"] = block(width, width, resample="up")
+            for index in range(num_blocks + 1):
+                attends = attention(side, index == num_blocks)
+                self.dec[f"{side}x{side}_block{index}"] = block(width + skips.pop(), target, attention=attends)
+                width = target
+        return width
