@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cdistill.errors import MissingAssetError, RunLockedError
-from cdistill.storage import list_checkpoints, write_text
+from cdistill.storage import list_checkpoints, read_json, write_text
 
 RUNS = Path("runs")
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
@@ -143,15 +143,6 @@ def latest_run(root: Path = RUNS) -> RunFolder:
             f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
         )
     return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object from a file, {} when it is missing or no object."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -1,12 +1,14 @@
 """Writing that survives: atomic, durable, and plain about a full disk. Needs no torch."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -14,6 +16,13 @@ from cdistill.errors import DiskFullError
 
 FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
 _CHECKPOINT = re.compile(r"step-(\d{8})")
+
+
+def asset_folder() -> Path:
+    """Returns ``$CDISTILL_ASSETS``, or ``cdistill`` in the user's cache folder."""
+    if chosen := os.environ.get("CDISTILL_ASSETS"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,6 +33,15 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object from a file, {} when it is missing or no object."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -23,8 +23,8 @@ from cdistill.errors import (
     StoppedError,
 )
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
-from cdistill.runs import RunFolder, read_json
-from cdistill.storage import list_checkpoints, write_text
+from cdistill.runs import RunFolder
+from cdistill.storage import list_checkpoints, read_json, write_text
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
 

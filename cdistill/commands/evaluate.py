@@ -18,9 +18,9 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.pictures import save_arrays, save_grid, save_images
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection, check_section
-from cdistill.runs import RunFolder, read_json
+from cdistill.runs import RunFolder
 from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
-from cdistill.storage import write_text
+from cdistill.storage import read_json, write_text
 from cdistill.student import load_student, untrained_student
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
