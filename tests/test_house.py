@@ -25,7 +25,7 @@ ROOMS = [
     ["preconditionings", "teachers"],
     ["losses", "data"],
     ["solvers"],
-    ["networks"],
+    ["networks", "formats"],
     ["assets"],
     ["checkpoint", "schedule", "randomness", "stopping", "console"],
     ["registry", "launch", "storage"],
