@@ -27,6 +27,7 @@ ROOMS = [
     ["solvers"],
     ["networks"],
     ["assets"],
+    ["fetching"],
     ["checkpoint", "schedule", "randomness", "stopping", "console"],
     ["registry", "launch", "storage"],
     ["errors"],
