@@ -77,7 +77,7 @@ class Asset:
         except FetchError as error:
             raise self._missing(str(error), hint) from error
         except OSError as error:
-            raise self._missing(f"{folder}: {error.strerror}", hint) from error
+            raise self._missing(f"{folder}: {error.strerror or error}", hint) from error
 
     def _accept(self, part: Path) -> None:
         """Puts a whole download in its place; one with a wrong digest is removed."""

@@ -279,7 +279,7 @@ def refused():
 
 
 @pytest.mark.parametrize(
-    ("names", "address", "proxy"),
+    ("resolver", "address", "proxy"),
     [
         ("plain", "https://nowhere.invalid/file.bin", ""),
         ("hanging", "https://example.com/file.bin", ""),
@@ -297,12 +297,12 @@ def refused():
     ],
 )  # fmt: skip
 def test_without_a_network_one_message_comes_within_two_seconds(
-    folder, silent, refused, names, address, proxy, monkeypatch
+    folder, silent, refused, resolver, address, proxy, monkeypatch
 ):
     address = address.format(silent=silent, refused=refused)
     monkeypatch.setenv("https_proxy", proxy.format(silent=silent, refused=refused))
     begin = time.monotonic()
-    out, err = start(OFFLINE, names, address).communicate(timeout=60)
+    out, err = start(OFFLINE, resolver, address).communicate(timeout=60)
     assert time.monotonic() - begin < 20  # the thread that hangs does not keep the process
     code, seconds = out.split()
     assert code == "3"
@@ -310,6 +310,14 @@ def test_without_a_network_one_message_comes_within_two_seconds(
     assert len(err.splitlines()) == 1
     assert err.startswith("error: file.bin: not found, not downloaded (no connection: ")
     assert f"fetch {address} and put it at {folder / 'file.bin'}, or give its path with --weights FILE" in err
+
+
+def test_processes_do_not_wait_for_each_other_to_find_no_network(silent):
+    """The lock is taken after the server has shown itself: the ranks of a training fail together, and rank 0 speaks."""
+    ranks = [start(OFFLINE, "plain", f"https://127.0.0.1:{silent}/file.bin") for _ in range(3)]
+    for out, _ in [process.communicate(timeout=60) for process in ranks]:
+        code, seconds = out.split()
+        assert (code, float(seconds) < 3) == ("3", True)
 
 
 def test_the_promise_is_two_seconds():
