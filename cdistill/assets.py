@@ -1,48 +1,151 @@
-"""Files that the package does not bring: the weights of feature networks. Each is known by its SHA-256."""
+"""Files that the package does not bring: weights that others publish. Each is fetched once and checked at every use."""
 
+import json
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from cdistill.console import say
 from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.storage import asset_folder, file_digest
+from cdistill.fetching import FetchError, alone, beside, discard, download, reach
+from cdistill.storage import asset_folder, file_digest, read_json, sync, write_text
+
+_digests: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True)
 class Asset:
     """A file that has to be fetched once.
 
+    Where its publisher gives no digest, size and SHA-256 are recorded beside it, in ``NAME.json``, at first use.
+
     Attributes:
         name: Its name in the asset folder.
         address: Where it is published.
-        sha256: Its digest, in hexadecimal.
+        sha256: Its digest, in hexadecimal, if published.
+        size: Its bytes, if published.
     """
 
     name: str
     address: str
-    sha256: str
+    sha256: str | None = None
+    size: int | None = None
 
     @property
     def path(self) -> Path:
         """Where it belongs."""
         return asset_folder() / self.name
 
-    def find(self) -> Path:
-        """Returns the path of the file after checking its digest.
+    @property
+    def record(self) -> Path:
+        """Where its digest is recorded, if none is published."""
+        return beside(self.path, ".json")
+
+    def find(self, hint: str = "") -> Path:
+        """Returns the path of the file, downloaded if need be, after checking its digest.
+
+        A digest is computed once in a process, as long as the file stays as it is.
+
+        Args:
+            hint: Another way to mend a missing file, such as "or give its path with --weights FILE".
 
         Raises:
-            MissingAssetError: It is not there; the message says what to fetch and where to put it.
+            MissingAssetError: It is not there and cannot be downloaded; the message says what to put where. Without a
+                network it comes within two seconds.
             CorruptFileError: Its digest is another: a broken download, or another file of that name.
+            DiskFullError: The download did not fit.
+            StoppedError: A signal came during the download.
         """
         if not self.path.is_file():
-            raise MissingAssetError(
-                f"{self.name}: not found; fetch {self.address} (sha256 {self.sha256[:12]}...) and put it at {self.path}"
-            )
-        found = file_digest(self.path)
-        if found != self.sha256:
-            raise CorruptFileError(
-                f"{self.path}: sha256 is {found[:12]}..., not {self.sha256[:12]}...; fetch {self.address} again"
-            )
+            self._fetch(hint)
+        self._check(self.path)
+        if self.sha256 is None and not self.record.exists():
+            self._remember()
         return self.path
+
+    def _fetch(self, hint: str) -> None:
+        folder = self.path.parent
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise FetchError(f"{folder} is no folder")
+            reach(self.address)
+            folder.mkdir(parents=True, exist_ok=True)
+            with alone(self.path):
+                if not self.path.is_file():
+                    self._accept(download(self.address, self.path, self.size))
+        except FetchError as error:
+            raise self._missing(str(error), hint) from error
+        except OSError as error:
+            raise self._missing(f"{folder}: {error.strerror or error}", hint) from error
+
+    def _accept(self, part: Path) -> None:
+        """Puts a whole download in its place; one with a wrong digest is removed."""
+        try:
+            self._check(part)
+        except CorruptFileError as error:
+            discard(self.path)
+            raise CorruptFileError(f"{self.name}: the download is thrown away: {error}") from error
+        part.replace(self.path)
+        sync(self.path.parent)
+        discard(self.path)
+
+    def _check(self, path: Path) -> None:
+        """Raises CorruptFileError if `path` has another size or digest than it should."""
+        size = path.stat().st_size
+        if self.size not in (None, size):
+            raise CorruptFileError(f"{path}: {size} bytes, not {self.size}; fetch {self.address} again")
+        found, expected = digest(path), self.sha256 or self._recorded()
+        if expected is not None and found != expected:
+            remedy = f"fetch {self.address} again"
+            if self.sha256 is None:
+                remedy = (
+                    f"{self.record} recorded that at first use: remove it if the change is wanted, or both and {remedy}"
+                )
+            raise CorruptFileError(f"{path}: sha256 is {found[:12]}..., not {expected[:12]}...; {remedy}")
+
+    def _recorded(self) -> str | None:
+        """Returns the digest that was recorded at first use, if any."""
+        if not self.record.exists():
+            return None
+        found = read_json(self.record).get("sha256")
+        if not isinstance(found, str):
+            raise CorruptFileError(f"{self.record}: not the record of a digest; remove it")
+        return found
+
+    def _remember(self) -> None:
+        facts = {
+            "address": self.address,
+            "size": self.path.stat().st_size,
+            "sha256": digest(self.path),
+            "recorded": time.strftime("%Y-%m-%d"),
+        }
+        try:
+            write_text(self.record, json.dumps(facts, indent=1) + "\n")
+        except OSError as error:
+            _say_once(f"{self.record}: {error.strerror}: the digest of {self.name} is not recorded, nor checked later")
+
+    def _missing(self, reason: str, hint: str) -> MissingAssetError:
+        known = f" (sha256 {self.sha256[:12]}...)" if self.sha256 else ""
+        other = f", {hint}" if hint else ""
+        return MissingAssetError(
+            f"{self.name}: not found, not downloaded ({reason}); fetch {self.address}{known} and put it at "
+            f"{self.path}{other}"
+        )
+
+
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file; computed once in a process for each state of it, whatever it is called."""
+    facts = path.stat()
+    state = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    if state not in _digests:
+        _digests[state] = file_digest(path)
+    return _digests[state]
+
+
+@cache
+def _say_once(message: str) -> None:
+    say(message)
 
 
 VGG16 = Asset(

@@ -14,6 +14,7 @@ from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import log_uniform_grid
 from tests.quadrature import mixture_statistics
 
+os.environ["CDISTILL_OFFLINE"] = "1"  # no test downloads weights; those of downloading serve files of their own
 PACKAGE = Path(__file__).resolve().parents[1] / "cdistill"
 
 # Small enough for seconds, whole enough to pass through every stage of `distill`.

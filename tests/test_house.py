@@ -27,6 +27,7 @@ ROOMS = [
     ["solvers"],
     ["networks", "formats"],
     ["assets"],
+    ["fetching"],
     ["checkpoint", "schedule", "randomness", "stopping", "console"],
     ["registry", "launch", "storage"],
     ["errors"],

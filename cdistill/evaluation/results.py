@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cdistill.console import say, table
 from cdistill.data import Source
-from cdistill.errors import CdistillError
+from cdistill.errors import CdistillError, StoppedError
 from cdistill.evaluation.metrics import Metric, Reference
 from cdistill.registry import METRICS
 
@@ -35,6 +35,7 @@ def choose_metrics(names: Sequence[str], source: Source) -> dict[str, Metric]:
 
     Raises:
         CdistillError: None of those that are named can be computed.
+        StoppedError: A signal came while weights were fetched.
     """
     found: dict[str, Metric] = {name: METRICS.get(name)() for name in (names or METRICS.names())}
     chosen = found if names else {name: metric for name, metric in found.items() if metric.applies(source)}
@@ -43,6 +44,8 @@ def choose_metrics(names: Sequence[str], source: Source) -> dict[str, Metric]:
         try:
             metric.check(source)
             usable[name] = metric
+        except StoppedError:
+            raise
         except CdistillError as error:
             failure = error
             say(f"{name}: left out: {error}")

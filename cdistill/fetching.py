@@ -1,0 +1,303 @@
+"""Downloads that survive: resumed where they broke off, never short, and soon plain about a missing network.
+
+The standard library's urllib talks: it knows proxies, redirects and certificates. huggingface_hub resumes too, but has
+no public function for any address.
+"""
+
+import http.client
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib import request as web
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from filelock import FileLock, Timeout
+
+from cdistill import __version__, stopping
+from cdistill.console import progress, say
+from cdistill.storage import disk_full, read_json, sync, write_text
+
+BUDGET = 1.5  # seconds in which a server must show that it is there
+STALL = 30.0  # seconds without a byte until a download is given up
+_CHUNK = _MIB = 2**20
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+_SWITCHES = ("CDISTILL_OFFLINE", "HF_HUB_OFFLINE")
+_Answer = http.client.HTTPResponse | HTTPError
+
+
+class FetchError(Exception):
+    """Why a file was not fetched, as a clause of the message that the caller makes."""
+
+
+def reach(address: str) -> None:
+    """Returns when the server has shown that it is there: by an encrypted connection, or by any answer.
+
+    A thread of its own asks, because nothing can interrupt the resolving of a name; one that hangs is left behind.
+
+    Raises:
+        FetchError: Nobody answered in `BUDGET` seconds, or the environment forbids to ask.
+    """
+    for name in _SWITCHES:
+        if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
+            raise FetchError(f"${name} is set")
+    reached = threading.Event()
+    failures: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            _open(address, {}, BUDGET, "HEAD", reached.set).close()
+        except Exception as error:
+            failures.append(error)
+        finally:
+            reached.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    if not reached.wait(BUDGET):
+        raise FetchError(f"no connection: {urlsplit(address).hostname} did not answer in {BUDGET:g} s")
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Waits until no other process fetches `target`, and keeps others out.
+
+    Raises:
+        StoppedError: A signal came.
+    """
+    lock = FileLock(beside(target, ".lock"))
+    if not _acquired(lock, 0):
+        say(f"{target.name}: another process fetches it; waiting")
+        while not _acquired(lock, 0.5):
+            stopping.check(target.name)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
+
+
+def download(address: str, target: Path, size: int | None = None) -> Path:
+    """Fetches a file to ``TARGET.part``, going on where an earlier attempt broke off.
+
+    ``TARGET.part.json`` holds the address, the size, and the ETag or date by which the server tells whether the file
+    is still the one that was begun.
+
+    Args:
+        address: https, or http on this machine.
+        target: Where the caller will move the file.
+        size: How many bytes it must have, where that is known.
+
+    Returns:
+        ``TARGET.part``, whole and synced; its content is not checked.
+
+    Raises:
+        FetchError: It was refused or broke off; what came is kept.
+        DiskFullError: It did not fit; what came is kept.
+        StoppedError: A signal came; what came is kept.
+    """
+    part, note = beside(target, ".part"), beside(target, ".part.json")
+    known = read_json(note)
+    begun = part.stat().st_size if part.is_file() and known.get("address") == address else 0
+    if not begun or begun != known.get("size"):
+        answer, begun = _ask(address, begun, known)
+        with answer:
+            total = _total(answer, begun, size)
+            if not begun:
+                part.unlink(missing_ok=True)
+                facts = {"address": address, "size": total, "validator": _validator(answer)}
+                write_text(note, json.dumps(facts, indent=1) + "\n")
+            onward = f", going on after {_mib(begun)}" if begun else ""
+            say(f"{target.name}: fetching {_mib(total)} from {address}{onward}")
+            with disk_full(part):
+                _store(answer, part, begun, total)
+    sync(part)
+    return part
+
+
+def discard(target: Path) -> None:
+    """Removes what `download` left beside `target`."""
+    for suffix in (".part", ".part.json"):
+        beside(target, suffix).unlink(missing_ok=True)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Returns the path with a suffix added to its whole name."""
+    return path.with_name(path.name + suffix)
+
+
+def _ask(address: str, begun: int, known: dict[str, Any]) -> tuple[_Answer, int]:
+    """Returns an answer that brings the file, and the byte at which it begins: `begun` or 0."""
+    validator = known.get("validator")
+    wanted = {"Range": f"bytes={begun}-", "If-Range": validator} if begun and validator else {}
+    answer = _open(address, wanted, STALL)
+    if wanted and _continues(answer, begun, known):
+        return answer, begun
+    if wanted and answer.status in (206, 416):
+        answer.close()
+        answer = _open(address, {}, STALL)
+    if answer.status == 200:
+        return answer, 0
+    answer.close()
+    raise FetchError(f"the server answered {answer.status} {answer.reason}")
+
+
+def _continues(answer: _Answer, begun: int, known: dict[str, Any]) -> bool:
+    """Whether the answer brings the rest of the same file."""
+    size = known["size"]
+    same = _validator(answer) in (None, known["validator"])
+    return same and answer.status == 206 and answer.headers["Content-Range"] == f"bytes {begun}-{size - 1}/{size}"
+
+
+def _validator(answer: _Answer) -> str | None:
+    """Returns the strong ETag or else the date of the file; a weak ETag does not vouch for every byte."""
+    tag = answer.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else answer.headers.get("Last-Modified")
+
+
+def _total(answer: _Answer, begun: int, size: int | None) -> int:
+    """Returns the size of the whole file; FetchError if it is unknown, or the answer is another file or a page."""
+    length = answer.headers.get("Content-Length", "")
+    if answer.headers.get_content_type() == "text/html":
+        raise FetchError(_PAGE)
+    if not length.isdecimal():
+        raise FetchError("the server does not say how long the file is")
+    total = begun + int(length)
+    if size not in (None, total):
+        raise FetchError(f"the server has a file of {total} bytes, not {size}")
+    return total
+
+
+_PAGE = "the server sent a web page instead; perhaps the network wants a login"
+
+
+def _store(answer: _Answer, part: Path, begun: int, total: int) -> None:
+    """Appends the body to `part`."""
+    done = begun
+    mib_begun, mib_total = begun // _MIB, -(-total // _MIB)
+    with part.open("ab") as file, progress(mib_total, part.stem, "MiB", mib_begun) as advance:
+        for data in _chunks(answer, begun, total):
+            stopping.check(part.stem)
+            if not done and data.lstrip().startswith(b"<"):
+                raise FetchError(_PAGE)
+            file.write(data)
+            before, done = done, done + len(data)
+            if count := _shown(done, total) - _shown(before, total):
+                advance(count, "")
+
+
+def _shown(done: int, total: int) -> int:
+    """Returns the whole MiB that are done; the last one counts when everything is there."""
+    return done // _MIB if done < total else -(-total // _MIB)
+
+
+def _chunks(answer: _Answer, begun: int, total: int) -> Iterator[bytes]:
+    """Yields the body as it comes; FetchError if it ends before `total`."""
+    done, reason = begun, "the server ended the connection"
+    try:
+        while data := answer.read1(_CHUNK):
+            done += len(data)
+            yield data
+    except TimeoutError:
+        reason = f"no byte came for {STALL:g} s"
+    except (OSError, http.client.HTTPException) as error:
+        reason = _reason(error)
+    if done != total:
+        raise FetchError(
+            f"{reason} after {_mib(done)} of {_mib(total)}; what came is kept, and the same command goes on from there"
+        )
+
+
+def _mib(count: int) -> str:
+    return f"{count / _MIB:.4g} MiB"
+
+
+def _open(
+    address: str,
+    headers: dict[str, str],
+    timeout: float,
+    method: str = "GET",
+    connected: Callable[[], None] = lambda: None,
+) -> _Answer:
+    """Returns the server's answer, whatever its status.
+
+    Args:
+        address: Where to ask.
+        headers: What the request says beside the usual.
+        timeout: Seconds for each step.
+        method: GET or HEAD.
+        connected: Called once an encrypted connection stands.
+
+    Raises:
+        FetchError: There is no answer.
+    """
+    director = web.OpenerDirector()
+    for handler in (
+        web.ProxyHandler(),
+        _Talker(connected),
+        web.UnknownHandler(),
+        web.HTTPRedirectHandler(),
+        web.HTTPErrorProcessor(),
+        web.HTTPDefaultErrorHandler(),
+    ):
+        director.add_handler(handler)
+    try:
+        asked = web.Request(address, headers={"User-Agent": f"cdistill/{__version__}", **headers}, method=method)
+        answer: http.client.HTTPResponse = director.open(asked, timeout=timeout)
+        return answer
+    except HTTPError as error:
+        return error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise FetchError(f"no connection: {_reason(error)}") from error
+
+
+class _Talker(web.AbstractHTTPHandler):
+    """Speaks https, and http with this machine only; urllib's other schemes, file:// among them, are left out."""
+
+    http_request = https_request = web.AbstractHTTPHandler.do_request_
+
+    def __init__(self, connected: Callable[[], None]) -> None:
+        super().__init__()
+        self.connected = connected
+
+    def https_open(self, request: web.Request) -> http.client.HTTPResponse:
+        """Called by the director for https."""
+        return self.do_open(partial(_Connection, self.connected), request)
+
+    def http_open(self, request: web.Request) -> http.client.HTTPResponse:
+        """Called by the director for http."""
+        if urlsplit(request.full_url).hostname not in _LOCAL:
+            raise URLError(f"{request.full_url} is not https")
+        return self.do_open(http.client.HTTPConnection, request)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """Tells when it stands."""
+
+    def __init__(self, connected: Callable[[], None], host: str, **options: Any) -> None:
+        super().__init__(host, **options)
+        self.connected = connected
+
+    def connect(self) -> None:
+        """Connects, also through a proxy, and checks the certificate."""
+        super().connect()
+        self.connected()
+
+
+def _reason(error: Exception) -> str:
+    """Returns an error's text on one line."""
+    inner = error.reason if isinstance(error, URLError) else error
+    return " ".join(str(inner).split()) or type(inner).__name__

@@ -1,0 +1,347 @@
+"""Files that are fetched once: found, downloaded, recorded, checked, or named with what to do."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from cdistill import assets
+from cdistill.assets import ASSETS, Asset, digest
+from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.evaluation.results import choose_metrics
+from tests.test_fetching import CONTENT, CUT, _network  # noqa: F401 - the fixture that lets tests ask
+from tests.webserver import serving
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGEST = sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The asset folder, which does not exist yet."""
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def start(code, *arguments):
+    """Starts a process that finds an asset."""
+    head = "import sys, time\nfrom cdistill.assets import Asset\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + code, *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_a_missing_file_is_downloaded_and_recorded(folder):
+    with serving(CONTENT) as site:
+        asset = Asset("file.bin", site.address)
+        assert asset.find() == folder / "file.bin"
+        assert asset.find().read_bytes() == CONTENT
+        assert len(site.asked) == 1
+    assert names(folder) == ["file.bin", "file.bin.json"]
+    record = json.loads(asset.record.read_text())
+    assert (record["address"], record["size"], record["sha256"]) == (site.address, len(CONTENT), DIGEST)
+
+
+def test_a_published_digest_needs_no_record(folder):
+    with serving(CONTENT) as site:
+        assert Asset("file.bin", site.address, DIGEST, len(CONTENT)).find().read_bytes() == CONTENT
+    assert names(folder) == ["file.bin"]
+
+
+def test_a_file_put_there_by_hand_is_recorded_at_first_use_and_checked_afterwards(folder):
+    folder.mkdir()
+    asset = Asset("file.bin", "https://example.com/file.bin")
+    asset.path.write_bytes(b"right")
+    assert asset.find() == asset.path
+    asset.path.write_bytes(b"altered")
+    with pytest.raises(CorruptFileError) as caught:
+        asset.find()
+    for part in (sha256(b"right").hexdigest()[:12], sha256(b"altered").hexdigest()[:12], str(asset.record)):
+        assert part in str(caught.value)
+    asset.record.unlink()
+    assert asset.find() == asset.path
+    assert json.loads(asset.record.read_text())["sha256"] == sha256(b"altered").hexdigest()
+
+
+def test_a_recorded_digest_holds_for_a_later_download(folder):
+    with serving(CONTENT) as site:
+        asset = Asset("file.bin", site.address)
+        asset.find().unlink()
+        site.content, site.tag = CONTENT[::-1], '"two"'
+        with pytest.raises(CorruptFileError, match=r"thrown away.*remove it if the change is wanted"):
+            asset.find()
+        assert names(folder) == ["file.bin.json"]
+        asset.record.unlink()
+        assert asset.find().read_bytes() == CONTENT[::-1]
+
+
+def test_a_download_with_a_wrong_digest_is_thrown_away(folder):
+    with serving(CONTENT) as site:
+        with pytest.raises(CorruptFileError, match=f"sha256 is {DIGEST[:12]}.*, not 000000000000"):
+            Asset("file.bin", site.address, "0" * 64).find()
+        assert names(folder) == []
+        assert Asset("file.bin", site.address, DIGEST).find().is_file()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 1}'])
+def test_a_damaged_record_is_said(folder, text):
+    folder.mkdir()
+    asset = Asset("file.bin", "https://example.com/file.bin")
+    asset.path.write_bytes(b"x")
+    asset.record.write_text(text)
+    with pytest.raises(CorruptFileError, match="not the record of a digest; remove it"):
+        asset.find()
+
+
+def test_a_wrong_size_needs_no_digest(folder, monkeypatch):
+    folder.mkdir()
+    asset = Asset("file.bin", "https://example.com/file.bin", DIGEST, size=len(CONTENT))
+    asset.path.write_bytes(CONTENT[:-1])
+    monkeypatch.setattr(assets, "digest", lambda path: pytest.fail("hashed"))
+    with pytest.raises(CorruptFileError, match="2999999 bytes, not 3000000"):
+        asset.find()
+
+
+def test_a_file_is_hashed_once_in_a_process(folder, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(assets, "file_digest", lambda path: hashed.append(path) or sha256(CONTENT).hexdigest())
+    with serving(CONTENT) as site:
+        for _ in range(3):
+            Asset("file.bin", site.address).find()
+    assert hashed == [folder / "file.bin.part"]
+    os.utime(folder / "file.bin", (1, 1))
+    digest(folder / "file.bin")
+    assert len(hashed) == 2
+
+
+def test_a_broken_download_is_a_missing_file_and_the_next_attempt_goes_on(folder):
+    with serving(CONTENT, cut=CUT) as site:
+        asset = Asset("file.bin", site.address, DIGEST)
+        with pytest.raises(MissingAssetError, match="what came is kept, and the same command goes on") as caught:
+            asset.find("or give its path with --weights FILE")
+        site.cut = None
+        assert str(caught.value).endswith(
+            f"fetch {site.address} (sha256 {DIGEST[:12]}...) and put it at {asset.path}, "
+            "or give its path with --weights FILE"
+        )
+        assert asset.find().read_bytes() == CONTENT
+        assert site.sent == [CUT, len(CONTENT) - CUT]
+
+
+def test_a_folder_that_is_none_is_said_without_asking(monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", os.devnull)
+    with serving(CONTENT) as site:
+        with pytest.raises(MissingAssetError, match=f"{os.devnull} is no folder"):
+            Asset("file.bin", site.address).find()
+        assert site.asked == []
+
+
+def test_a_folder_that_cannot_be_made_is_said(monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", "/proc/cache")
+    with serving(CONTENT) as site, pytest.raises(MissingAssetError, match=r"\(/proc/cache: "):
+        Asset("file.bin", site.address).find()
+
+
+READ_ONLY = """
+import os
+import cdistill.console, cdistill.fetching
+os.chdir(sys.argv[1])
+os.environ["CDISTILL_ASSETS"] = "."
+"".encode("idna")  # loaded now, because another user may not read Python's own files
+if os.getuid() == 0:
+    os.setuid(65534)
+for name in ("there", "there", "elsewhere"):
+    try:
+        print(Asset(name, sys.argv[2]).find().read_text())
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_serves(folder):
+    folder.mkdir()
+    (folder / "there").write_text("content")
+    folder.chmod(0o555)
+    with serving(CONTENT) as site:
+        out, err = start(READ_ONLY, str(folder), site.address).communicate(timeout=60)
+    folder.chmod(0o755)
+    assert out.splitlines()[:2] == ["content", "content"]
+    assert re.search(r"elsewhere: not found, not downloaded \(\.: Permission denied\)", out)
+    assert err.count("the digest of there is not recorded") == 1
+    assert names(folder) == ["there"]
+
+
+FIND = "print(Asset('file.bin', sys.argv[1]).find().stat().st_size, flush=True)"
+
+
+def test_a_killed_download_goes_on(folder):
+    with serving(CONTENT, pause=0.02) as site:
+        process = start(FIND, site.address)
+        part, deadline = folder / "file.bin.part", time.monotonic() + 30
+        while not (part.is_file() and part.stat().st_size > 500_000) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kept = part.stat().st_size
+        assert 500_000 < kept < len(CONTENT)
+        site.pause = 0
+        assert Asset("file.bin", site.address).find().read_bytes() == CONTENT
+        assert site.asked[1]["Range"] == f"bytes={kept}-"
+
+
+def test_two_processes_download_once(folder):
+    with serving(CONTENT, pause=0.02) as site:
+        both = [start(FIND, site.address) for _ in range(2)]
+        told = [process.communicate(timeout=60) for process in both]
+        assert [out for out, _ in told] == [f"{len(CONTENT)}\n"] * 2
+        assert sum("another process fetches it; waiting" in err for _, err in told) == 1
+        assert site.sent == [len(CONTENT)]
+
+
+FULL_DISK = """
+import resource
+from cdistill.cli import guard
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+sys.exit(guard(lambda: print(Asset("file.bin", sys.argv[1]).find())))
+"""
+
+
+def test_a_full_disk_keeps_what_came(folder):
+    with serving(CONTENT) as site:
+        process = start(FULL_DISK, site.address)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 7, err
+        assert "file.bin.part: not written, the disk (or quota) is full" in err
+        kept = (folder / "file.bin.part").stat().st_size
+        assert 0 < kept <= 1_000_000
+        assert Asset("file.bin", site.address).find().read_bytes() == CONTENT
+        assert site.asked[1]["Range"] == f"bytes={kept}-"
+
+
+SIGNALLED = """
+from cdistill import stopping
+from cdistill.cli import guard
+stopping.install_handlers()
+sys.exit(guard(lambda: print(Asset("file.bin", sys.argv[1]).find())))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_download_that_can_go_on(folder, number, code):
+    with serving(CONTENT, pause=0.02) as site:
+        process = start(SIGNALLED, site.address)
+        part, deadline = folder / "file.bin.part", time.monotonic() + 30
+        while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert "run the same command to go on" in err
+        assert 0 < part.stat().st_size < len(CONTENT)
+
+
+OFFLINE = """
+import socket
+from cdistill.cli import guard
+if sys.argv[1] == "hanging":
+    socket.getaddrinfo = lambda *arguments, **options: time.sleep(100)
+begin = time.monotonic()
+code = guard(lambda: print(Asset("file.bin", sys.argv[2]).find("or give its path with --weights FILE")))
+print(code, time.monotonic() - begin)
+"""
+
+
+@pytest.fixture
+def silent():
+    """A port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def refused():
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("resolver", "address", "proxy"),
+    [
+        ("plain", "https://nowhere.invalid/file.bin", ""),
+        ("hanging", "https://example.com/file.bin", ""),
+        ("plain", "https://127.0.0.1:{refused}/file.bin", ""),
+        ("plain", "https://127.0.0.1:{silent}/file.bin", ""),
+        ("plain", "http://127.0.0.1:{silent}/file.bin", ""),
+        ("plain", "https://10.255.255.1/file.bin", ""),
+        ("plain", "https://example.com/file.bin", "http://127.0.0.1:{refused}"),
+        ("plain", "https://example.com/file.bin", "http://127.0.0.1:{silent}"),
+        ("plain", "https://example.com/file.bin", "nonsense://"),
+    ],
+    ids=[
+        "unknown host", "hanging name service", "refused", "silent to https", "silent to http", "black hole",
+        "refusing proxy", "silent proxy", "nonsensical proxy",
+    ],
+)  # fmt: skip
+def test_without_a_network_one_message_comes_within_two_seconds(
+    folder, silent, refused, resolver, address, proxy, monkeypatch
+):
+    address = address.format(silent=silent, refused=refused)
+    monkeypatch.setenv("https_proxy", proxy.format(silent=silent, refused=refused))
+    begin = time.monotonic()
+    out, err = start(OFFLINE, resolver, address).communicate(timeout=60)
+    assert time.monotonic() - begin < 20  # the thread that hangs does not keep the process
+    code, seconds = out.split()
+    assert code == "3"
+    assert float(seconds) < 3
+    assert len(err.splitlines()) == 1
+    assert err.startswith("error: file.bin: not found, not downloaded (no connection: ")
+    assert f"fetch {address} and put it at {folder / 'file.bin'}, or give its path with --weights FILE" in err
+
+
+def test_processes_do_not_wait_for_each_other_to_find_no_network(silent):
+    """The lock is taken after the server has shown itself: the ranks of a training fail together, and rank 0 speaks."""
+    ranks = [start(OFFLINE, "plain", f"https://127.0.0.1:{silent}/file.bin") for _ in range(3)]
+    for out, _ in [process.communicate(timeout=60) for process in ranks]:
+        code, seconds = out.split()
+        assert (code, float(seconds) < 3) == ("3", True)
+
+
+def test_the_promise_is_two_seconds():
+    from cdistill import fetching
+
+    assert fetching.BUDGET <= 1.5
+
+
+def test_a_stopped_download_of_a_metrics_weights_is_no_metric_left_out(monkeypatch):
+    import torch
+
+    from cdistill.data.source import Source
+    from cdistill.errors import StoppedError
+
+    def find(self, hint=""):
+        raise StoppedError("stopped", 75)
+
+    monkeypatch.setattr(Asset, "find", find)
+    with pytest.raises(StoppedError):
+        choose_metrics(["fid", "teacher-mse"], Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8)))
+
+
+def test_every_asset_that_is_named_has_a_digest():
+    for asset in ASSETS:
+        assert re.fullmatch("[0-9a-f]{64}", asset.sha256)
+        assert asset.address == f"https://{asset.address.removeprefix('https://')}"
+        assert asset.address.endswith(asset.name)
