@@ -18,13 +18,6 @@ FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
 _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
-def asset_folder() -> Path:
-    """Returns ``$CDISTILL_ASSETS``, or ``cdistill`` in the user's cache folder."""
-    if chosen := os.environ.get("CDISTILL_ASSETS"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically and durably.
 
@@ -59,6 +52,13 @@ def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def asset_folder() -> Path:
+    """Returns ``$CDISTILL_ASSETS``, or ``cdistill`` in the user's cache folder."""
+    if chosen := os.environ.get("CDISTILL_ASSETS"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
 
 
 @contextmanager
