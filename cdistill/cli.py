@@ -41,6 +41,9 @@ ResumeOption = Annotated[
 ]
 ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -120,7 +123,10 @@ def options(
 @app.command("estimate-coeffs")
 def estimate_coeffs(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
-    data: Annotated[str | None, typer.Option(help="Data source; the teacher's own by default.")] = None,
+    weights: WeightsOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data source, its file or folder, or 'teacher'; the teacher's own by default.")
+    ] = None,
     grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
     timesteps: Annotated[
         int,
@@ -136,16 +142,19 @@ def estimate_coeffs(
 
     Example:  cdistill estimate-coeffs --teacher digits --samples 256
     """
-    from cdistill.commands.estimate import estimate_coefficients
     from cdistill.recipe import EstimationSection, check_section
+    from cdistill.teachers.official import find_weights
 
     values = {"grid": grid, "timesteps": timesteps, "samples": samples, "seed": seed}
     section = check_section(values, EstimationSection, "estimate-coeffs")
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
+    find_weights(TEACHERS.check(teacher) if weights else teacher, weights)
     start()
+    from cdistill.commands.estimate import estimate_coefficients
+
     with console.json_only(as_json):
-        record = estimate_coefficients(teacher, data, section, file, picture)
+        record = estimate_coefficients(teacher, weights, data, section, file, picture)
     finish(as_json, record, f"coefficients: {record['file']}   plot: {record['plot']}")
 
 
@@ -153,6 +162,7 @@ def estimate_coeffs(
 def distill(
     recipe: RecipeOption,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE by default.")] = None,
+    weights: WeightsOption = None,
     override: SetOption = [],  # noqa: B006
     resume: ResumeOption = "auto",
     processes: ProcessesOption = 1,
@@ -164,14 +174,17 @@ def distill(
     Example:  cdistill distill --recipe digits --set preconditioning.name=ctm --out runs/ctm
     """
     from cdistill.recipe import DistillRecipe, load_recipe
+    from cdistill.teachers.official import find_weights
 
-    found = load_recipe(recipe, DistillRecipe, override)
+    named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+    found = load_recipe(recipe, DistillRecipe, [*override, *named])
     if dry_run:
         from cdistill.commands.catalogue import print_plan
 
         return finish(True, found.model_dump(), "") if as_json else print_plan(found)
     if processes > 1:
         raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
+    find_weights(found.teacher, found.weights_path)
     start()
     from cdistill.commands.train import distill as run_distill
 
@@ -209,9 +222,34 @@ def train_teacher(
 
 
 @app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="A .pkl or .pt of EDM, or a checkpoint of CTM or OpenAI.")],
+    out: Annotated[Path | None, typer.Option(help="File; the same name with .safetensors by default.")] = None,
+    flavour: Annotated[
+        str | None, typer.Option("--as", help="Of OpenAI's ImageNet-64 files, which look alike: edm, cd or ct.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn someone else's weights into safetensors, without executing anything that is in the file.
+
+    Example:  cdistill convert edm-cifar10-32x32-uncond-vp.pkl
+    """
+    if flavour not in (None, "edm", "cd", "ct"):
+        raise RecipeError(f"--as: got {flavour!r}; needs edm, cd or ct")
+    target = with_suffix(out or file.with_suffix(".safetensors"), ".safetensors")
+    start()
+    from cdistill.commands.convert import convert as run_convert
+
+    with console.json_only(as_json):
+        record = run_convert(file, flavour, target)
+    finish(as_json, record, "")
+
+
+@app.command()
 def sample(
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
+    weights: WeightsOption = None,
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
@@ -228,12 +266,18 @@ def sample(
     if teacher is not None and (run is not None or nfe is not None):
         raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
     wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
-    folder = None if teacher is not None else RunFolder(run) if run else latest_run()
+    if weights is not None and teacher is None:
+        raise RecipeError("--weights: goes with --teacher; a run knows its own")
+    chosen = None if teacher is not None else run_or_file(run)
+    if teacher is not None:
+        from cdistill.teachers.official import find_weights
+
+        find_weights(teacher, weights)
     start()
     from cdistill.commands.evaluate import sample as run_sample
 
-    console.say(f"sampling from {folder.path if folder else teacher}")
-    written = run_sample(folder, teacher, *wanted, form, out)
+    console.say(f"sampling from {teacher or run or latest_run().path}")
+    written = run_sample(chosen, teacher, weights, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
 
 
@@ -344,6 +388,13 @@ def doctor() -> None:
     from cdistill.commands.catalogue import print_doctor
 
     print_doctor()
+
+
+def run_or_file(run: Path | None) -> RunFolder | Path:
+    """Returns the run to sample from, the latest one by default, or the file of a converted student."""
+    if run is not None and run.suffix == ".safetensors":
+        return run
+    return RunFolder(run) if run else latest_run()
 
 
 def start() -> None:

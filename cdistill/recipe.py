@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from cdistill.errors import MissingAssetError, RecipeError, suggest
 from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS, Registry
+from cdistill.teachers.official import WEIGHT_SUFFIXES
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -22,11 +23,11 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 def _known(registry: Registry, files: bool = False) -> Callable[[str], str]:
-    """Returns a check of names; with `files`, the path of a safetensors file passes too."""
+    """Returns a check of names; with `files`, the path of a file of weights passes too."""
 
     def check(name: str) -> str:
         try:
-            return name if files and name.endswith(".safetensors") else registry.check(name)
+            return name if files and name.endswith(WEIGHT_SUFFIXES) else registry.check(name)
         except RecipeError as error:
             raise ValueError(str(error)) from error
 
@@ -155,9 +156,10 @@ class EvaluationSection(Section):
 
 
 class DistillRecipe(Section):
-    """Everything that `cdistill distill` needs."""
+    """Everything that `cdistill distill` needs; `weights` is the teacher's file where it is in no usual place."""
 
     teacher: Annotated[str, AfterValidator(_known(TEACHERS, files=True))]
+    weights: str | None = None
     data: Annotated[str, AfterValidator(_known(SOURCES))] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     preconditioning: PreconditioningSection = PreconditioningSection()
@@ -165,6 +167,11 @@ class DistillRecipe(Section):
     training: DistillSection
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+
+    @property
+    def weights_path(self) -> Path | None:
+        """`weights` as a path."""
+        return None if self.weights is None else Path(self.weights)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillRecipe":

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdistill.checkpoint import check_identity, load_checkpoint
+from cdistill.checkpoint import check_identity, load_checkpoint, load_tensors
 from cdistill.errors import CorruptFileError, MismatchError
+from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.preconditionings import Preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
@@ -12,6 +13,7 @@ from cdistill.recipe import DistillRecipe, load_recipe
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runs import RunFolder
 from cdistill.teachers import Teacher, load_teacher
+from cdistill.teachers.base import brief
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def load_student(run: RunFolder) -> Student:
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
-    teacher = load_teacher(recipe.teacher)
+    teacher = load_teacher(recipe.teacher, recipe.weights_path)
     groups, state = load_checkpoint(newest)
     check_identity(newest, state, {"teacher_sha256": teacher.digest})
     denoiser = untrained_student(teacher, recipe)
@@ -57,6 +59,22 @@ def load_student(run: RunFolder) -> Student:
         recipe.preconditioning.name, teacher, run.coefficients, recipe.preconditioning.allow_other_teacher
     )
     return Student(denoiser, form, teacher, recipe, int(state["step"]))
+
+
+def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
+    """Loads a student that `convert` wrote: a CTM, CD or CT network and the preconditioning it was trained with.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged or no student.
+    """
+    tensors, header = load_tensors(path, "student")
+    try:
+        denoiser = load_denoiser(header["architecture"], float(header["sigma_data"]), tensors)
+        form = make_preconditioning(str(header["preconditioning"]), denoiser.sigma_data)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path}: its tensors do not fit its header ({brief(error)})") from error
+    return freeze(denoiser), form
 
 
 def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:

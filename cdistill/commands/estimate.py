@@ -23,10 +23,10 @@ _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
 
 
 def estimate_coefficients(
-    teacher_name: str, data: str | None, section: EstimationSection, out: Path, plot: Path
+    teacher_name: str, weights: Path | None, data: str | None, section: EstimationSection, out: Path, plot: Path
 ) -> dict[str, object]:
     """Estimates, saves, prints and draws the coefficients of a teacher; returns them as JSON."""
-    teacher = load_teacher(teacher_name)
+    teacher = load_teacher(teacher_name, weights)
     source = load_source(data or teacher.data)
     check_fit(teacher, source)
     accelerator = make_accelerator("fp32")

@@ -21,8 +21,8 @@ from cdistill.recipe import EvaluationSection, check_section
 from cdistill.runs import RunFolder
 from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
 from cdistill.storage import read_json, write_text
-from cdistill.student import load_student, untrained_student
-from cdistill.teachers import Teacher, load_teacher
+from cdistill.student import load_converted, load_student, untrained_student
+from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
 
 
@@ -114,8 +114,9 @@ def draw_grid(
 
 
 def sample(
-    run: RunFolder | None,
+    run: RunFolder | Path | None,
     teacher_name: str | None,
+    weights: Path | None,
     nfe: Sequence[int],
     seeds: Sequence[int],
     classes: Sequence[int] | None,
@@ -125,8 +126,9 @@ def sample(
     """Draws samples of a run's student at each NFE, or of a teacher by Heun's solver, and writes them.
 
     Args:
-        run: The run, or None for a teacher.
+        run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
+        weights: Its weights, where it does not bring its own.
         nfe: Numbers of network calls; unused for a teacher.
         seeds: One sample each.
         classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
@@ -136,25 +138,16 @@ def sample(
     Returns:
         What was written.
     """
-    samplers: dict[str, Sampler]
-    if run is not None:
-        student = load_student(run)
-        teacher, denoisers = student.teacher, [student.denoiser]
-        samplers = {f"nfe{k}": student_sampler(student.denoiser, student.preconditioning, k) for k in nfe}
-    else:
-        teacher = load_teacher(teacher_name or "")
-        denoisers = [teacher.denoiser]
-        samplers = {"teacher": teacher_sampler(teacher.denoiser)}
-    _check_request(teacher, classes, form)
+    denoiser, samplers = _samplers(run, teacher_name, weights, nfe)
+    _check_request(denoiser, classes, form)
     accelerator = make_accelerator("fp32")
-    for denoiser in denoisers:
-        denoiser.to(accelerator.device)
+    denoiser.to(accelerator.device)
     chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
     written = []
     for name, sampler in samplers.items():
         with progress(len(seeds), name, "img") as advance:
             samples, labels = generate(
-                sampler, teacher.shape, seeds, teacher.denoiser.num_classes, chosen,
+                sampler, denoiser.sample_shape, seeds, denoiser.num_classes, chosen,
                 accelerator.device, advance, accelerator,
             )  # fmt: skip
         if not accelerator.is_main_process:
@@ -171,10 +164,25 @@ def sample(
     return written
 
 
-def _check_request(teacher: Teacher, classes: Sequence[int] | None, form: str) -> None:
-    count = teacher.denoiser.num_classes
+def _samplers(
+    run: RunFolder | Path | None, teacher_name: str | None, weights: Path | None, nfe: Sequence[int]
+) -> tuple[Denoiser, dict[str, Sampler]]:
+    """Returns the denoiser to draw from, and a sampler for each NFE, or the teacher's one."""
+    if run is None:
+        denoiser = load_teacher(teacher_name or "", weights).denoiser
+        return denoiser, {"teacher": teacher_sampler(denoiser)}
+    if isinstance(run, RunFolder):
+        student = load_student(run)
+        denoiser, form = student.denoiser, student.preconditioning
+    else:
+        denoiser, form = load_converted(run)
+    return denoiser, {f"nfe{k}": student_sampler(denoiser, form, k) for k in nfe}
+
+
+def _check_request(denoiser: Denoiser, classes: Sequence[int] | None, form: str) -> None:
+    count = denoiser.num_classes
     if classes is not None and not all(0 <= k < count for k in classes):
-        allowed = f"0 to {count - 1}" if count else "none, the teacher is unconditional"
-        raise RecipeError(f"--classes: got {list(classes)}; teacher {teacher.name!r} has {allowed}")
-    if form != "npz" and len(teacher.shape) != 3:
-        raise CdistillError(f"--format {form}: {teacher.name!r} draws vectors, not pictures; use --format npz")
+        allowed = f"0 to {count - 1}" if count else "none, it is unconditional"
+        raise RecipeError(f"--classes: got {list(classes)}; this network has {allowed}")
+    if form != "npz" and len(denoiser.sample_shape) != 3:
+        raise CdistillError(f"--format {form}: this network draws vectors, not pictures; use --format npz")

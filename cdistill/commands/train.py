@@ -25,6 +25,7 @@ from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
+from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
@@ -58,9 +59,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
-    if recipe.teacher.endswith(".safetensors"):  # the run must find it from any folder
-        recipe = recipe.model_copy(update={"teacher": str(Path(recipe.teacher).absolute())})
-    teacher = load_teacher(recipe.teacher)
+    recipe = _absolute(recipe)
+    teacher = load_teacher(recipe.teacher, recipe.weights_path)
     source = load_source(recipe.data or teacher.data)
     check_fit(teacher, source)
     distance: Distance = DISTANCES.get(recipe.training.distance)()
@@ -126,6 +126,16 @@ def prepare_preconditioning(
                 print_coefficients(found, errors, rows=8)
                 draw_coefficients(folder.path / "plots" / "coefficients.png", teacher.name, found, errors)
     return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
+
+
+def _absolute(recipe: DistillRecipe) -> DistillRecipe:
+    """Makes the paths of a recipe absolute, so that the run finds its files from any folder."""
+    changes = {}
+    if Path(recipe.teacher).suffix in WEIGHT_SUFFIXES:
+        changes["teacher"] = str(Path(recipe.teacher).absolute())
+    if recipe.weights is not None:
+        changes["weights"] = str(Path(recipe.weights).absolute())
+    return recipe.model_copy(update=changes)
 
 
 def _evaluated(folder: RunFolder, step: int) -> bool:

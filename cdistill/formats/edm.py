@@ -74,6 +74,20 @@ class _Persistent:
     state: dict[Any, Any]
 
 
+def read_network(path: Path) -> EDMNetwork | dict[Any, Any]:
+    """Reads a network of EDM (.pkl, or a training state .pt), or else the dict that a torch file holds.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged, unsafe, or neither.
+    """
+    with naming(path):
+        value = _read(map_file(path))
+        if isinstance(value, dict) and not any(isinstance(entry, _Persistent) for entry in value.values()):
+            return value
+        return _network(*_find_network(value))
+
+
 def read_edm(path: Path) -> EDMNetwork:
     """Reads a network snapshot (.pkl), a pickled network or a training state (.pt) of EDM.
 
@@ -82,21 +96,24 @@ def read_edm(path: Path) -> EDMNetwork:
         CorruptFileError: It is damaged, unsafe, or holds another kind of network.
     """
     with naming(path):
-        entry, network, rest = _find_network(_read(map_file(path)))
-        if network.class_name != PRECONDITIONER:
-            name = shown(network.class_name)
-            raise CorruptFileError(f"the network is a {name}; only {PRECONDITIONER} networks are teachers here")
-        arguments = _arguments(network)
-        return EDMNetwork(
-            class_name=network.class_name,
-            model_class=_model_class(network, arguments),
-            entry=entry,
-            init_kwargs=arguments,
-            attributes=_attributes(network),
-            state=dict(_tensors(network)),
-            source_sha256=_digest(network.source),
-            dataset_kwargs=_plain_dict(rest.get("dataset_kwargs", {}), "dataset_kwargs"),
-        )
+        return _network(*_find_network(_read(map_file(path))))
+
+
+def _network(entry: str, network: _Persistent, rest: dict[Any, Any]) -> EDMNetwork:
+    if network.class_name != PRECONDITIONER:
+        name = shown(network.class_name)
+        raise CorruptFileError(f"the network is a {name}; only {PRECONDITIONER} networks are teachers here")
+    arguments = _arguments(network)
+    return EDMNetwork(
+        class_name=network.class_name,
+        model_class=_model_class(network, arguments),
+        entry=entry,
+        init_kwargs=arguments,
+        attributes=_attributes(network),
+        state=dict(_tensors(network)),
+        source_sha256=_digest(network.source),
+        dataset_kwargs=_plain_dict(rest.get("dataset_kwargs", {}), "dataset_kwargs"),
+    )
 
 
 def _read(data: memoryview) -> Any:

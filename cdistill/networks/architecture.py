@@ -18,13 +18,14 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
     """Builds an untrained denoiser.
 
     Args:
-        architecture: "network" ("song" or "adm") and the arguments of its class.
+        architecture: "network" ("song" or "adm"), the arguments of its class, and "s_branch" for a student's network.
         sigma_data: Standard deviation of the data.
 
     Raises:
         KeyError, TypeError, ValueError: The description is none, or beyond all reason.
     """
     arguments = dict(architecture)
+    takes_s = bool(arguments.pop("s_branch", False))
     network = NETWORKS[arguments.pop("network")]
     for key, most in _MOST.items():
         if not 0 <= arguments.get(key, 0) <= most:
@@ -32,7 +33,10 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
     if len(arguments.get("channel_mult", ())) > 12 or max(arguments.get("channel_mult", [1])) > 64:
         raise ValueError(f"channel_mult = {arguments['channel_mult']}; at most 12 levels of at most 64")
     side, channels = arguments["resolution"], arguments["channels"]
-    return EDMDenoiser(network(**arguments), (channels, side, side), sigma_data, arguments["num_classes"])
+    free = network(**arguments)
+    if takes_s:
+        free.add_s_branch()
+    return EDMDenoiser(free, (channels, side, side), sigma_data, arguments["num_classes"])
 
 
 def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: Mapping[str, Tensor]) -> EDMDenoiser:

@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 def split_heads(qkv: Tensor, head: int) -> tuple[Tensor, Tensor, Tensor]:
     """Returns q, k and v, each (B, heads, pixels, head) and contiguous, out of (B, 3C, H, W)."""
-    rows = qkv.reshape(len(qkv), -1, head, 3, qkv[0, 0].numel()).permute(3, 0, 1, 4, 2).contiguous()
+    rows = qkv.reshape(len(qkv), -1, head, 3, qkv.shape[2] * qkv.shape[3]).permute(3, 0, 1, 4, 2).contiguous()
     return rows[0], rows[1], rows[2]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdistill.errors import CorruptFileError
+from cdistill.errors import CorruptFileError, MismatchError, RecipeError
 from cdistill.registry import TEACHERS
+from cdistill.teachers.official import OFFICIAL, WEIGHT_SUFFIXES, find_weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cdistill.networks.denoiser import Denoiser
 
 
@@ -21,7 +26,7 @@ class Teacher:
     Attributes:
         name: Name in the registry, or the path of its file.
         denoiser: D, in evaluation mode, without gradients.
-        data: Name of the data source that it was trained on.
+        data: Name of the data source that it was trained on, "" if unknown.
     """
 
     name: str
@@ -41,20 +46,69 @@ class Teacher:
         return tensor_digest(self.denoiser.state_dict())
 
 
-def load_teacher(name: str) -> Teacher:
-    """Loads a teacher by its name in the registry or from a teacher file.
+@dataclass(frozen=True)
+class Weights:
+    """What a file of weights says.
+
+    Attributes:
+        architecture: Description of the network, see `cdistill.networks.architecture`.
+        sigma_data: Standard deviation of the data that it was scaled for.
+        tensors: Its weights.
+        data: Name of the data source that it was trained on, "" if unknown.
+    """
+
+    architecture: Mapping[str, Any]
+    sigma_data: float
+    tensors: dict[str, Tensor]
+    data: str
+
+
+def load_teacher(name: str, weights: Path | None = None) -> Teacher:
+    """Loads a teacher by its name in the registry or from a file.
 
     Args:
-        name: A registered name, or the path of a ``.safetensors`` file made by `train-teacher`.
+        name: A registered name, or the path of a file: ``.safetensors`` made by `train-teacher` or `convert`, ``.pkl``
+            or ``.pt`` of EDM.
+        weights: File of the weights, for names whose weights do not ship with the package.
 
     Raises:
         UnknownNameError: Neither.
-        CorruptFileError: The file is damaged or no teacher.
+        MissingAssetError: Its weights are not there; the message says what to put where.
+        CorruptFileError: The file is damaged, unsafe or no teacher.
+        RecipeError: `weights` for a teacher that has its own.
     """
-    if name.endswith(".safetensors"):
-        return read_teacher(Path(name), name)
-    found: Teacher = TEACHERS.get(name)()
-    return found
+    if Path(name).suffix in WEIGHT_SUFFIXES:
+        if weights is not None:
+            raise RecipeError(f"weights: goes with the name of a teacher; {name} is a file already")
+        return _build(name, read_weights(Path(name)), Path(name))
+    loader = TEACHERS.get(name)
+    if weights is None:
+        found: Teacher = loader()
+        return found
+    if "weights" not in inspect.signature(loader).parameters:
+        raise RecipeError(f"weights: teacher {name!r} brings its own")
+    with_weights: Teacher = loader(weights=weights)
+    return with_weights
+
+
+def load_official(name: str, weights: Path | None = None) -> Teacher:
+    """Loads one of EDM's published teachers from the asset folder or from `weights`.
+
+    Raises:
+        MissingAssetError: The file is not there; the message says which, and where to put it.
+        CorruptFileError: It is damaged or unsafe.
+        MismatchError: It holds another network.
+    """
+    from cdistill.teachers.foreign import disagreements
+
+    official = OFFICIAL[name]
+    path = find_weights(name, weights)
+    assert path is not None
+    found = read_weights(path)
+    if wrong := disagreements(official.architecture, found.architecture):
+        raise MismatchError(f"{path}: holds another network than {name!r} ({'; '.join(wrong)})")
+    teacher = _build(name, found, path)
+    return Teacher(name, teacher.denoiser, official.data)
 
 
 def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], header: dict[str, Any]) -> None:
@@ -66,19 +120,47 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
 
 
 def read_teacher(path: Path, name: str) -> Teacher:
-    """Reads a file made by `save_teacher`.
+    """Reads a teacher file; see `load_teacher` for the kinds and the errors."""
+    return _build(name, read_weights(path), path)
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a file of weights by its suffix: ours, or someone else's.
 
     Raises:
-        CorruptFileError: Damaged, of another kind, or its tensors do not fit its architecture.
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged, unsafe, or of another kind.
+        MismatchError: It holds a student.
     """
+    if path.suffix != ".safetensors":
+        from cdistill.teachers.foreign import official_data, read_foreign
+
+        foreign = read_foreign(path)
+        if foreign.preconditioning is not None:
+            raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
+        data = official_data(foreign.architecture, path.name)
+        return Weights(foreign.architecture, foreign.sigma_data, foreign.tensors, data)
     from cdistill.checkpoint import load_tensors
-    from cdistill.networks.architecture import load_denoiser
-    from cdistill.networks.denoiser import freeze
 
     tensors, header = load_tensors(path, "teacher")
     try:
-        denoiser = load_denoiser(header["architecture"], header["sigma_data"], tensors)
-        data = str(header["data"])
+        return Weights(header["architecture"], float(header["sigma_data"]), tensors, str(header["data"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path}: its header lacks {error}; make or fetch it again") from error
+
+
+def _build(name: str, weights: Weights, path: Path) -> Teacher:
+    from cdistill.networks.architecture import load_denoiser
+    from cdistill.networks.denoiser import freeze
+
+    try:
+        denoiser = load_denoiser(weights.architecture, weights.sigma_data, weights.tensors)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({error})") from error
-    return Teacher(name, freeze(denoiser), data)
+        raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
+    return Teacher(name, freeze(denoiser), weights.data)
+
+
+def brief(error: Exception) -> str:
+    """Returns the message of an error in one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,112 @@
+"""EDM's published teachers (Karras et al. 2022): file names, networks and data. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdistill.assets import Asset
+from cdistill.errors import MissingAssetError
+
+WEIGHT_SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")  # of a teacher's name that is a path
+ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+LICENCE = "CC BY-NC-SA 4.0 (NVIDIA, EDM weights): no commercial use"
+
+_DDPMPP: Mapping[str, Any] = {
+    "network": "song",
+    "channels": 3,
+    "model_channels": 128,
+    "num_blocks": 4,
+    "attn_resolutions": [16],
+    "augment_dim": 9,
+    "channel_mult_noise": 1,
+    "embedding": "positional",
+    "encoder": "standard",
+    "taps": [1, 1],
+}
+_NCSNPP: Mapping[str, Any] = {
+    **_DDPMPP,
+    "channel_mult_noise": 2,
+    "embedding": "fourier",
+    "encoder": "residual",
+    "taps": [1, 3, 3, 1],
+}
+_CIFAR: Mapping[str, Any] = {"resolution": 32, "num_classes": 0, "channel_mult": [2, 2, 2], "dropout": 0.13}
+_FFHQ: Mapping[str, Any] = {"resolution": 64, "num_classes": 0, "channel_mult": [1, 2, 2, 2], "dropout": 0.05}
+_ADM: Mapping[str, Any] = {
+    "network": "adm",
+    "resolution": 64,
+    "channels": 3,
+    "num_classes": 1000,
+    "model_channels": 192,
+    "channel_mult": [1, 2, 3, 4],
+    "num_blocks": 3,
+    "attn_resolutions": [32, 16, 8],
+    "dropout": 0.10,
+    "augment_dim": 0,
+}
+
+
+@dataclass(frozen=True)
+class Official:
+    """A published teacher.
+
+    Attributes:
+        file: Its name at `ADDRESS`.
+        data: Name of the data source that it was trained on.
+        architecture: Description of its network, see `cdistill.networks.architecture`.
+    """
+
+    file: str
+    data: str
+    architecture: Mapping[str, Any]
+
+    def find(self, name: str) -> Path:
+        """Returns the path of the weights: converted, or as published; downloaded if need be.
+
+        Raises:
+            MissingAssetError: They are not there and cannot be downloaded; the message says what to put where.
+            CorruptFileError: They are not what they were at first use.
+        """
+        asset = Asset(self.file, ADDRESS + self.file)
+        converted = asset.path.with_suffix(".safetensors")
+        if converted.is_file():
+            return converted
+        return asset.find(f"or name another place with --weights FILE (teacher {name})")
+
+
+OFFICIAL: Mapping[str, Official] = {
+    "edm-cifar10": Official("edm-cifar10-32x32-uncond-vp.pkl", "cifar10", {**_DDPMPP, **_CIFAR}),
+    "edm-cifar10-ve": Official("edm-cifar10-32x32-uncond-ve.pkl", "cifar10", {**_NCSNPP, **_CIFAR}),
+    "edm-cifar10-cond": Official("edm-cifar10-32x32-cond-vp.pkl", "cifar10", {**_DDPMPP, **_CIFAR, "num_classes": 10}),
+    "edm-cifar10-cond-ve": Official(
+        "edm-cifar10-32x32-cond-ve.pkl", "cifar10", {**_NCSNPP, **_CIFAR, "num_classes": 10}
+    ),
+    "edm-ffhq64": Official("edm-ffhq-64x64-uncond-vp.pkl", "ffhq64", {**_DDPMPP, **_FFHQ}),
+    "edm-ffhq64-ve": Official("edm-ffhq-64x64-uncond-ve.pkl", "ffhq64", {**_NCSNPP, **_FFHQ}),
+    "edm-afhqv2-64": Official(
+        "edm-afhqv2-64x64-uncond-vp.pkl", "afhqv2-64", {**_DDPMPP, **_FFHQ, "dropout": 0.25}
+    ),
+    "edm-afhqv2-64-ve": Official(
+        "edm-afhqv2-64x64-uncond-ve.pkl", "afhqv2-64", {**_NCSNPP, **_FFHQ, "dropout": 0.25}
+    ),
+    "edm-imagenet64": Official("edm-imagenet-64x64-cond-adm.pkl", "imagenet64", _ADM),
+}  # fmt: skip
+
+
+def find_weights(teacher: str, weights: Path | None = None) -> Path | None:
+    """Returns the file of a teacher's weights before anything heavy is imported; None if it needs no such file.
+
+    Args:
+        teacher: Name in the registry, or a path.
+        weights: The file that the user named, if any.
+
+    Raises:
+        MissingAssetError: The file is not there; the message says which, and where to put it.
+    """
+    if weights is not None or Path(teacher).suffix in WEIGHT_SUFFIXES:
+        path = weights or Path(teacher)
+        if not path.is_file():
+            raise MissingAssetError(f"{path}: no such file; give the path of a teacher's weights")
+        return path
+    return OFFICIAL[teacher].find(teacher) if teacher in OFFICIAL else None
