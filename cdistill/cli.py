@@ -29,6 +29,7 @@ app.add_typer(plot_app, name="plot")
 
 MOST = 10_000_000  # numbers in a list that a person types
 LARGEST = 2**63
+TFLOPS = 40.0  # what an A800 of the paper sustained, by its hours and our count
 _arguments: list[str] = []  # of this run, for the processes that it starts
 
 RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
@@ -43,6 +44,9 @@ ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes 
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
+]
+TflopsOption = Annotated[
+    float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did about 40.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
@@ -179,9 +183,7 @@ def distill(
     named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
     found = load_recipe(recipe, DistillRecipe, [*override, *named])
     if dry_run:
-        from cdistill.commands.catalogue import print_plan
-
-        return finish(True, found.model_dump(), "") if as_json else print_plan(found)
+        return finish(True, found.model_dump(), "") if as_json else dry(found)
     if processes > 1:
         raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     find_weights(found.teacher, found.weights_path)
@@ -192,6 +194,30 @@ def distill(
         folder = run_folder(recipe, out, resume)
         run_distill(found, folder, resume)
     return finish(as_json, RunFolder(folder).results(), "")
+
+
+@app.command()
+def plan(
+    recipe: RecipeOption,
+    override: SetOption = [],  # noqa: B006
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    tflops: TflopsOption = TFLOPS,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what a recipe will cost before anything runs: forwards, FLOPs, memory, hours.
+
+    Example:  cdistill plan --recipe cifar10 --devices 4
+    """
+    from cdistill.recipe import load_any_recipe
+
+    found = load_any_recipe(recipe, override)
+    start()
+    from cdistill.commands.plan import as_record, plan, print_plan
+
+    cost = plan(found, devices)
+    if as_json:
+        return finish(True, as_record(cost, devices, tflops), "")
+    return print_plan(cost, devices, tflops)
 
 
 @app.command("train-teacher")
@@ -207,11 +233,11 @@ def train_teacher(
 
     Example:  cdistill train-teacher --recipe teacher-digits
     """
-    from cdistill.recipe import TeacherRecipe, load_recipe, to_toml
+    from cdistill.recipe import TeacherRecipe, load_recipe
 
     found = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
-        return console.out.print(to_toml(found), highlight=False, markup=False, soft_wrap=True)
+        return dry(found)
     if processes > 1:
         raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     start()
@@ -395,6 +421,15 @@ def run_or_file(run: Path | None) -> RunFolder | Path:
     if run is not None and run.suffix == ".safetensors":
         return run
     return RunFolder(run) if run else latest_run()
+
+
+def dry(recipe: Any) -> None:
+    """Prints a resolved recipe and what it costs on one device."""
+    from cdistill.commands.plan import plan, print_plan
+    from cdistill.recipe import to_toml
+
+    console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
+    print_plan(plan(recipe, 1), 1, TFLOPS)
 
 
 def start() -> None:

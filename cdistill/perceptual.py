@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cdistill import assets
 from cdistill.errors import CorruptFileError
+from cdistill.formats.torch_files import read_torch_file
 from cdistill.losses import Distance
 
 RESOLUTION = 224
@@ -29,6 +30,17 @@ class LPIPS(Distance):
 
     def __init__(self) -> None:
         self.model = load_network(assets.VGG16.find())
+
+    @classmethod
+    def hollow(cls) -> "LPIPS":
+        """See :class:`Distance`."""
+        import lpips
+
+        found = cls.__new__(cls)
+        with torch.device("meta"):
+            found.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        found.model.eval().requires_grad_(False)
+        return found
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Maps images (B, C, H, W) in [-1, 1], C = 1 or 3, to distances (B,)."""
@@ -51,9 +63,8 @@ def load_network(path: Path) -> Any:
     # pnet_rand builds the backbone without torchvision's download; its weights come from our file.
     model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     try:
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        model.net.load_state_dict(rename_backbone(weights, model.net))
-    except (RuntimeError, KeyError) as error:
+        model.net.load_state_dict(rename_backbone(read_torch_file(path), model.net))
+    except (RuntimeError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
         ) from error

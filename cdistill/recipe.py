@@ -203,6 +203,13 @@ def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = 
     return check_section(values, model, str(path))
 
 
+def load_any_recipe(path: Path, overrides: Sequence[str] = ()) -> "DistillRecipe | TeacherRecipe":
+    """Reads and checks a recipe of either kind, see `load_recipe`; one with a section `network` trains a teacher."""
+    if "network" in _read(find_recipe(path)):
+        return load_recipe(path, TeacherRecipe, overrides)
+    return load_recipe(path, DistillRecipe, overrides)
+
+
 def check_section(values: dict[str, Any], model: type[AnySection], where: str) -> AnySection:
     """Turns parsed TOML into a recipe or a section of one; `where` begins every message.
 

@@ -17,6 +17,7 @@ ROOMS = [
     ["cli"],
     ["commands"],
     ["plots", "pictures", "evaluation"],
+    ["planning"],
     ["sampling", "training", "student"],
     ["estimation"],
     ["perceptual"],

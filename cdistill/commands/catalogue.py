@@ -1,4 +1,4 @@
-"""``--dry-run`` and ``cdistill doctor``."""
+"""``cdistill doctor``."""
 
 import platform
 import shutil
@@ -6,28 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 from cdistill import __version__
-from cdistill.console import out, table
+from cdistill.console import table
 from cdistill.launch import thread_count
-from cdistill.recipe import DistillRecipe, to_toml
-
-
-def print_plan(recipe: DistillRecipe) -> None:
-    """Prints the resolved recipe and the network forwards that a step makes for each image."""
-    from cdistill.training.cost import step_cost
-
-    section = recipe.training
-    cost = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
-    parts = {
-        "teacher (Heun's solver)": cost.teacher,
-        "moving averages, no gradient": cost.target,
-        "moving averages, gradient to the input": cost.frozen,
-        "student, with gradient": cost.student,
-    }
-    rows = [[name, f"{count:.2f}", f"{count * section.batch_size:.0f}"] for name, count in parts.items()]
-    total = sum(parts.values())
-    rows.append(["all forwards", f"{total:.2f}", f"{total * section.batch_size:.0f}"])
-    table(f"expected network forwards, {section.iterations} steps", ["", "an image", "a step"], rows)
 
 
 def print_doctor() -> None:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from cdistill.commands.common import check_fit, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
+from cdistill.commands.plan import teacher_architecture
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
@@ -40,8 +41,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     if len(source.shape) != 3:
         raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
     recipe.network.check_side(source.shape[-1])
-    shape = {"resolution": source.shape[-1], "channels": source.shape[0], "num_classes": source.num_classes}
-    architecture = {"network": "song", **shape, **recipe.network.model_dump()}
+    architecture = teacher_architecture(recipe, source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
     with opened_run(folder, recipe, resume, accelerator):

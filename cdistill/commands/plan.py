@@ -1,0 +1,107 @@
+"""``cdistill plan`` and ``--dry-run``."""
+
+import math
+from typing import Any
+
+import torch
+
+from cdistill.console import table
+from cdistill.data import load_source
+from cdistill.losses import Distance
+from cdistill.networks.architecture import build_denoiser
+from cdistill.networks.denoiser import Denoiser
+from cdistill.planning import Plan, hollow, plan_distillation, plan_teacher
+from cdistill.recipe import DistillRecipe, TeacherRecipe
+from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.teachers import load_teacher
+from cdistill.teachers.official import OFFICIAL
+
+
+def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
+    """Counts what a recipe costs on `devices` devices; no weights of EDM's teachers are needed for it."""
+    if isinstance(recipe, TeacherRecipe):
+        source = load_source(recipe.data)
+        recipe.network.check_side(source.shape[-1])
+        with torch.device("meta"):
+            network = build_denoiser(teacher_architecture(recipe, source.shape, source.num_classes), 0.5)
+        return plan_teacher(recipe, network, devices)
+    section = recipe.preconditioning
+    estimates = PRECONDITIONINGS.get(section.name).needs_coefficients and section.coefficients is None
+    distance: Distance = DISTANCES.get(recipe.training.distance).hollow()
+    return plan_distillation(recipe, _hollow_teacher(recipe), distance, estimates, devices)
+
+
+def print_plan(found: Plan, devices: int, tflops: float) -> None:
+    """Prints a plan as two tables."""
+    rows = [
+        [part.name, f"{part.forwards:.2f}", f"{part.forwards * found.batch_size:.0f}", f"{part.flop / 1e9:.4g}"]
+        for part in found.parts
+        if part.flop
+    ]
+    forwards, flop = (sum(getattr(part, key) for part in found.parts) for key in ("forwards", "flop"))
+    rows.append(["sum", f"{forwards:.2f}", f"{forwards * found.batch_size:.0f}", f"{flop / 1e9:.4g}"])
+    columns = ["a training step", "forwards an image", "a step", "GFLOP an image"]
+    table(f"{found.iterations:,} steps of {found.batch_size:,} images", columns, rows)
+    activations = found.activation_bytes * found.micro_batch
+    facts = [["parameters, trained", f"{found.student:,}"]]
+    if found.teacher:
+        facts.insert(0, ["parameters, teacher", f"{found.teacher:,}"])
+    facts += [
+        ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
+        [f"memory: activations of {found.micro_batch:g} images (about)", scaled(activations, "B")],
+        ["work: coefficients", scaled(found.estimation, "FLOP")],
+        ["work: training", scaled(found.training, "FLOP")],
+        ["work: evaluation", scaled(found.evaluation, "FLOP")],
+        [f"time on {devices} device(s) at {tflops:g} TFLOP/s each", duration(found.hours(tflops, devices))],
+        ["device-hours", f"{found.hours(tflops, 1):.3g}"],
+    ]
+    table("the run", ["", ""], facts)
+
+
+def scaled(value: float, unit: str) -> str:
+    """Writes a number with a decimal prefix.
+
+    >>> scaled(1.5e12, "FLOP")
+    '1.5 TFLOP'
+    """
+    prefixes = ["", "k", "M", "G", "T", "P", "E", "Z"]
+    power = max(0, min(len(prefixes) - 1, math.floor(math.log10(value) / 3))) if value else 0
+    return f"{value / 1000**power:.3g} {prefixes[power]}{unit}"
+
+
+def duration(hours: float) -> str:
+    """Writes a time in days, hours, minutes or seconds.
+
+    >>> duration(36)
+    '36 h'
+    """
+    for size, unit in ((48.0, "d"), (1.0, "h"), (1 / 60, "min")):
+        if hours >= size:
+            return f"{hours / (24 if unit == 'd' else size):.3g} {unit}"
+    return f"{hours * 3600:.3g} s"
+
+
+def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
+    """Returns a plan as JSON."""
+    values = {key: value for key, value in vars(found).items() if key != "parts"}
+    return {
+        "parts": [vars(part) for part in found.parts],
+        **values,
+        "training": found.training,
+        "devices": devices,
+        "tflops": tflops,
+        "hours": found.hours(tflops, devices),
+    }
+
+
+def teacher_architecture(recipe: TeacherRecipe, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+    """Returns the description of the network that a teacher's recipe trains on images of `shape`."""
+    fitted = {"resolution": shape[-1], "channels": shape[0], "num_classes": num_classes}
+    return {"network": "song", **fitted, **recipe.network.model_dump()}
+
+
+def _hollow_teacher(recipe: DistillRecipe) -> Denoiser:
+    if recipe.teacher in OFFICIAL:
+        with torch.device("meta"):
+            return build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5)
+    return hollow(load_teacher(recipe.teacher, recipe.weights_path).denoiser)
