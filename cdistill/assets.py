@@ -1,18 +1,10 @@
 """Files that the package does not bring: the weights of feature networks. Each is known by its SHA-256."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.storage import file_digest
-
-
-def asset_folder() -> Path:
-    """Returns ``$CDISTILL_ASSETS``, or ``cdistill`` in the user's cache folder."""
-    if chosen := os.environ.get("CDISTILL_ASSETS"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
+from cdistill.storage import asset_folder, file_digest
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Writing that survives: atomic, durable, and plain about a full disk. Needs no torch."""
+"""Writing that survives: atomic, durable, and plain about a full disk; and where files belong. Needs no torch."""
 
 import hashlib
 import os
@@ -41,6 +41,18 @@ def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def asset_folder() -> Path:
+    """Returns ``$CDISTILL_ASSETS``, or ``cdistill`` in the user's cache folder."""
+    if chosen := os.environ.get("CDISTILL_ASSETS"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
+
+
+def data_folder() -> Path:
+    """Returns ``$CDISTILL_DATA``, or ``data`` in the asset folder: where registered data sources look for files."""
+    return Path(os.environ.get("CDISTILL_DATA") or asset_folder() / "data")
 
 
 @contextmanager

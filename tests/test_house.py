@@ -26,7 +26,7 @@ ROOMS = [
     ["preconditionings", "teachers"],
     ["losses", "data"],
     ["solvers"],
-    ["networks"],
+    ["networks", "formats"],
     ["checkpoint", "schedule", "randomness", "stopping", "console"],
     ["registry", "launch", "storage"],
     ["errors"],

@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -70,14 +71,20 @@ def opened_run(
             raise
 
 
-def check_fit(teacher: Teacher, source: Source) -> None:
-    """Raises MismatchError unless the data have the shape and classes of the teacher."""
-    expected = (teacher.shape, teacher.denoiser.num_classes)
-    if (source.shape, source.num_classes) != expected:
+def fit_source(teacher: Teacher, source: Source) -> Source:
+    """Returns the data as the teacher needs them: without labels for an unconditional one.
+
+    Raises:
+        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
+    """
+    classes = teacher.denoiser.num_classes
+    fits = not classes or 0 < source.num_classes <= classes
+    if source.shape != teacher.shape or not fits:
         raise MismatchError(
             f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
-            f"has shape {expected[0]}, {expected[1]} classes; choose data that fit, {teacher.data!r} say"
+            f"has shape {teacher.shape}, {classes} classes; choose data that fit, {teacher.data!r} say"
         )
+    return source if classes else replace(source, labels=None, num_classes=0)
 
 
 def versions() -> dict[str, str]:

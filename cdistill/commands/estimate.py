@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.commands.common import check_fit, versions
+from cdistill.commands.common import fit_source, versions
 from cdistill.console import progress, table
 from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError
@@ -27,8 +27,7 @@ def estimate_coefficients(
 ) -> dict[str, object]:
     """Estimates, saves, prints and draws the coefficients of a teacher; returns them as JSON."""
     teacher = load_teacher(teacher_name)
-    source = load_source(data or teacher.data)
-    check_fit(teacher, source)
+    source = fit_source(teacher, load_source(data or teacher.data))
     accelerator = make_accelerator("fp32")
     teacher.denoiser.to(accelerator.device)
     found, errors = estimate(teacher, source, section, out, accelerator)

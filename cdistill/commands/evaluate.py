@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdistill.commands.common import versions
+from cdistill.commands.common import fit_source, versions
 from cdistill.console import progress, say
 from cdistill.data import load_source
 from cdistill.errors import CdistillError, RecipeError
@@ -39,7 +39,8 @@ def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
     student = load_student(run)
     values = {**student.recipe.evaluation.model_dump(), **changes}
     section = check_section(values, EvaluationSection, "evaluate")
-    source = load_source(student.recipe.data or student.teacher.data, section.split)
+    real = load_source(student.recipe.data or student.teacher.data, section.split)
+    source = fit_source(student.teacher, real)
     accelerator = make_accelerator("fp32")
     student.teacher.denoiser.to(accelerator.device)
     student.denoiser.to(accelerator.device)

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 
-from cdistill.commands.common import check_fit, opened_run
+from cdistill.commands.common import fit_source, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
 from cdistill.console import say
@@ -19,7 +20,7 @@ from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
-from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.registry import DISTANCES, PRECONDITIONINGS, is_data_path
 from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
@@ -29,11 +30,13 @@ from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
 
+AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
+    recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
     if len(source.shape) != 3:
@@ -58,15 +61,14 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
-    if recipe.teacher.endswith(".safetensors"):  # the run must find it from any folder
-        recipe = recipe.model_copy(update={"teacher": str(Path(recipe.teacher).absolute())})
+    recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher)
-    source = load_source(recipe.data or teacher.data)
-    check_fit(teacher, source)
+    source = fit_source(teacher, load_source(recipe.data or teacher.data))
     distance: Distance = DISTANCES.get(recipe.training.distance)()
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
-    judge = Judge(teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator)
+    real = source if section.split == "train" else fit_source(teacher, load_source(source.name, section.split))
+    judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
     with opened_run(folder, recipe, resume, accelerator):
         teacher.denoiser.to(accelerator.device)
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
@@ -98,6 +100,16 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return rows
+
+
+def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
+    """Returns the recipe with absolute paths of its teacher and data, so that the run finds them from any folder."""
+    paths = {}
+    if isinstance(recipe, DistillRecipe) and recipe.teacher.endswith(".safetensors"):
+        paths["teacher"] = str(Path(recipe.teacher).absolute())
+    if recipe.data is not None and is_data_path(recipe.data):
+        paths["data"] = str(Path(recipe.data).absolute())
+    return recipe.model_copy(update=paths)
 
 
 def prepare_preconditioning(

@@ -1,0 +1,1 @@
+"""Readers of other people's files; nothing that a file brings is executed."""
