@@ -111,10 +111,7 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) ->
         content = file.read(size + 1)
     if len(content) != size:
         raise CorruptFileError(f"{where}: {len(content):,} bytes for shape {shape}; save it again")
-    values = np.frombuffer(content, dtype)
-    if values.dtype.kind == "u":
-        values = np.minimum(values, np.iinfo(np.int64).max)
-    return check_classes(torch.from_numpy(values.astype(np.int64)), where)
+    return torch.from_numpy(check_classes(np.frombuffer(content, dtype), where))
 
 
 def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:

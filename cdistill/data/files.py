@@ -65,13 +65,12 @@ def _load_images(images: Images) -> Source:
     labels = read_labels(images)
     shape = tuple(decode_jobs(images.path, images.jobs([0]), None)[0].shape)
     content = images.digest()
-    size = len(images) * math.prod(shape)
     samples: Tensor | LazySamples
-    if size <= memory_limit():
+    if len(images) * math.prod(shape) <= memory_limit():
         samples = _into_memory(DecodedImages(images, shape, 0 if len(images) <= _FEW else None))
     else:
         samples = DecodedImages(images, shape)
-        say(f"{images.path}: {size / 2**30:.2g} GiB do not fit in memory; decoded while they are needed")
+        say(f"{images.path}: {len(images):,} images do not fit in memory; decoded while they are needed")
     return Source(str(images.path), samples, labels, count_classes(labels), flips=True, content=content)
 
 

@@ -5,7 +5,9 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError
@@ -39,16 +41,17 @@ def read_labels(images: Images) -> Tensor | None:
     return None if given is None else _match(images.names, given, where)
 
 
-def check_classes(labels: Tensor, where: str) -> Tensor:
-    """Returns `labels` as int64 if all lie in [0, MOST_CLASSES).
+def check_classes(labels: NDArray[Any], where: str, count: int = MOST_CLASSES) -> NDArray[np.int64]:
+    """Returns whole numbers as int64 if all lie in [0, count).
 
     Raises:
         CorruptFileError: They do not.
     """
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
-        wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
-        raise CorruptFileError(f"{where}: label {wrong}; classes are whole numbers from 0 to {MOST_CLASSES - 1:,}")
-    return labels.long()
+    least, most = int(labels.min()), int(labels.max())
+    if not 0 <= least <= most < count:
+        wrong = least if least < 0 else most
+        raise CorruptFileError(f"{where}: label {wrong}; classes are whole numbers from 0 to {count - 1:,}")
+    return labels.astype(np.int64)
 
 
 def count_classes(labels: Tensor | None) -> int:

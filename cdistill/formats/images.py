@@ -37,8 +37,10 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
         MismatchError: Its size is another, or it has colours and `shape` is grey.
     """
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound of `_check` is lower
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with image:
             wanted = _check(image, where, shape)
             pixels = np.asarray(image.convert("RGB" if wanted[0] == 3 else "L"))
     except CorruptFileError:
@@ -46,12 +48,6 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
         raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
-
-
-def image_shape(data: bytes, where: str) -> tuple[int, int, int]:
-    """Returns (C, H, W) of an image after decoding it; errors as `decode`."""
-    channels, height, width = decode(data, where).shape
-    return channels, height, width
 
 
 def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
