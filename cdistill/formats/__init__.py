@@ -1,1 +1,1 @@
-"""Readers of other people's files; nothing that a file brings is executed."""
+"""Readers of other people's files: image archives, EDM's pickles, torch's files. Nothing of theirs is executed."""

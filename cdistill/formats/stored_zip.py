@@ -1,0 +1,127 @@
+"""The members of a zip archive that stores them as they are: the container of torch's files."""
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+
+from cdistill.errors import CorruptFileError
+from cdistill.formats.opcodes import Budget, shown
+
+_END = struct.Struct("<4s4H2IH")
+_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+_LOCAL = struct.Struct("<4s5H3I2H")
+_MOST_MEMBERS = 100_000
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    flags: int
+    method: int
+    checksum: int
+    packed: int
+    size: int
+    place: int
+
+
+class StoredZip:
+    """A zip archive in memory; members are found by name, verified at their first use, and never written anywhere.
+
+    Args:
+        data: The whole archive.
+        budget: Pays for the checksums.
+
+    Raises:
+        CorruptFileError: It is damaged or not such an archive.
+    """
+
+    def __init__(self, data: memoryview, budget: Budget) -> None:
+        self.data = data
+        self.budget = budget
+        self._entries = _directory(data)
+        self._opened: dict[str, memoryview] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the members, in the order of the directory."""
+        return list(self._entries)
+
+    def open(self, name: str) -> memoryview:
+        """Returns the content of a member; raises CorruptFileError if it is missing, compressed or altered."""
+        if name not in self._opened:
+            entry = self._entries.get(name)
+            if entry is None:
+                raise CorruptFileError(f"the archive has no member {shown(name)}")
+            self._opened[name] = self._verified(entry)
+        return self._opened[name]
+
+    def _verified(self, entry: _Entry) -> memoryview:
+        if entry.method != 0 or entry.packed != entry.size or entry.flags & 1:
+            raise CorruptFileError(f"the member {shown(entry.name)} is compressed or encrypted, not stored")
+        start = entry.place + _LOCAL.size + sum(_unpack(_LOCAL, self.data, entry.place, b"PK\3\4")[-2:])
+        if start + entry.size > len(self.data):
+            raise CorruptFileError(f"the member {shown(entry.name)} reaches beyond the end: truncated")
+        content = self.data[start : start + entry.size]
+        self.budget.spend(entry.size)
+        if zlib.crc32(content) != entry.checksum:
+            raise CorruptFileError(f"the checksum of {shown(entry.name)} does not match: altered")
+        return content
+
+
+def _unpack(layout: struct.Struct, data: memoryview, place: int, magic: bytes) -> tuple[int, ...]:
+    if place < 0 or place + layout.size > len(data) or bytes(data[place : place + 4]) != magic:
+        raise CorruptFileError("the archive has no sound directory: damaged or truncated")
+    return layout.unpack_from(data, place)
+
+
+def _directory(data: memoryview) -> dict[str, _Entry]:
+    count, place = _find_directory(data)
+    if count > _MOST_MEMBERS or count * _ENTRY.size > len(data):
+        raise CorruptFileError(f"an archive of {count} members")
+    entries: dict[str, _Entry] = {}
+    for _ in range(count):
+        entry, place = _read_entry(data, place)
+        if entry.name in entries:
+            raise CorruptFileError(f"the archive has two members {shown(entry.name)}")
+        entries[entry.name] = entry
+    return entries
+
+
+def _find_directory(data: memoryview) -> tuple[int, int]:
+    """Returns the number of members and where their directory begins."""
+    tail = max(0, len(data) - _FULL16 - _END.size)
+    end = tail + bytes(data[tail:]).rfind(b"PK\5\6")
+    if end < tail:
+        raise CorruptFileError("the archive has no directory: truncated")
+    _, _, _, _, count, _, place, _ = _unpack(_END, data, end, b"PK\5\6")
+    if count == _FULL16 or place == _FULL32:
+        _, _, far, _ = _unpack(_LOCATOR, data, end - _LOCATOR.size, b"PK\6\7")
+        _, _, _, _, _, _, _, count, _, place = _unpack(_END64, data, far, b"PK\6\6")
+    return count, place
+
+
+def _read_entry(data: memoryview, place: int) -> tuple[_Entry, int]:
+    found = _unpack(_ENTRY, data, place, b"PK\1\2")
+    flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length = found[3:13]
+    start = place + _ENTRY.size
+    extra = bytes(data[start + name_length : start + name_length + extra_length])
+    size, packed, local = _wide(extra, [size, packed, found[-1]])
+    name = re.sub(r"[^ -~]", "?", bytes(data[start : start + name_length]).decode("latin-1"))
+    entry = _Entry(name, flags, method, checksum, packed, size, local)
+    return entry, start + name_length + extra_length + comment_length
+
+
+def _wide(extra: bytes, values: list[int]) -> list[int]:
+    """Replaces full 32-bit values by the 64-bit ones of the extra field."""
+    place = 0
+    while place + 4 <= len(extra):
+        kind, length = struct.unpack_from("<HH", extra, place)
+        if kind == 1:
+            wide = iter(struct.iter_unpack("<Q", extra[place + 4 : place + 4 + length // 8 * 8]))
+            return [next(wide, (value,))[0] if value == _FULL32 else value for value in values]
+        place += 4 + length
+    return values
