@@ -4,7 +4,7 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +58,48 @@ def write_tar(path: Path, content: Mapping[str, bytes]) -> Path:
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     return path
+
+
+def python2_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """A batch of CIFAR-10's Python edition as Python 2 pickled it (protocol 2, every text a byte string)."""
+
+    def text(content: bytes) -> bytes:
+        return b"U" + bytes([len(content)]) + content if len(content) < 256 else b"T" + _int(len(content)) + content
+
+    raw = images.tobytes()
+    kind = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + b"K\0K\1\x87R(K\3"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    )
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
+    array += b"(K\1J" + _int(len(images)) + b"J" + _int(images[0].size) + b"\x86" + kind + b"\x89" + text(raw) + b"tb"
+    numbers = b"](" + b"".join(b"K" + bytes([k]) for k in labels.tolist()) + b"e"
+    entries = text(b"data") + array + text(b"labels") + numbers + text(b"batch_label") + text(b"training batch 1 of 5")
+    return b"\x80\2}(" + entries + b"u."
+
+
+def python3_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """The same written by Python 3."""
+    import pickle  # noqa: TID251
+
+    return pickle.dumps({b"data": images.reshape(len(images), -1), b"labels": labels.tolist()}, protocol=2)
+
+
+def cifar_python(
+    images: np.ndarray, labels: np.ndarray, test: int, batch: Callable[[np.ndarray, np.ndarray], bytes]
+) -> dict[str, bytes]:
+    """The Python edition, see `cifar_binary`."""
+    parts = zip(np.array_split(images[:-test], 5), np.array_split(labels[:-test], 5), strict=True)
+    found = {f"data_batch_{k + 1}": batch(*part) for k, part in enumerate(parts)}
+    found["test_batch"] = batch(images[-test:], labels[-test:])
+    return {f"cifar-10-batches-py/{name}": data for name, data in found.items()}
+
+
+def _int(value: int) -> bytes:
+    return value.to_bytes(4, "little")
 
 
 def cifar_binary(images: np.ndarray, labels: np.ndarray, test: int) -> dict[str, bytes]:

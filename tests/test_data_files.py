@@ -9,6 +9,7 @@ import struct
 import time
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,11 @@ from cdistill.training.batches import draw_data
 from tests.archives import (
     LABELS,
     cifar_binary,
+    cifar_python,
     encode,
     members,
+    python2_batch,
+    python3_batch,
     random_images,
     write_folder,
     write_tar,
@@ -217,12 +221,20 @@ def cifar():
     return random_images(33, 32), np.arange(33) % 10
 
 
+EDITIONS = {
+    "binary": cifar_binary,
+    "python 2": partial(cifar_python, batch=python2_batch),
+    "python 3": partial(cifar_python, batch=python3_batch),
+}
+
+
 @pytest.mark.parametrize("form", ["archive", "folder", "parent"])
-def test_cifars_binary_edition(tmp_path, cifar, form):
+@pytest.mark.parametrize("edition", list(EDITIONS))
+def test_cifars_own_editions(tmp_path, cifar, edition, form):
     images, labels = cifar
-    content = cifar_binary(images, labels, 8)
+    content = EDITIONS[edition](images, labels, 8)
     path = write_tar(tmp_path / "c.tar.gz", content) if form == "archive" else write_folder(tmp_path / "c", content)
-    path = path / "cifar-10-batches-bin" if form == "folder" else path
+    path = path / next(iter(content)).split("/")[0] if form == "folder" else path
     train, heldout = load_source(str(path)), load_source(str(path), "heldout")
     assert train.samples.equal(torch.from_numpy(images[:25]))
     assert heldout.samples.equal(torch.from_numpy(images[25:]))
@@ -250,6 +262,25 @@ def test_damaged_cifar_archives_are_refused(tmp_path, cifar):
         (tmp_path / "bad.tar.gz").write_bytes(damaged)
         with pytest.raises(CorruptFileError, match=r"bad\.tar\.gz"):
             load_source(str(tmp_path / "bad.tar.gz"))
+
+
+def test_hostile_and_damaged_pickles_are_refused(tmp_path, cifar):
+    images, labels = cifar
+    sound = cifar_python(images, labels, 8, python2_batch)
+    first = "cifar-10-batches-py/data_batch_1"
+    cases = {
+        "asks for .os.system., which no": b"cos\nsystem\n(S'touch evil'\ntR.",
+        "has no 'data'": b"}.",
+        "3 images|labels": python3_batch(images[:3], labels[:2]),
+        "uint8": python3_batch(images[:3].astype(np.int16), labels[:3]),
+        "label 1[0-2];": python3_batch(images[:3], labels[:3] + 10),
+        "truncated": sound[first][:-50],
+    }
+    for words, content in cases.items():
+        with pytest.raises(CorruptFileError, match=words) as caught:
+            load_source(str(write_tar(tmp_path / "bad.tar.gz", {**sound, first: content})))
+        assert "bad.tar.gz: data_batch_1: " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.tar.gz"]
 
 
 # ------------------------------------------------------------------------------------------------------- bad labels

@@ -18,6 +18,8 @@ from cdistill.data.labels import check_classes
 from cdistill.data.source import Source
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
 from cdistill.formats.images import Pixels
+from cdistill.formats.inert import container_names, numpy_names, to_array
+from cdistill.formats.opcodes import read_pickle
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -67,7 +69,27 @@ def _read_binary(content: bytes, where: str) -> tuple[Pixels, Any]:
 
 
 def _read_python(content: bytes, where: str) -> tuple[Pixels, Any]:
-    raise CdistillError(f"{where}: the Python edition is not read yet; fetch the binary one")
+    """Reads a pickled dict of an array (n, 3072) and a list of labels; nothing in it is executed."""
+    try:
+        batch = read_pickle(content, {**numpy_names(), **container_names()})
+        pixels, labels = to_array(_entry(batch, "data")), np.array(_entry(batch, "labels"))
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{where}: {error}; fetch it again") from error
+    except ValueError as error:  # a ragged list
+        raise CorruptFileError(f"{where}: its labels are no numbers; fetch it again") from error
+    if pixels.dtype != np.uint8 or pixels.shape != (len(pixels), _RECORD - 1) or labels.dtype.kind != "i":
+        raise CorruptFileError(f"{where}: {pixels.dtype} images {pixels.shape}; needs uint8 (n, 3072) and labels")
+    if labels.shape != (len(pixels),) or not len(labels):
+        raise CorruptFileError(f"{where}: labels {labels.shape} for {len(pixels)} images; fetch it again")
+    return pixels.reshape(-1, *SHAPE), check_classes(labels, where, CLASSES)
+
+
+def _entry(batch: Any, name: str) -> Any:
+    """Returns an entry of the dict; Python 2 wrote its keys as bytes."""
+    found = batch.get(name, batch.get(name.encode())) if isinstance(batch, dict) else None
+    if found is None:
+        raise CorruptFileError(f"has no {name!r}")
+    return found
 
 
 def _read_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
