@@ -120,7 +120,10 @@ def options(
 @app.command("estimate-coeffs")
 def estimate_coeffs(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
-    data: Annotated[str | None, typer.Option(help="Data source; the teacher's own by default.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data source (cdistill ls data) or the path of one; the teacher's own by default."),
+    ] = None,
     grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
     timesteps: Annotated[
         int,

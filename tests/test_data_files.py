@@ -288,7 +288,7 @@ def test_hostile_and_damaged_pickles_are_refused(tmp_path, cifar):
 PAIRS = [[f"00000/img{k:08d}.png", CLASSES[k]] for k in range(COUNT)]
 BAD_LABELS = {
     "no label for 00000/img00000023.png": labelled(*PAIRS[:-1]),
-    "a label for b.png, which is missing": labelled(*PAIRS, ["b.png", 1]),
+    "a label for 'b.png', which is missing": labelled(*PAIRS, ["b.png", 1]),
     "named twice": labelled(*PAIRS, PAIRS[0]),
     "label 1.0 of": labelled(*PAIRS[:-1], [PAIRS[-1][0], 1.0]),
     "label True of": labelled(*PAIRS[:-1], [PAIRS[-1][0], True]),
@@ -435,6 +435,21 @@ def test_damaged_members_and_directories_are_refused(tmp_path):
             with pytest.raises(CorruptFileError, match=words) as caught:
                 load_source(str(path))
             assert str(caught.value).startswith(str(path))
+
+
+def test_misplaced_labels_links_and_unprintable_names_are_refused(tmp_path):
+    cases = {
+        "at the top; move everything up": {f"x/{name}": content for name, content in FILES.items()},
+        "cannot be printed": {"a\n.png": PNG},
+    }
+    for words, content in cases.items():
+        for path in (write_zip(tmp_path / "x.zip", content), write_folder(tmp_path / words[:3], content)):
+            with pytest.raises(CorruptFileError, match=words) as caught:
+                load_source(str(path))
+            assert "\n" not in str(caught.value)
+    (write_folder(tmp_path / "links", FILES) / "more").symlink_to(tmp_path / "at ")
+    with pytest.raises(CorruptFileError, match="links/more: a link to a folder is not followed"):
+        load_source(str(tmp_path / "links"))
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

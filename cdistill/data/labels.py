@@ -63,9 +63,9 @@ def _as_dictionary(pairs: Any) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, label in pairs:
         if not isinstance(name, str):
-            raise TypeError(f"got the name {name!r}")
+            raise TypeError(f"got the name {_shown(name)}")
         if name in given:
-            raise ValueError(f"{name} is named twice")
+            raise ValueError(f"{_shown(name)} is named twice")
         given[name] = label
     return given
 
@@ -75,13 +75,20 @@ def _match(names: list[str], given: dict[str, Any], where: str) -> Tensor:
     if lacking := [name for name in names if name not in given]:
         raise MismatchError(f"{where}: no label for {lacking[0]} ({len(lacking)} of {len(names)} images); add them")
     if extra := sorted(set(given) - set(names)):
-        raise MismatchError(f"{where}: a label for {extra[0]}, which is missing ({len(extra)} such); remove them")
+        raise MismatchError(
+            f"{where}: a label for {_shown(extra[0])}, which is missing ({len(extra)} such); remove them"
+        )
     for name, label in given.items():
         if type(label) is not int or not 0 <= label < MOST_CLASSES:  # a bool is an int, 1.0 equals one
             raise CorruptFileError(
-                f"{where}: label {label!r} of {name}; classes are whole numbers from 0 to {MOST_CLASSES - 1:,}"
+                f"{where}: label {_shown(label)} of {name}; classes are whole numbers from 0 to {MOST_CLASSES - 1:,}"
             )
     return torch.tensor([given[name] for name in names])
+
+
+def _shown(value: Any) -> str:
+    """Returns a short text on one line for a value that came from a file."""
+    return repr(value)[:80]
 
 
 def _folder_classes(names: list[str]) -> Tensor | None:

@@ -106,12 +106,7 @@ class FolderImages(Images):
         self.path = path
         if not path.is_dir():
             raise MissingAssetError(f"{path}: no such folder; check the path")
-        found = [
-            (Path(folder) / name).relative_to(path).as_posix()
-            for folder, _, files in os.walk(path)
-            for name in files
-        ]  # fmt: skip
-        self.names = sorted(name for name in found if is_picture(path, name))
+        self.names = sorted(name for name in _walk(path) if is_picture(path, name))
         _check_names(path, self.names)
 
     def jobs(self, indices: Sequence[int]) -> list[Job]:
@@ -128,7 +123,7 @@ class FolderImages(Images):
         found = hashlib.sha256(b"folder")
         for name in self.names:
             content = _read_file(self.path / name, MOST_BYTES)
-            found.update(os.fsencode(f"{name}\0{len(content)}\0") + content)
+            found.update(f"{name}\0{len(content)}\0".encode() + content)
         found.update(self.label_file() or b"")
         return found.hexdigest()
 
@@ -152,14 +147,18 @@ def is_picture(path: Path, name: str) -> bool:
     """Whether a member is an image to read, judging by its name.
 
     Raises:
-        CorruptFileError: It is one that cannot be read.
+        CorruptFileError: It is one that cannot be read, or labels where nobody looks for them.
     """
     parts = PurePosixPath(name).parts
     if any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts):
         return False
+    if parts[-1:] == (_LABELS,) and len(parts) > 1:
+        raise CorruptFileError(f"{path}: {name!r}: labels must lie beside the folders, at the top; move everything up")
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _UNREAD:
         raise CorruptFileError(f"{path}: {name}: {suffix} is not read; allowed: {', '.join(SUFFIXES)}; convert it")
+    if suffix in SUFFIXES and not name.isprintable():
+        raise CorruptFileError(f"{path}: {name!a}: characters that cannot be printed; rename it")
     return suffix in SUFFIXES
 
 
@@ -201,6 +200,21 @@ def _inflate(data: bytes, size: int) -> bytes:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
     except zlib.error:
         return b""
+
+
+def _walk(path: Path) -> Iterator[str]:
+    """Yields the names of all files below a folder, with "/" between folders."""
+
+    def refuse(error: OSError) -> None:
+        raise _missing(Path(error.filename), error)
+
+    for folder, below, files in os.walk(path, onerror=refuse):
+        for name in below:
+            if (Path(folder) / name).is_symlink():
+                raise CorruptFileError(
+                    f"{Path(folder) / name}: a link to a folder is not followed; move the folder here"
+                )
+        yield from ((Path(folder) / name).relative_to(path).as_posix() for name in files)
 
 
 def _read_folder(path: Path, jobs: Sequence[Job]) -> Iterator[bytes]:
