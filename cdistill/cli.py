@@ -129,7 +129,8 @@ def estimate_coeffs(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
     weights: WeightsOption = None,
     data: Annotated[
-        str | None, typer.Option(help="Data source, its file or folder, or 'teacher'; the teacher's own by default.")
+        str | None,
+        typer.Option(help="Data source, the path of one, or 'teacher'; the teacher's own by default."),
     ] = None,
     grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
     timesteps: Annotated[

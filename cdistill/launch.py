@@ -35,8 +35,20 @@ def world_size() -> int:
 
 def thread_count(processes: int | None = None) -> int:
     """Returns the threads of a process: ``$CDISTILL_THREADS``, or its share of the cores among `processes` here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, _number("CDISTILL_THREADS", cores // (processes or _number("LOCAL_WORLD_SIZE", 1))))
+    return max(1, _number("CDISTILL_THREADS", _cores() // (processes or local_processes())))
+
+
+def local_processes() -> int:
+    """Number of processes that the launcher started on this machine."""
+    return max(1, _number("LOCAL_WORLD_SIZE", 1))
+
+
+def worker_count() -> int:
+    """Returns how many processes decode images: ``$CDISTILL_WORKERS``, or this process's cores but one, at most 8.
+
+    With 0 this process decodes itself.
+    """
+    return _number("CDISTILL_WORKERS", max(0, min(8, _cores() // local_processes() - 1)))
 
 
 def calm_threads() -> None:
@@ -112,6 +124,10 @@ def _send(children: list[subprocess.Popen[bytes]], number: int) -> None:
     for child in children:
         if child.poll() is None:
             child.send_signal(number)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(name: str, default: int) -> int:

@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdistill.errors import MissingAssetError, RecipeError, suggest
-from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS, Registry
+from cdistill.registry import (
+    DISTANCES,
+    METRICS,
+    PRECONDITIONINGS,
+    SOURCES,
+    TEACHERS,
+    Registry,
+    is_data_path,
+    is_teacher_data,
+)
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -32,6 +41,16 @@ def _known(registry: Registry, files: bool = False) -> Callable[[str], str]:
             raise ValueError(str(error)) from error
 
     return check
+
+
+def _known_data(name: str) -> str:
+    """Checks the name of a data source; a path passes."""
+    return name if is_data_path(name) else _known(SOURCES)(name)
+
+
+def _known_data_or_teacher(name: str) -> str:
+    """Checks the name of a data source; a path passes, and so do samples of the teacher."""
+    return name if is_teacher_data(name) else _known_data(name)
 
 
 class Section(BaseModel):
@@ -92,7 +111,7 @@ class DenoisingSection(Section):
 class TeacherRecipe(Section):
     """Everything that `cdistill train-teacher` needs."""
 
-    data: Annotated[str, AfterValidator(_known(SOURCES))]
+    data: Annotated[str, AfterValidator(_known_data)]
     seed: Annotated[int, Field(ge=0)] = 0
     network: NetworkSection
     training: DenoisingSection
@@ -160,7 +179,7 @@ class DistillRecipe(Section):
 
     teacher: Annotated[str, AfterValidator(_known(TEACHERS, files=True))]
     weights: str | None = None
-    data: Annotated[str, AfterValidator(_known(SOURCES))] | None = None
+    data: Annotated[str, AfterValidator(_known_data_or_teacher)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     preconditioning: PreconditioningSection = PreconditioningSection()
     estimation: EstimationSection = EstimationSection()

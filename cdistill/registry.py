@@ -9,6 +9,8 @@ packages add entries through a Python entry point of the registry's group, witho
 What the entry must be is said by the class or function that the built-in entries share.
 """
 
+import os.path
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from importlib import import_module, metadata
@@ -112,12 +114,30 @@ TEACHERS = Registry(
 SOURCES = Registry(
     "data source",
     {
+        "afhqv2-64": "cdistill.data.standard:load_afhqv2",
+        "cifar10": "cdistill.data.standard:load_cifar10",
         "digits": "cdistill.data.digits:load_digits",
+        "ffhq64": "cdistill.data.standard:load_ffhq",
+        "imagenet64": "cdistill.data.standard:load_imagenet",
         "mixture-1d": "cdistill.teachers.mixture:draw_mixture_1d",
         "patches": "cdistill.data.patches:load_patches",
     },
     "cdistill.sources",
 )
+DATA_SUFFIXES = (".npz", ".tar", ".tar.gz", ".tgz", ".zip")
+
+
+def is_teacher_data(name: str) -> bool:
+    """Whether `name` stands for samples of the teacher: ``teacher``, or ``teacher:COUNT``."""
+    return re.fullmatch(r"teacher(:\d+)?", name) is not None
+
+
+def is_data_path(name: str) -> bool:
+    """Whether `name` is the path of a data source, no other name: it has a separator, a suffix, or is there."""
+    if is_teacher_data(name) or name in SOURCES.names():
+        return False
+    return "/" in name or "\\" in name or name.endswith(DATA_SUFFIXES) or os.path.exists(name)
+
 
 DISTANCES = Registry(
     "distance",

@@ -1,4 +1,4 @@
-"""Writing that survives: atomic, durable, and plain about a full disk. Needs no torch."""
+"""Writing that survives: atomic, durable, and plain about a full disk; and where files belong. Needs no torch."""
 
 import hashlib
 import json
@@ -59,6 +59,11 @@ def asset_folder() -> Path:
     if chosen := os.environ.get("CDISTILL_ASSETS"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cdistill"
+
+
+def data_folder() -> Path:
+    """Returns ``$CDISTILL_DATA``, or ``data`` in the asset folder: where registered data sources look for files."""
+    return Path(os.environ.get("CDISTILL_DATA") or asset_folder() / "data")
 
 
 @contextmanager

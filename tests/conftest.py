@@ -47,6 +47,20 @@ def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., str]:
+    """Runs code in a process of its own, which may end in any way, and returns what it printed."""
+
+    def run(code: str, **values: str) -> str:
+        path = str(PACKAGE.parent)
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment(PYTHONPATH=path, **values), text=True,
+            stdout=subprocess.PIPE, timeout=60, check=False,
+        ).stdout  # fmt: skip
+
+    return run
+
+
 def command(arguments: Sequence[str]) -> list[str]:
     """The command line of a process that runs the package."""
     return [sys.executable, str(PACKAGE), *arguments]

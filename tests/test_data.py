@@ -4,7 +4,6 @@ import torch
 from cdistill.data import load_source
 from cdistill.data.source import from_uint8, to_uint8
 from cdistill.errors import CdistillError
-from cdistill.registry import SOURCES
 
 
 def test_uint8_and_back_keeps_every_value():
@@ -17,7 +16,7 @@ def test_quantising_clips_and_cuts_as_edm_does():
     assert to_uint8(x).tolist() == [0, 0, 128, 255, 255, 255]
 
 
-@pytest.mark.parametrize("name", SOURCES.names())
+@pytest.mark.parametrize("name", ["digits", "mixture-1d", "patches"])
 def test_sources_come_out_scaled_and_are_the_same_twice(name):
     first, second = load_source(name), load_source(name)
     assert first.digest == second.digest

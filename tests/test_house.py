@@ -17,7 +17,7 @@ ROOMS = [
     ["cli"],
     ["commands"],
     ["plots", "pictures", "evaluation"],
-    ["planning"],
+    ["planning", "synthetic"],
     ["sampling", "training", "student"],
     ["estimation"],
     ["perceptual"],

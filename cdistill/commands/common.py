@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 
 from cdistill import __version__
 from cdistill.console import say
-from cdistill.data import Source
+from cdistill.data import Source, load_source
 from cdistill.errors import (
     CdistillError,
     CorruptFileError,
@@ -23,8 +24,10 @@ from cdistill.errors import (
     StoppedError,
 )
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
+from cdistill.registry import is_teacher_data
 from cdistill.runs import RunFolder
 from cdistill.storage import list_checkpoints, read_json, write_text
+from cdistill.synthetic import teacher_data
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
 
@@ -70,14 +73,41 @@ def opened_run(
             raise
 
 
-def check_fit(teacher: Teacher, source: Source) -> None:
-    """Raises MismatchError unless the data have the shape and classes of the teacher."""
-    expected = (teacher.shape, teacher.denoiser.num_classes)
-    if (source.shape, source.num_classes) != expected:
+def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
+    """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
+
+    Args:
+        name: A name in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
+        split: "train" or "heldout".
+        teacher: On the accelerator's device.
+        accelerator: Devices and processes.
+
+    Raises:
+        RecipeError: The teacher names no data of its own.
+        MismatchError: They do not fit the teacher.
+    """
+    chosen = name or teacher.data
+    if not chosen:
+        raise RecipeError(f"data: teacher {teacher.name!r} does not say its own; name a source, a path or 'teacher'")
+    if is_teacher_data(chosen):
+        return teacher_data(chosen, split, teacher, accelerator)
+    return fit_source(teacher, load_source(chosen, split))
+
+
+def fit_source(teacher: Teacher, source: Source) -> Source:
+    """Returns the data as the teacher needs them: without labels for an unconditional one.
+
+    Raises:
+        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
+    """
+    classes = teacher.denoiser.num_classes
+    fits = not classes or 0 < source.num_classes <= classes
+    if source.shape != teacher.shape or not fits:
         raise MismatchError(
             f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
-            f"has shape {expected[0]}, {expected[1]} classes; choose data that fit, {teacher.data!r} say"
+            f"has shape {teacher.shape}, {classes} classes; choose data that fit, {teacher.data!r} say"
         )
+    return source if classes else replace(source, labels=None, num_classes=0)
 
 
 def versions() -> dict[str, str]:

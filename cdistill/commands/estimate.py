@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.commands.common import check_fit, versions
+from cdistill.commands.common import open_data, versions
 from cdistill.console import progress, table
-from cdistill.data import Source, load_source
+from cdistill.data import Source
 from cdistill.errors import CdistillError
 from cdistill.estimation import collect_statistics, jackknife_errors, make_table
 from cdistill.preconditionings import make_preconditioning
@@ -27,10 +27,9 @@ def estimate_coefficients(
 ) -> dict[str, object]:
     """Estimates, saves, prints and draws the coefficients of a teacher; returns them as JSON."""
     teacher = load_teacher(teacher_name, weights)
-    source = load_source(data or teacher.data)
-    check_fit(teacher, source)
     accelerator = make_accelerator("fp32")
     teacher.denoiser.to(accelerator.device)
+    source = open_data(data, "train", teacher, accelerator)
     found, errors = estimate(teacher, source, section, out, accelerator)
     print_coefficients(found, errors)
     if accelerator.is_main_process:

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdistill.commands.common import versions
+from cdistill.commands.common import open_data, versions
 from cdistill.console import progress, say
-from cdistill.data import load_source
 from cdistill.errors import CdistillError, RecipeError
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record, print_rows
@@ -39,9 +38,9 @@ def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
     student = load_student(run)
     values = {**student.recipe.evaluation.model_dump(), **changes}
     section = check_section(values, EvaluationSection, "evaluate")
-    source = load_source(student.recipe.data or student.teacher.data, section.split)
     accelerator = make_accelerator("fp32")
     student.teacher.denoiser.to(accelerator.device)
+    source = open_data(student.recipe.data, section.split, student.teacher, accelerator)
     student.denoiser.to(accelerator.device)
     judge = Judge(student.teacher, source, section.samples, section.metrics, accelerator)
     say(f"{run.path}: step {student.step}, {section.samples} samples of seeds 0..{section.samples - 1}")

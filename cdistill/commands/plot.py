@@ -64,7 +64,7 @@ def draw_trajectories(
     truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
     times = {"teacher": rho_grid(_FINER * nfe + 1)}
     students: dict[str, Tensor] = {}
-    results, notes = [], {"teacher": f"Wasserstein {wasserstein_1d(truth[-1], source.samples):.4f}"}
+    results, notes = [], {"teacher": f"Wasserstein {wasserstein_1d(truth[-1], source.samples[:]):.4f}"}
     for name in names:
         form = make_preconditioning(name, teacher.denoiser.sigma_data, table=found)
         points = trajectories(teacher.denoiser, form, nfe, x)
@@ -74,7 +74,7 @@ def draw_trajectories(
             nfe,
             float((points[-1] - truth[-1]).square().mean()),
             float(((points - truth[::_FINER])[1:].square() / scale).mean()),
-            wasserstein_1d(points[-1], source.samples),
+            wasserstein_1d(points[-1], source.samples[:]),
         )
         students[name], times[name] = points, sampling_grid(nfe)
         notes[name] = f"{nfe} steps, MSE {result.mse_end:.4g}, Wasserstein {result.wasserstein:.4f}"

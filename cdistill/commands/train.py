@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 
-from cdistill.commands.common import check_fit, opened_run
+from cdistill.commands.common import open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
 from cdistill.commands.plan import teacher_architecture
@@ -21,7 +22,7 @@ from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
-from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.registry import DISTANCES, PRECONDITIONINGS, is_data_path
 from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
@@ -31,11 +32,13 @@ from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
 
+AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
+    recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
     if len(source.shape) != 3:
@@ -59,16 +62,16 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
-    recipe = _absolute(recipe)
+    recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
-    source = load_source(recipe.data or teacher.data)
-    check_fit(teacher, source)
     distance: Distance = DISTANCES.get(recipe.training.distance)()
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
-    judge = Judge(teacher, load_source(source.name, section.split), section.samples, section.metrics, accelerator)
+    teacher.denoiser.to(accelerator.device)
+    source = open_data(recipe.data, "train", teacher, accelerator)
+    real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
+    judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
     with opened_run(folder, recipe, resume, accelerator):
-        teacher.denoiser.to(accelerator.device)
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
@@ -100,6 +103,19 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     return rows
 
 
+def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
+    """Returns the recipe with absolute paths of its files, so that the run finds them from any folder."""
+    paths = {}
+    if isinstance(recipe, DistillRecipe):
+        if recipe.teacher.endswith(WEIGHT_SUFFIXES):
+            paths["teacher"] = str(Path(recipe.teacher).absolute())
+        if recipe.weights is not None:
+            paths["weights"] = str(Path(recipe.weights).absolute())
+    if recipe.data is not None and is_data_path(recipe.data):
+        paths["data"] = str(Path(recipe.data).absolute())
+    return recipe.model_copy(update=paths)
+
+
 def prepare_preconditioning(
     recipe: DistillRecipe, teacher: Teacher, source: Source, folder: RunFolder, accelerator: Accelerator
 ) -> Preconditioning:
@@ -126,16 +142,6 @@ def prepare_preconditioning(
                 print_coefficients(found, errors, rows=8)
                 draw_coefficients(folder.path / "plots" / "coefficients.png", teacher.name, found, errors)
     return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
-
-
-def _absolute(recipe: DistillRecipe) -> DistillRecipe:
-    """Makes the paths of a recipe absolute, so that the run finds its files from any folder."""
-    changes = {}
-    if Path(recipe.teacher).suffix in WEIGHT_SUFFIXES:
-        changes["teacher"] = str(Path(recipe.teacher).absolute())
-    if recipe.weights is not None:
-        changes["weights"] = str(Path(recipe.weights).absolute())
-    return recipe.model_copy(update=changes)
 
 
 def _evaluated(folder: RunFolder, step: int) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from cdistill.data.lazy import LazySamples
 from cdistill.errors import CdistillError
-from cdistill.registry import SOURCES
+from cdistill.registry import SOURCES, is_data_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,21 +31,23 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Samples in memory.
+    """Samples, in memory or read when they are asked for.
 
     Attributes:
-        name: Name in the registry.
+        name: Name in the registry, or the absolute path of a file or folder.
         samples: uint8 images (N, C, H, W), or float64 vectors (N, d).
         labels: Class indices (N,), int64, or None.
         num_classes: Number of classes, 0 without labels.
         flips: Whether a horizontally flipped sample is as good as the sample.
+        content: SHA-256 that stands for the samples, where reading them all would be dear.
     """
 
     name: str
-    samples: Tensor
+    samples: Tensor | LazySamples
     labels: Tensor | None = None
     num_classes: int = 0
     flips: bool = False
+    content: str | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,13 +57,30 @@ class Source:
         """Shape of one sample."""
         return tuple(self.samples.shape[1:])
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the samples and labels."""
-        found = hashlib.sha256(self.samples.contiguous().numpy().tobytes())
+        found = hashlib.sha256(
+            self.content.encode() if self.content else self.samples[:].contiguous().numpy().tobytes()
+        )
         if self.labels is not None:
             found.update(self.labels.numpy().tobytes())
         return found.hexdigest()
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Yields all samples in their order, `size` at a time and the rest at the end."""
+        for start in range(0, len(self), size):
+            yield self.samples[start : start + size]
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the samples are read when they are asked for."""
+        return isinstance(self.samples, LazySamples)
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Says that the samples at `indices` will be asked for next, so that they can be read meanwhile."""
+        if isinstance(self.samples, LazySamples):
+            self.samples.prefetch(indices)
 
     def batch(self, indices: Tensor, flip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Returns the samples at `indices` and their labels.
@@ -80,13 +103,19 @@ def load_source(name: str, split: str = "train") -> Source:
     """Loads a data source.
 
     Args:
-        name: A name in the registry.
+        name: A name in the registry, or the path of a file or folder (see `cdistill.data.files`).
         split: "train", or "heldout" where the source has such a part.
 
     Raises:
         UnknownNameError: No such source.
+        MissingAssetError: There is no such file.
+        CorruptFileError: The file is damaged.
         CdistillError: The source has no such part.
     """
+    if is_data_path(name):
+        from cdistill.data.files import load_file
+
+        return load_file(Path(name).absolute(), split)
     found: Source = SOURCES.get(name)(split)
     return found
 

@@ -1,5 +1,7 @@
 """Frechet distance between Gaussians fitted to two sets of feature vectors."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,22 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean (d,) and the unbiased covariance (d, d) of `features` (n, d), in float64."""
     features = features.double()
     return features.mean(0), torch.cov(features.T).reshape(features.shape[1], features.shape[1])
+
+
+def streamed_moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Returns the moments of all rows of `parts` together, each (n, d), holding one part at a time.
+
+    The parts' own means and scatters are merged (Chan, Golub and LeVeque 1979), which loses no digits.
+    """
+    count, mean, scatter = 0, torch.zeros(1), torch.zeros(1, 1)
+    for part in parts:
+        rows = part.double()
+        own, size = rows.mean(0), len(rows)
+        shift, centred = own - mean, rows - own
+        scatter = scatter + centred.T @ centred + torch.outer(shift, shift) * (count * size / (count + size))
+        mean = mean + shift * (size / (count + size))
+        count += size
+    return mean, scatter / (count - 1)
 
 
 def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:

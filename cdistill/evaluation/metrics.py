@@ -7,6 +7,7 @@ A metric from another package derives from :class:`Metric` and is named in the e
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -16,7 +17,9 @@ from cdistill import assets
 from cdistill.data import Source
 from cdistill.data.source import from_uint8, to_uint8
 from cdistill.errors import CdistillError
-from cdistill.evaluation.frechet import frechet_distance, moments
+from cdistill.evaluation.frechet import frechet_distance, moments, streamed_moments
+
+_AT_ONCE = 4096  # samples; a multiple of the network batch below
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Reference:
     @cached_property
     def pixels(self) -> tuple[Tensor, Tensor]:
         """Moments of the real data, as `PixelFrechet` sees them."""
-        return moments(from_uint8(self.source.samples).flatten(1))
+        return streamed_moments(from_uint8(part).flatten(1) for part in self.source.chunks(_AT_ONCE))
 
 
 class Metric(ABC):
@@ -65,7 +68,7 @@ class PixelFrechet(Metric):
 
     def applies(self, source: Source) -> bool:
         """Images of at most 1,024 elements, fewer than there are of them."""
-        return len(source.shape) == 3 and source.samples[0].numel() <= min(1024, len(source))
+        return len(source.shape) == 3 and prod(source.shape) <= min(1024, len(source))
 
     def check(self, source: Source) -> None:
         """See :class:`Metric`."""
@@ -106,7 +109,7 @@ class Wasserstein(Metric):
 
     def __call__(self, samples: Tensor, reference: Reference) -> float:
         """See :class:`Metric`."""
-        return wasserstein_1d(samples, reference.source.samples)
+        return wasserstein_1d(samples, reference.source.samples[:])
 
 
 class InceptionFrechet(Metric):
@@ -127,7 +130,8 @@ class InceptionFrechet(Metric):
     def __call__(self, samples: Tensor, reference: Reference) -> float:
         """See :class:`Metric`."""
         if self._real is None or self._real[0] is not reference.source:
-            self._real = reference.source, moments(self._features(reference.source.samples))
+            features = (self._features(part) for part in reference.source.chunks(_AT_ONCE))
+            self._real = reference.source, streamed_moments(features)
         return frechet_distance(moments(self._features(to_uint8(samples))), self._real[1])
 
     @cached_property

@@ -1,1 +1,1 @@
-"""Readers of other people's files: pickles of EDM, files of torch, plain state dicts. Nothing of theirs is executed."""
+"""Readers of other people's files: image archives, EDM's pickles, torch's files. Nothing of theirs is executed."""

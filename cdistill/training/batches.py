@@ -14,14 +14,17 @@ Parts = TypeVar("Parts", bound=tuple[Tensor | None, ...])
 
 
 def draw_data(source: Source, seed: int, index: int, size: int, flips: bool) -> tuple[Tensor, Tensor | None]:
-    """Draws the global batch of step `index`.
+    """Draws the global batch of step `index`, and lets the next one be read while this one is computed with.
 
     Returns:
         x_0 (size, ...) and labels (size,) or None, on the CPU.
     """
     order = shuffled_indices(len(source), seed, index * size, size)
     flip = torch.rand(size, generator=generator(seed, "flips", index)) < 0.5 if flips else None
-    return source.batch(order, flip)
+    batch = source.batch(order, flip)
+    if source.lazy:
+        source.prefetch(shuffled_indices(len(source), seed, (index + 1) * size, size))
+    return batch
 
 
 def normal_like(x: Tensor, draw: torch.Generator) -> Tensor:

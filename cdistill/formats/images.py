@@ -1,0 +1,74 @@
+"""Decoding of one image, bounded by its header. Needs no torch, so that decoding processes start fast.
+
+Images are grey (1 channel) or RGB (3). What can be converted without loss is: black and white becomes grey, a palette
+becomes RGB, and a grey image among RGB ones is repeated. Anything that would lose something is refused: transparency,
+16 bits, CMYK, several frames, a coloured image among grey ones. An orientation in EXIF is not applied.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cdistill.errors import CorruptFileError, MismatchError
+
+Pixels = NDArray[np.uint8]
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MOST_PIXELS = 16 * 2**20
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
+
+
+def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pixels:
+    """Decodes one image.
+
+    Args:
+        data: The file's content.
+        where: Its name, which begins every message.
+        shape: (C, H, W) that it must have; its own when None.
+
+    Returns:
+        (C, H, W).
+
+    Raises:
+        CorruptFileError: Damaged, no image, too large, or of a kind that would lose something.
+        MismatchError: Its size is another, or it has colours and `shape` is grey.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound of `_check` is lower
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with image:
+            wanted = _check(image, where, shape)
+            pixels = np.asarray(image.convert("RGB" if wanted[0] == 3 else "L"))
+    except CorruptFileError:
+        raise
+    except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
+        raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
+    return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
+
+
+def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Returns the shape that the image shall have, judging by its header."""
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise CorruptFileError(f"{where}: {width}x{height} pixels; at most {MOST_PIXELS:,} are read; make it smaller")
+    if getattr(image, "n_frames", 1) > 1:
+        raise CorruptFileError(f"{where}: has several frames; store one image a file")
+    if image.mode not in _CHANNELS or "transparency" in image.info:
+        mode = f"mode {image.mode}" + (" with transparency" if "transparency" in image.info else "")
+        raise CorruptFileError(f"{where}: {mode}; images must be grey or RGB, 8 bits, without transparency; convert it")
+    own = (_CHANNELS[image.mode], height, width)
+    if shape is None:
+        return own
+    if own[1:] != tuple(shape[1:]):
+        raise MismatchError(f"{where}: {width}x{height} pixels; the others have {shape[2]}x{shape[1]}; resize them all")
+    if own[0] > shape[0]:
+        raise MismatchError(f"{where}: has colours, the first image is grey; convert them all to RGB or all to grey")
+    return shape
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
