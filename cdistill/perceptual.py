@@ -1,5 +1,6 @@
 """LPIPS as a training distance, through the `lpips` package with a local, checked backbone."""
 
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class LPIPS(Distance):
         import lpips
 
         found = cls.__new__(cls)
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
             found.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         found.model.eval().requires_grad_(False)
         return found
@@ -61,7 +63,9 @@ def load_network(path: Path) -> Any:
     import lpips
 
     # pnet_rand builds the backbone without torchvision's download; its weights come from our file.
-    model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
+        model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     try:
         model.net.load_state_dict(rename_backbone(read_torch_file(path), model.net))
     except (RuntimeError, KeyError, TypeError) as error:

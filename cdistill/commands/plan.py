@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cdistill.console import table
+from cdistill.console import say, table
 from cdistill.data import load_source
 from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
@@ -46,16 +46,18 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
     facts = [["parameters, trained", f"{found.student:,}"]]
     if found.teacher:
         facts.insert(0, ["parameters, teacher", f"{found.teacher:,}"])
+    hours = found.hours(tflops, 1)
     facts += [
         ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
-        [f"memory: activations of {found.micro_batch:g} images (about)", scaled(activations, "B")],
+        [f"memory: activations of {found.micro_batch:g} images, about", scaled(activations, "B")],
         ["work: coefficients", scaled(found.estimation, "FLOP")],
         ["work: training", scaled(found.training, "FLOP")],
         ["work: evaluation", scaled(found.evaluation, "FLOP")],
         [f"time on {devices} device(s) at {tflops:g} TFLOP/s each", duration(found.hours(tflops, devices))],
-        ["device-hours", f"{found.hours(tflops, 1):.3g}"],
+        ["device-hours", f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"],
     ]
     table("the run", ["", ""], facts)
+    say("activations shrink with --set training.accumulation=K: K micro-batches, the same result")
 
 
 def scaled(value: float, unit: str) -> str:

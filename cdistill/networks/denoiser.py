@@ -193,7 +193,7 @@ def fourier_embedding(noise: Tensor, freqs: Tensor) -> Tensor:
     Returns:
         (B, 2h), in the type of `noise`.
     """
-    angles = torch.outer(noise, (2 * math.pi * freqs).to(noise.dtype))
+    angles = torch.outer(noise, 2 * math.pi * freqs.to(noise.dtype))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

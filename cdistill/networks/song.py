@@ -1,7 +1,7 @@
 """DDPM++ and NCSN++ (Song et al. 2021) as EDM uses them (Karras et al. 2022)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -24,6 +24,8 @@ def _init(layer: nn.Module, gain: float) -> nn.Module:
 class FourierNoise(nn.Module):
     """Random Fourier features of c_noise; the frequencies are drawn once and belong to the weights.
 
+    They stay in float32 when the network becomes half: rounded, they would turn the angles by several degrees.
+
     Args:
         channels: Even number of outputs.
     """
@@ -33,6 +35,13 @@ class FourierNoise(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierNoise":
+        precise = self.freqs
+        super()._apply(fn, recurse)
+        if self.freqs.itemsize < precise.itemsize == 4:
+            self.freqs = precise.to(self.freqs.device)
+        return self
 
     def forward(self, noise: Tensor) -> Tensor:
         """Maps (B,) to (B, channels)."""
