@@ -22,7 +22,7 @@ LONGEST_KEY = 1024
 LARGEST_KEY = 1 << 20
 LONGEST_INTEGER = 255  # bytes
 NEWEST_PROTOCOL = 5
-MOST_OPERATIONS = 4_000_000
+MOST_OPERATIONS = 1_000_000
 
 Build = Callable[[tuple[Any, ...]], Any]
 Names = Mapping[str, "Build | None"]
@@ -35,20 +35,24 @@ class Budget:
 
     Args:
         size: Bytes of the file.
+        operations: How many opcodes all its pickles may have together.
     """
 
     size: int
     operations: int = MOST_OPERATIONS
-    bytes: int = field(init=False)
+    work: int = field(init=False)
+    room: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bytes = 4 * self.size + (1 << 20)
+        self.work = 8 * self.size + (1 << 20)
+        self.room = 3 * self.size + (1 << 20)
 
-    def spend(self, count: int) -> None:
-        """Takes `count` bytes of work or memory; raises CorruptFileError when none are left."""
-        self.bytes -= count
-        if self.bytes < 0:
-            raise CorruptFileError(f"it would unfold into more than four times its {self.size} bytes")
+    def spend(self, work: int = 0, room: int = 0) -> None:
+        """Takes bytes that are looked at, and bytes of tensors; raises CorruptFileError when none are left."""
+        self.work -= work
+        self.room -= room
+        if self.work < 0 or self.room < 0:
+            raise CorruptFileError(f"it would unfold into much more than its {self.size} bytes")
 
     def step(self) -> None:
         """Takes one operation; raises CorruptFileError when none are left."""
@@ -247,7 +251,7 @@ class _Machine:
             raise CorruptFileError(f"it calls {shown(function)}, which cannot be called")
         if type(arguments) is not tuple:
             raise CorruptFileError(f"it calls {function.name} with {shown(arguments)} in place of arguments")
-        self.budget.spend(_weight(arguments))
+        self.budget.spend(work=_weight(arguments))
         self.stack.append(function.build(arguments))
 
     def build(self) -> None:
@@ -418,7 +422,11 @@ def _indexed(layout: str, use: Callable[[_Machine, int], None]) -> _Handler:
 
 
 def _pop(m: _Machine) -> None:
-    m.pop()
+    """Drops the last value, or the last mark if nothing stands upon it, as protocol 0 does."""
+    if m.marks and len(m.stack) == m.marks[-1]:
+        m.marks.pop()
+    else:
+        m.pop()
 
 
 def _tuple(count: int) -> _Handler:

@@ -125,7 +125,7 @@ def _tensor(arguments: tuple[Any, ...], budget: Budget) -> Tensor:
         raise CorruptFileError("a tensor with hooks, or a conjugate or negative view")
     _check_layout(storage.numel, offset, size, stride)
     width = storage.dtype.itemsize
-    budget.spend(math.prod(size) * width + (len(storage.source) if storage.source.encoded else 0))
+    budget.spend(work=len(storage.source) if storage.source.encoded else 0, room=math.prod(size) * width)
     raw, numbers = _RAW[width]
     target = torch.empty(size, dtype=raw)
     if target.numel():
