@@ -16,8 +16,9 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import easy_dict
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import Budget, Build, LongText, Record, read_pickle_at, shown
+from cdistill.formats.opcodes import read_pickle_at
 from cdistill.formats.torch_files import is_torch_file, read_torch, tensor_names
+from cdistill.formats.values import Budget, Build, LongText, Record, shown
 
 PRECONDITIONER = "EDMPrecond"
 MODELS = ("SongUNet", "DhariwalUNet")
@@ -190,9 +191,6 @@ def _attributes(network: _Persistent) -> dict[str, float]:
     return {name: _plain(value, name) for name, value in found.items()}
 
 
-# ------------------------------------------------------------------------------------------------- plain values
-
-
 def _plain_dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptFileError(f"{where} is {shown(value)}; a dict is needed")
@@ -217,9 +215,6 @@ def _plain(value: Any, where: str) -> Any:
         raise CorruptFileError(f"{where} holds {shown(value)}; only numbers, text, lists and dicts are allowed")
 
     return copy(value, 0)
-
-
-# ------------------------------------------------------------------------------------------------- modules
 
 
 def _tensors(network: _Persistent) -> Iterator[tuple[str, Tensor]]:

@@ -20,8 +20,9 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import MOST_DIMENSIONS, container_names, numpy_names
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import Budget, Build, Global, LongBytes, Names, read_pickle_at, shown
+from cdistill.formats.opcodes import read_pickle_at
 from cdistill.formats.stored_zip import StoredZip
+from cdistill.formats.values import Budget, Build, Global, LongBytes, Names, shown
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -113,9 +114,6 @@ def _is_legacy(data: memoryview) -> bool:
     return type(value) is int and value == MAGIC
 
 
-# ------------------------------------------------------------------------------------------------- tensors
-
-
 def _tensor(arguments: tuple[Any, ...], budget: Budget) -> Tensor:
     """Copies a strided view of a storage: (storage, offset, size, stride, requires_grad, hooks[, metadata])."""
     if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
@@ -174,9 +172,6 @@ def _persistent_id(value: Any) -> tuple[torch.dtype, str, int]:
     return TYPES[kind.name], key, numel
 
 
-# ------------------------------------------------------------------------------------------------- the zip format
-
-
 def _read_zip(data: memoryview, names: Names, budget: Budget) -> Any:
     archive = StoredZip(data, budget)
     mains = [name for name in archive.names if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -198,9 +193,6 @@ def _read_zip(data: memoryview, names: Names, budget: Budget) -> Any:
     if end != len(pickled):
         raise CorruptFileError(f"{len(pickled) - end} bytes follow the end of the pickle")
     return value
-
-
-# ------------------------------------------------------------------------------------------------- the old format
 
 
 def _storage_from_bytes(arguments: tuple[Any, ...], budget: Budget) -> Storage:
