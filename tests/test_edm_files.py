@@ -144,7 +144,7 @@ def test_positional_arguments_get_their_names(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"class_name": "VPPrecond"}, "the network is a 'VPPrecond'; only EDMPrecond networks are teachers here"),
+        ({"class_name": "VPPrecond"}, "x.pkl: is a VPPrecond; only EDMPrecond networks are teachers here"),
         ({"_init_args": (8,)}, "was given an argument twice"),
         ({"_init_args": None}, "does not say what it was built with"),
         ({"_init_kwargs": {}}, "its model is a SongUNet, but was built as a 'DhariwalUNet'"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import easy_dict
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import read_pickle_at
+from cdistill.formats.opcodes import read_pickle
 from cdistill.formats.torch_files import is_torch_file, read_torch, tensor_names
 from cdistill.formats.values import Budget, Build, LongText, Record, shown
 
@@ -85,8 +85,8 @@ def read_edm(path: Path) -> EDMNetwork:
     with naming(path):
         entry, network, rest = _find_network(_read(map_file(path)))
         if network.class_name != PRECONDITIONER:
-            name = shown(network.class_name)
-            raise CorruptFileError(f"the network is a {name}; only {PRECONDITIONER} networks are teachers here")
+            name = network.class_name
+            raise CorruptFileError(f"is a {name}; only {PRECONDITIONER} networks are teachers here")
         arguments = _arguments(network)
         return EDMNetwork(
             class_name=network.class_name,
@@ -110,10 +110,7 @@ def _read(data: memoryview) -> Any:
     }
     if is_torch_file(data):
         return read_torch(data, names, budget)
-    value, end = read_pickle_at(data, 0, names, budget=budget)
-    if end != len(data):
-        raise CorruptFileError(f"byte {end}: {len(data) - end} bytes follow the end of the pickle")
-    return value
+    return read_pickle(data, names, budget=budget)
 
 
 def _container(name: str) -> Build:

@@ -34,18 +34,21 @@ LONGEST_INTEGER = 255  # bytes
 NEWEST_PROTOCOL = 5
 
 
-def read_pickle(data: bytes | memoryview, names: Names, persistent: Persistent | None = None) -> Any:
+def read_pickle(
+    data: bytes | memoryview, names: Names, persistent: Persistent | None = None, budget: Budget | None = None
+) -> Any:
     """Returns the value of a pickle that fills `data`.
 
     Args:
         data: The whole pickle, and nothing behind it.
         names: "module.name" -> function of the argument tuple that makes an inert value; None: no call is allowed.
         persistent: Gives the value of a persistent id; without it the file must hold none.
+        budget: Shared by the pickles of one file; by default that of `data`.
 
     Raises:
         CorruptFileError: Anything else stands there; the message says at which byte.
     """
-    value, end = read_pickle_at(data, 0, names, persistent)
+    value, end = read_pickle_at(data, 0, names, persistent, budget)
     if end != len(data):
         raise CorruptFileError(f"byte {end}: {len(data) - end} bytes follow the end of the pickle")
     return value
@@ -65,7 +68,7 @@ def read_pickle_at(
         start: Its first byte.
         names: As in `read_pickle`.
         persistent: As in `read_pickle`.
-        budget: Shared by the pickles of one file; by default that of `data`.
+        budget: As in `read_pickle`.
     """
     machine = _Machine(memoryview(data), start, names, persistent, budget or Budget(len(data)))
     return machine.run(), machine.place

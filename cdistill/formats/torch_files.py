@@ -20,7 +20,7 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import MOST_DIMENSIONS, container_names, numpy_names
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import read_pickle_at
+from cdistill.formats.opcodes import read_pickle, read_pickle_at
 from cdistill.formats.stored_zip import StoredZip
 from cdistill.formats.values import Budget, Build, Global, LongBytes, Names, shown
 
@@ -188,11 +188,7 @@ def _read_zip(data: memoryview, names: Names, budget: Budget) -> Any:
             raise CorruptFileError(f"storage {key} has {len(content)} bytes; {numel} numbers of {dtype} are announced")
         return Storage(dtype, numel, LongBytes(content), 0)
 
-    pickled = archive.open(mains[0])
-    value, end = read_pickle_at(pickled, 0, names, persistent, budget)
-    if end != len(pickled):
-        raise CorruptFileError(f"{len(pickled) - end} bytes follow the end of the pickle")
-    return value
+    return read_pickle(archive.open(mains[0]), names, persistent, budget)
 
 
 def _storage_from_bytes(arguments: tuple[Any, ...], budget: Budget) -> Storage:
