@@ -2,6 +2,7 @@
 
 import collections
 import io
+import struct
 import zipfile
 
 import pytest
@@ -165,3 +166,31 @@ def test_state_dicts_are_told_apart_by_their_keys(kind, keys):
 def test_other_dicts_are_refused_by_what_they_are(keys, reason):
     with pytest.raises(CorruptFileError, match=reason):
         describe(keys)
+
+
+def widened(data):
+    """Rewrites an archive as one beyond 4 GB is written: every size and place in fields of 64 bits."""
+    end = data.rindex(b"PK\5\6")
+    count, _, start = struct.unpack("<HII", data[end + 10 : end + 20])
+    place, entries = start, b""
+    for _ in range(count):
+        fixed = bytearray(data[place : place + 46])
+        packed, full, name, extra, comment = struct.unpack("<IIHHH", fixed[20:34])
+        wide = struct.pack("<HHQQQ", 1, 24, full, packed, *struct.unpack("<I", fixed[42:46]))
+        fixed[20:32] = struct.pack("<IIHH", 0xFFFFFFFF, 0xFFFFFFFF, name, len(wide))
+        fixed[42:46] = b"\xff" * 4
+        entries += fixed + data[place + 46 : place + 46 + name] + wide
+        place += 46 + name + extra + comment
+    far = struct.pack("<4sQHHIIQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(entries), start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, start + len(entries), 1)
+    last = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    return data[:start] + entries + far + locator + last
+
+
+def test_archives_beyond_4_gb_are_read(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save(tensors(), path)
+    path.write_bytes(widened(path.read_bytes()))
+    with zipfile.ZipFile(path) as second_opinion:
+        assert second_opinion.testzip() is None
+    assert_same(read_torch_file(path), tensors())
