@@ -67,7 +67,7 @@ def network(**changes):
     numbers = dict.fromkeys(
         ["img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "sigma_data"], a.TRUE
     )
-    tables = {"_parameters": a.EMPTY_DICT, "_buffers": a.EMPTY_DICT, "_modules": mapping(model=module())}
+    tables = {"_parameters": a.EMPTY_DICT, "_buffers": a.EMPTY_DICT, "_modules": mapping(model=song(a.EMPTY_DICT))}
     arguments = {"_init_args": a.EMPTY_TUPLE, "_init_kwargs": mapping(model_type=text("SongUNet"))}
     return persistent(state=mapping(use_fp16=a.TRUE, **{**numbers, **tables, **arguments, **changes}))
 
@@ -188,6 +188,24 @@ PICKLES = {
         program(call("torch_utils.persistence", "_reconstruct_persistent_obj", b"]")),
         "without its record",
     ),
+    "a parameter of text": (
+        program(call("torch._utils", "_rebuild_parameter", text("x"), a.TRUE, b"}")),
+        "not made from a tensor",
+    ),
+    "a storage of text": (program(call("torch.storage", "_load_from_bytes", text("x"))), "not made from bytes"),
+    "a storage of other bytes": (
+        program(call("torch.storage", "_load_from_bytes", a.raw(program(number(1)) * 2))),
+        "not the bytes of a file that torch saved",
+    ),
+    "a number of NumPy of text": (
+        program(numpy_scalar().replace(a.raw(bytes(8)), text("x"))),
+        "where bytes are needed",
+    ),
+    "settings in a list": (program(mapping(ema=network(), dataset_kwargs=b"]")), "dataset_kwargs is a list; a dict is"),
+    "a module that is text": (
+        program(network(_modules=mapping(model=song(mapping(x=text("y")))))),
+        "'y' where a module",
+    ),
     "another version": (program(persistent(version=7)), "in version 7 of EDM's format; known: 6"),
     "a class name with a line break": (program(persistent("a\nb")), "without a class name"),
     "a state that is text": (program(persistent(state=text("x"))), "without its source or state"),
@@ -228,6 +246,14 @@ STORAGES = {
     "a large length": ({"numel": 1 << 30}, "the numbers of storage 0 are cut short"),
     "another length": ({"numel": 3}, "storage 0 has 4 numbers, 3 are announced"),
     "another key": ({"keys": ("1",)}, "does not name those that are used"),
+    "a key that is a number": (
+        {"main": program(a.storage_id()), "keys": (), "numbers": b""},
+        "does not name those that are used",
+    ),
+    "one key for two storages": (
+        {"main": program(a.storage_id(), a.storage_id(numel=3), b"\x86")},
+        "two different storages are called 0",
+    ),
     "a key twice": ({"keys": ("0", "0")}, "does not name those that are used"),
     "no key": ({"keys": ()}, "does not name those that are used"),
     "numbers that are cut": ({"numbers": struct.pack("<q3f", 4, 1, 2, 3)}, "cut short: truncated"),
@@ -268,6 +294,11 @@ ARCHIVES = {
         archive(program(tensor(a.storage_id(key="../0")), protocol=2), {"0": bytes(16)}),
         "key or length is out of range",
     ),
+    "a member beyond the end": (
+        archive(MAIN).replace(struct.pack("<II", 16, 16), struct.pack("<II", 9999, 9999)),
+        "reaches beyond the end",
+    ),
+    "more members than fit": (archive(MAIN).replace(struct.pack("<HH", 3, 3), b"\xff\x7f" * 2), "of 32767 members"),
     "no pickle": (archive(MAIN).replace(b"data.pkl", b"data.txt"), "an archive with 0 pickles"),
     "two pickles": (archive(MAIN, {"../b/data.pkl": MAIN}).replace(b"archive/../", b"archive_xx_"), "2 pickles"),
     "a member twice": (

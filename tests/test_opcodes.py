@@ -120,6 +120,12 @@ def test_a_batch_of_cifar10_is_read():
     assert images.tobytes() == bytes(range(256)) * 360
 
 
+def test_an_ordered_dict_of_python_2_is_made_from_pairs():
+    found = read_pickle(b"\x80\x02ccollections\nOrderedDict\n](](U\x01aK\x01e](U\x01bK\x02ee\x85R.", NAMES)
+    assert found == {b"a": 1, b"b": 2}
+    assert read_pickle(program(b"ccollections\nOrderedDict\n)R}b"), NAMES) == {}
+
+
 def test_text_of_protocol_0_of_python_2_stays_bytes():
     assert read_pickle(rb"S'a\x00\'\\\n\t'" + b"\n.", {}) == b"a\0'\\\n\t"
     assert read_pickle(b"I01\n.", {}) is True

@@ -176,7 +176,7 @@ def widened(data):
     for _ in range(count):
         fixed = bytearray(data[place : place + 46])
         packed, full, name, extra, comment = struct.unpack("<IIHHH", fixed[20:34])
-        wide = struct.pack("<HHQQQ", 1, 24, full, packed, *struct.unpack("<I", fixed[42:46]))
+        wide = struct.pack("<HHIHHQQQ", 7, 4, 0, 1, 24, full, packed, *struct.unpack("<I", fixed[42:46]))
         fixed[20:32] = struct.pack("<IIHH", 0xFFFFFFFF, 0xFFFFFFFF, name, len(wide))
         fixed[42:46] = b"\xff" * 4
         entries += fixed + data[place + 46 : place + 46 + name] + wide
