@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 from torch import nn
 
 SOURCE = "raise RuntimeError('the source within the file was executed')\n"
@@ -62,7 +63,7 @@ def persistent(module: nn.Module, class_name: str | None = None, **more: Any) ->
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float)
+    return value is None or isinstance(value, str | int | float | np.generic)
 
 
 def snapshot(

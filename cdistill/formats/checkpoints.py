@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.opcodes import shown
+from cdistill.formats.values import shown
 
 Kind = Literal["ctm-cifar10", "ctm-imagenet64", "openai", "edm"]
 

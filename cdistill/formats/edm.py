@@ -16,8 +16,9 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import easy_dict
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import Budget, Build, LongText, Record, read_pickle_at, shown
+from cdistill.formats.opcodes import read_pickle
 from cdistill.formats.torch_files import is_torch_file, read_torch, tensor_names
+from cdistill.formats.values import Budget, Build, LongText, Record, shown
 
 PRECONDITIONER = "EDMPrecond"
 MODELS = ("SongUNet", "DhariwalUNet")
@@ -101,8 +102,7 @@ def read_edm(path: Path) -> EDMNetwork:
 
 def _network(entry: str, network: _Persistent, rest: dict[Any, Any]) -> EDMNetwork:
     if network.class_name != PRECONDITIONER:
-        name = shown(network.class_name)
-        raise CorruptFileError(f"the network is a {name}; only {PRECONDITIONER} networks are teachers here")
+        raise CorruptFileError(f"is a {network.class_name}; only {PRECONDITIONER} networks are teachers here")
     arguments = _arguments(network)
     return EDMNetwork(
         class_name=network.class_name,
@@ -126,10 +126,7 @@ def _read(data: memoryview) -> Any:
     }
     if is_torch_file(data):
         return read_torch(data, names, budget)
-    value, end = read_pickle_at(data, 0, names, budget=budget)
-    if end != len(data):
-        raise CorruptFileError(f"byte {end}: {len(data) - end} bytes follow the end of the pickle")
-    return value
+    return read_pickle(data, names, budget=budget)
 
 
 def _container(name: str) -> Build:
@@ -207,9 +204,6 @@ def _attributes(network: _Persistent) -> dict[str, float]:
     return {name: _plain(value, name) for name, value in found.items()}
 
 
-# ------------------------------------------------------------------------------------------------- plain values
-
-
 def _plain_dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptFileError(f"{where} is {shown(value)}; a dict is needed")
@@ -234,9 +228,6 @@ def _plain(value: Any, where: str) -> Any:
         raise CorruptFileError(f"{where} holds {shown(value)}; only numbers, text, lists and dicts are allowed")
 
     return copy(value, 0)
-
-
-# ------------------------------------------------------------------------------------------------- modules
 
 
 def _tensors(network: _Persistent) -> Iterator[tuple[str, Tensor]]:

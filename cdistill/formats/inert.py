@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.opcodes import Build, Global, Items, LongBytes, Record, check_key, encode_latin1, shown
+from cdistill.formats.values import Build, Global, Items, LongBytes, LongText, Record, check_key, latin1, shown
 
 NUMBERS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 MOST_DIMENSIONS = 16
@@ -15,7 +15,7 @@ MOST_DIMENSIONS = 16
 
 def container_names() -> dict[str, Build | None]:
     """Returns what containers and byte strings are called by Python 2 and 3."""
-    names: dict[str, Build | None] = {"collections.OrderedDict": _items, "_codecs.encode": encode_latin1}
+    names: dict[str, Build | None] = {"collections.OrderedDict": _items, "_codecs.encode": _encode}
     for module in ("builtins", "__builtin__"):
         names |= {f"{module}.set": _set, f"{module}.bytes": _no_bytes}
     return names
@@ -74,6 +74,19 @@ def _items(arguments: tuple[Any, ...]) -> Items:
     if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
         raise CorruptFileError("an OrderedDict that is not made from pairs")
     return Items((check_key(pair[0]), pair[1]) for pair in pairs)
+
+
+def _encode(arguments: tuple[Any, ...]) -> bytes | LongBytes:
+    """Gives the value of ``_codecs.encode(text, "latin1")``, with which protocol 2 writes bytes."""
+    codec = arguments[1] if len(arguments) == 2 else None
+    if type(codec) is not str or codec not in ("latin1", "latin-1"):
+        raise CorruptFileError("_codecs.encode is called with something else than text and 'latin1'")
+    text = arguments[0]
+    if isinstance(text, LongText):
+        return LongBytes(text.view, encoded=True)
+    if type(text) is not str:
+        raise CorruptFileError(f"_codecs.encode is called with {shown(text)} in place of text")
+    return latin1(text)
 
 
 def _set(arguments: tuple[Any, ...]) -> set[Any]:

@@ -9,7 +9,7 @@ from cdistill.errors import CorruptFileError, MissingAssetError
 
 
 def map_file(path: Path) -> memoryview:
-    """Returns the content of a file without reading it yet.
+    """Returns the content of a file without reading it yet; the file must not be cut while it is used.
 
     Raises:
         MissingAssetError: There is no such file, or it cannot be opened.

@@ -9,116 +9,46 @@ Byte strings written by Python 2 stay bytes. Long strings are not copied: see `L
 
 import re
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pickletools import opcodes
 from typing import Any
 
 from cdistill.errors import CorruptFileError
+from cdistill.formats.values import (
+    LONG,
+    Budget,
+    Global,
+    Items,
+    LongBytes,
+    LongText,
+    Names,
+    Persistent,
+    Record,
+    check_key,
+    decoded,
+    shown,
+)
 
-LONG = 1 << 16  # strings of at least so many bytes are left in the file
 LONGEST_NAME = 256
-LONGEST_KEY = 1024
-LARGEST_KEY = 1 << 20
 LONGEST_INTEGER = 255  # bytes
 NEWEST_PROTOCOL = 5
-MOST_OPERATIONS = 4_000_000
-
-Build = Callable[[tuple[Any, ...]], Any]
-Names = Mapping[str, "Build | None"]
-Persistent = Callable[[Any], Any]
 
 
-@dataclass
-class Budget:
-    """What reading one file may cost; an honest file stays far below.
-
-    Args:
-        size: Bytes of the file.
-    """
-
-    size: int
-    operations: int = MOST_OPERATIONS
-    bytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.bytes = 4 * self.size + (1 << 20)
-
-    def spend(self, count: int) -> None:
-        """Takes `count` bytes of work or memory; raises CorruptFileError when none are left."""
-        self.bytes -= count
-        if self.bytes < 0:
-            raise CorruptFileError(f"it would unfold into more than four times its {self.size} bytes")
-
-    def step(self) -> None:
-        """Takes one operation; raises CorruptFileError when none are left."""
-        self.operations -= 1
-        if self.operations < 0:
-            raise CorruptFileError("it takes more operations than any known file")
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name of the caller's table; `build` makes a value from its arguments, or None: it may only be mentioned."""
-
-    name: str
-    build: Build | None
-
-
-@dataclass(eq=False)
-class Record:
-    """An object of the file as plain data: what it is called, its arguments, and the state given to it afterwards."""
-
-    name: str
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-
-class Items(dict[Any, Any]):
-    """A dict that may be given a state, which is dropped: an OrderedDict or EasyDict of the file."""
-
-
-@dataclass(frozen=True, eq=False)
-class LongBytes:
-    """A long byte string that still lies in the file; `encoded` ones stand there as UTF-8 of their Latin-1 text."""
-
-    view: memoryview
-    encoded: bool = False
-
-    def open(self) -> memoryview:
-        """Returns the bytes; raises CorruptFileError if they were encoded and are not Latin-1."""
-        return memoryview(_latin1(LongText(self.view).decode())) if self.encoded else self.view
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-
-@dataclass(frozen=True, eq=False)
-class LongText:
-    """A long text that still lies in the file, as UTF-8."""
-
-    view: memoryview
-
-    def decode(self) -> str:
-        """Returns the text; raises CorruptFileError if it is not UTF-8."""
-        return _text(self.view)
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-
-def read_pickle(data: bytes | memoryview, names: Names, persistent: Persistent | None = None) -> Any:
+def read_pickle(
+    data: bytes | memoryview, names: Names, persistent: Persistent | None = None, budget: Budget | None = None
+) -> Any:
     """Returns the value of a pickle that fills `data`.
 
     Args:
         data: The whole pickle, and nothing behind it.
         names: "module.name" -> function of the argument tuple that makes an inert value; None: no call is allowed.
         persistent: Gives the value of a persistent id; without it the file must hold none.
+        budget: Shared by the pickles of one file; by default that of `data`.
 
     Raises:
         CorruptFileError: Anything else stands there; the message says at which byte.
     """
-    value, end = read_pickle_at(data, 0, names, persistent)
+    value, end = read_pickle_at(data, 0, names, persistent, budget)
     if end != len(data):
         raise CorruptFileError(f"byte {end}: {len(data) - end} bytes follow the end of the pickle")
     return value
@@ -138,21 +68,10 @@ def read_pickle_at(
         start: Its first byte.
         names: As in `read_pickle`.
         persistent: As in `read_pickle`.
-        budget: Shared by the pickles of one file; by default that of `data`.
+        budget: As in `read_pickle`.
     """
     machine = _Machine(memoryview(data), start, names, persistent, budget or Budget(len(data)))
     return machine.run(), machine.place
-
-
-def shown(value: Any) -> str:
-    """Returns a short text on one line for a value that came from a file."""
-    if isinstance(value, Global | Record):
-        return value.name
-    if isinstance(value, str | bytes):
-        return ascii(value[:60]) + ("..." if len(value) > 60 else "")
-    if isinstance(value, int) and abs(value) < 1 << 64:
-        return str(value)
-    return f"a {type(value).__name__}"
 
 
 class _Machine:
@@ -247,7 +166,7 @@ class _Machine:
             raise CorruptFileError(f"it calls {shown(function)}, which cannot be called")
         if type(arguments) is not tuple:
             raise CorruptFileError(f"it calls {function.name} with {shown(arguments)} in place of arguments")
-        self.budget.spend(_weight(arguments))
+        self.budget.spend(work=_weight(arguments))
         self.stack.append(function.build(arguments))
 
     def build(self) -> None:
@@ -287,20 +206,6 @@ class _Machine:
         target.update(check_key(value) for value in values)
 
 
-def check_key(value: Any) -> Any:
-    """Returns `value` if it may be a key: short text or bytes, a small integer, a truth value or None.
-
-    Others are refused because hashing or comparing them can be made to take very long.
-    """
-    if value is None or type(value) is bool:
-        return value
-    if type(value) is int and abs(value) <= LARGEST_KEY:
-        return value
-    if type(value) in (str, bytes) and len(value) <= LONGEST_KEY:
-        return value
-    raise CorruptFileError(f"{shown(value)} cannot be a key of a dict or a member of a set")
-
-
 def _pairs(values: list[Any]) -> dict[Any, Any]:
     if len(values) % 2:
         raise CorruptFileError("a key without a value")
@@ -316,35 +221,6 @@ def _refusal(code: int) -> str:
     known = next((opcode.name for opcode in opcodes if ord(opcode.code) == code), None)
     return f"the opcode {known} is not allowed" if known else f"{code:#04x} is no opcode: not a pickle, or damaged"
 
-
-def _text(data: memoryview) -> str:
-    try:
-        return str(data, "utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise CorruptFileError("a text that is not UTF-8") from error
-
-
-def _latin1(text: str) -> bytes:
-    try:
-        return text.encode("latin-1")
-    except UnicodeEncodeError as error:
-        raise CorruptFileError("bytes that were written as text, but are not Latin-1") from error
-
-
-def encode_latin1(arguments: tuple[Any, ...]) -> bytes | LongBytes:
-    """Gives the value of ``_codecs.encode(text, "latin1")``, with which protocol 2 writes bytes."""
-    codec = arguments[1] if len(arguments) == 2 else None
-    if type(codec) is not str or codec not in ("latin1", "latin-1"):
-        raise CorruptFileError("_codecs.encode is called with something else than text and 'latin1'")
-    text = arguments[0]
-    if isinstance(text, LongText):
-        return LongBytes(text.view, encoded=True)
-    if type(text) is not str:
-        raise CorruptFileError(f"_codecs.encode is called with {shown(text)} in place of text")
-    return _latin1(text)
-
-
-# ------------------------------------------------------------------------------------------------- the opcodes
 
 _Handler = Callable[[_Machine], None]
 _STOP = ord(".")
@@ -376,7 +252,7 @@ def _counted(layout: str, make: Callable[[memoryview], Any]) -> _Handler:
 
 
 def _short_or_long_text(data: memoryview) -> str | LongText:
-    return LongText(data) if len(data) >= LONG else _text(data)
+    return LongText(data) if len(data) >= LONG else decoded(data)
 
 
 def _short_or_long_bytes(data: memoryview) -> bytes | LongBytes:
@@ -418,7 +294,11 @@ def _indexed(layout: str, use: Callable[[_Machine, int], None]) -> _Handler:
 
 
 def _pop(m: _Machine) -> None:
-    m.pop()
+    """Drops the last value, or the last mark if nothing stands upon it, as protocol 0 does."""
+    if m.marks and len(m.stack) == m.marks[-1]:
+        m.marks.pop()
+    else:
+        m.pop()
 
 
 def _tuple(count: int) -> _Handler:
@@ -477,7 +357,7 @@ _BY_NAME: dict[str, _Handler] = {
     "SHORT_BINBYTES": _counted("<B", bytes),
     "BINBYTES": _counted("<I", _short_or_long_bytes),
     "BINBYTES8": _counted("<Q", _short_or_long_bytes),
-    "SHORT_BINUNICODE": _counted("<B", _text),
+    "SHORT_BINUNICODE": _counted("<B", decoded),
     "BINUNICODE": _counted("<I", _short_or_long_text),
     "BINUNICODE8": _counted("<Q", _short_or_long_text),
     "MARK": lambda m: m.marks.append(len(m.stack)),
@@ -502,7 +382,7 @@ _BY_NAME: dict[str, _Handler] = {
     "BINPUT": _indexed("<B", _Machine.put),
     "LONG_BINPUT": _indexed("<I", _Machine.put),
     "MEMOIZE": lambda m: m.put(len(m.memo)),
-    "GLOBAL": lambda m: m.global_name(_text(memoryview(m.line())), _text(memoryview(m.line()))),
+    "GLOBAL": lambda m: m.global_name(decoded(memoryview(m.line())), decoded(memoryview(m.line()))),
     "STACK_GLOBAL": _stack_global,
     "REDUCE": _Machine.reduce,
     "NEWOBJ": _Machine.reduce,

@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.opcodes import Budget, shown
+from cdistill.formats.values import Budget, shown
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")
@@ -66,7 +66,7 @@ class StoredZip:
         if start + entry.size > len(self.data):
             raise CorruptFileError(f"the member {shown(entry.name)} reaches beyond the end: truncated")
         content = self.data[start : start + entry.size]
-        self.budget.spend(entry.size)
+        self.budget.spend(work=entry.size)
         if zlib.crc32(content) != entry.checksum:
             raise CorruptFileError(f"the checksum of {shown(entry.name)} does not match: altered")
         return content

@@ -20,8 +20,9 @@ from torch import Tensor
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import MOST_DIMENSIONS, container_names, numpy_names
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import Budget, Build, Global, LongBytes, Names, read_pickle_at, shown
+from cdistill.formats.opcodes import read_pickle, read_pickle_at
 from cdistill.formats.stored_zip import StoredZip
+from cdistill.formats.values import Budget, Build, Global, LongBytes, Names, shown
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -113,9 +114,6 @@ def _is_legacy(data: memoryview) -> bool:
     return type(value) is int and value == MAGIC
 
 
-# ------------------------------------------------------------------------------------------------- tensors
-
-
 def _tensor(arguments: tuple[Any, ...], budget: Budget) -> Tensor:
     """Copies a strided view of a storage: (storage, offset, size, stride, requires_grad, hooks[, metadata])."""
     if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
@@ -125,7 +123,7 @@ def _tensor(arguments: tuple[Any, ...], budget: Budget) -> Tensor:
         raise CorruptFileError("a tensor with hooks, or a conjugate or negative view")
     _check_layout(storage.numel, offset, size, stride)
     width = storage.dtype.itemsize
-    budget.spend(math.prod(size) * width + (len(storage.source) if storage.source.encoded else 0))
+    budget.spend(work=len(storage.source) if storage.source.encoded else 0, room=math.prod(size) * width)
     raw, numbers = _RAW[width]
     target = torch.empty(size, dtype=raw)
     if target.numel():
@@ -174,9 +172,6 @@ def _persistent_id(value: Any) -> tuple[torch.dtype, str, int]:
     return TYPES[kind.name], key, numel
 
 
-# ------------------------------------------------------------------------------------------------- the zip format
-
-
 def _read_zip(data: memoryview, names: Names, budget: Budget) -> Any:
     archive = StoredZip(data, budget)
     mains = [name for name in archive.names if re.fullmatch(r"[^/]+/data\.pkl", name)]
@@ -193,14 +188,7 @@ def _read_zip(data: memoryview, names: Names, budget: Budget) -> Any:
             raise CorruptFileError(f"storage {key} has {len(content)} bytes; {numel} numbers of {dtype} are announced")
         return Storage(dtype, numel, LongBytes(content), 0)
 
-    pickled = archive.open(mains[0])
-    value, end = read_pickle_at(pickled, 0, names, persistent, budget)
-    if end != len(pickled):
-        raise CorruptFileError(f"{len(pickled) - end} bytes follow the end of the pickle")
-    return value
-
-
-# ------------------------------------------------------------------------------------------------- the old format
+    return read_pickle(archive.open(mains[0]), names, persistent, budget)
 
 
 def _storage_from_bytes(arguments: tuple[Any, ...], budget: Budget) -> Storage:

@@ -38,7 +38,7 @@ class FourierNoise(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FourierNoise":
         precise = self.freqs
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.freqs.itemsize < precise.itemsize == 4:
             self.freqs = precise.to(self.freqs.device)
         return self
@@ -100,6 +100,8 @@ class SongUNet(UNet):
         taps: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
+        if embedding not in ("positional", "fourier") or encoder not in ("standard", "residual"):
+            raise ValueError(f"embedding {embedding!r}, encoder {encoder!r}: no DDPM++ or NCSN++")
         self.num_classes = num_classes
         style = Style(_init, 1e-5, math.sqrt(0.2), 1e-6, math.sqrt(0.5), None, False, True, tuple(taps))
         features, width = channel_mult_noise * model_channels, 4 * model_channels
