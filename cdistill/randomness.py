@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, *index: int) -> int:
-    """Returns 63 bits that depend on all arguments (SHA-256), the same on every machine."""
+    """Returns 63 bits that depend on all arguments (SHA-256), the same on every machine.
+
+    Torch's generator on a CPU keeps 32 of them: of 100,000 generators, one or two share their draws with another.
+    """
     text = ":".join([str(seed), purpose, *map(str, index)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,0 +1,121 @@
+"""Counting before running: against the counts of other people, by hand, and against what really is kept."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from cdistill.cli import run
+from cdistill.commands.plan import duration, plan, scaled
+from cdistill.losses import L2
+from cdistill.networks.architecture import build_denoiser
+from cdistill.networks.denoiser import Denoiser, broadcast
+from cdistill.perceptual import LPIPS
+from cdistill.planning import distance_cost, hollow, input_cost, network_cost
+from cdistill.recipe import load_any_recipe, shipped_recipes
+from cdistill.registry import DISTANCES, TEACHERS
+from cdistill.teachers.official import OFFICIAL
+
+
+class Linear(Denoiser):
+    """D = W x, to be counted by hand."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.sample_shape, self.sigma_data = (size,), 0.5
+        self.weight = nn.Parameter(torch.zeros(size, size))
+
+    def forward(self, x, t, s=None, labels=None):
+        return x @ self.weight.T * broadcast(t, x) ** 0
+
+    def student(self, takes_s=True, dropout=0.0):
+        return self
+
+
+def test_a_matrix_by_hand():
+    denoiser = hollow(Linear(10))
+    cost = network_cost(denoiser)
+    assert (cost.forward, cost.backward) == (200, 200)  # 2 n^2; the gradient of W alone
+    denoiser.requires_grad_(False)
+    assert input_cost(denoiser).backward == 200
+
+
+# GFLOP of a forward pass an image, counted on the public code (`../shared/spec/training.md`).
+GFLOP = {"edm-cifar10": 42.4, "edm-ffhq64": 83.7, "edm-imagenet64": 219.3}
+
+
+@pytest.mark.parametrize("name", list(GFLOP))
+def test_networks_cost_what_others_counted(name):
+    with torch.device("meta"):
+        denoiser = build_denoiser(OFFICIAL[name].architecture, 0.5)
+    cost = network_cost(denoiser.student())
+    assert cost.forward / 1e9 == pytest.approx(GFLOP[name], rel=0.002)
+    assert cost.backward == pytest.approx(2 * cost.forward, rel=0.01)
+
+
+def test_vgg_costs_what_others_counted():
+    cost = distance_cost(LPIPS.hollow(), (3, 32, 32))
+    assert cost.forward / 1e9 == pytest.approx(30.7, rel=0.002)
+    assert cost.backward == pytest.approx(cost.forward, rel=0.01)
+    assert distance_cost(L2(), (3, 32, 32)).forward == 0
+
+
+def test_the_papers_hours_follow_from_what_its_cards_can_do():
+    """490, 735, 900 and 6400 A800-hours are 42, 42, 33 and 44 TFLOP/s on each card, if it did the work that we count."""
+    runs = {"cifar10": (490, 42), "cifar10-cond": (735, 42), "ffhq64": (900, 33), "imagenet64": (6400, 44)}
+    for name, (hours, tflops) in runs.items():
+        found = plan(load_any_recipe(shipped_recipes()[name]), 1).hours(tflops, 1)
+        assert found == pytest.approx(hours, rel=0.02), name
+
+
+def test_what_is_kept_for_the_backward_pass_is_what_a_real_call_keeps():
+    denoiser = TEACHERS.get("digits")().denoiser.student()
+    kept: dict[int, torch.Tensor] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in denoiser.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x, t = torch.randn(2, 1, 8, 8), torch.ones(2, dtype=torch.float64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = denoiser(x, t, t, torch.zeros(2, dtype=torch.int64))
+    real = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own) / 2
+    assert out.requires_grad
+    assert network_cost(hollow(denoiser)).saved == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_can_be_planned_without_weights_data_and_network(name, capsys, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", "/dev/null")
+    assert run(["plan", "--recipe", name, "--devices", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["training"] > 0
+    total = found["training"] + found["estimation"] + found["evaluation"]
+    assert found["hours"] == pytest.approx(total / 42e12 / 2 / 3600)
+    assert (
+        found["micro_batch"] * 2 * load_any_recipe(shipped_recipes()[name]).training.__dict__.get("accumulation", 1)
+        == found["batch_size"]
+    )
+
+
+@pytest.mark.parametrize("name", ["cifar10", "teacher-digits", "mixture"])
+def test_a_dry_run_prints_the_recipe_and_its_cost(name, capsys, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", "/dev/null")
+    command = "train-teacher" if name.startswith("teacher-") else "distill"
+    assert run([command, "--recipe", name, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "[training]" in printed
+    assert "GFLOP an image" in printed
+    assert "device-hours" in printed
+
+
+def test_every_distance_can_be_counted():
+    for name in DISTANCES.names():
+        assert distance_cost(DISTANCES.get(name).hollow(), (3, 16, 16)).forward >= 0
+
+
+def test_numbers_are_written_for_people():
+    assert [scaled(value, "B") for value in (0, 999, 1.5e3, 2e9)] == ["0 B", "999 B", "1.5 kB", "2 GB"]
+    assert [duration(hours) for hours in (100, 3.5, 0.5, 0.001)] == ["4.17 d", "3.5 h", "30 min", "3.6 s"]

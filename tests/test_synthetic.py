@@ -1,0 +1,73 @@
+"""Data drawn from a teacher: the same whatever was drawn before, resumable, damaged pieces are noticed."""
+
+import pytest
+import torch
+
+from cdistill import synthetic
+from cdistill.errors import CorruptFileError, RecipeError
+from cdistill.sampling import generate, teacher_sampler
+from cdistill.synthetic import teacher_data
+from cdistill.teachers import load_teacher
+from cdistill.training.loop import make_accelerator
+
+
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    monkeypatch.setattr(synthetic, "PIECE", 24)
+    return load_teacher("mixture-1d")
+
+
+def test_pieces_make_the_whole(teacher):
+    found = teacher_data("teacher:60", "train", teacher, make_accelerator("fp32"))
+    first = synthetic._FIRST_SEED["train"]
+    expected, _ = generate(teacher_sampler(teacher.denoiser), (1,), range(first, first + 60))
+    assert torch.equal(found.samples, expected)
+    assert (found.name, found.labels, found.num_classes, found.flips) == ("teacher:60", None, 0, False)
+
+
+def test_finished_pieces_are_kept_and_smaller_sets_are_the_beginning_of_larger_ones(teacher, tmp_path, monkeypatch):
+    accelerator = make_accelerator("fp32")
+    small = teacher_data("teacher:24", "train", teacher, accelerator)
+    drawn = []
+
+    def recording(*arguments, **options):
+        drawn.append(arguments[2])
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr(synthetic, "generate", recording)
+    large = teacher_data("teacher:48", "train", teacher, accelerator)
+    assert [len(seeds) for seeds in drawn] == [24]
+    assert torch.equal(large.samples[:24], small.samples)
+    assert large.digest != small.digest
+
+
+def test_heldout_samples_are_others(teacher):
+    accelerator = make_accelerator("fp32")
+    train, heldout = (teacher_data("teacher:24", split, teacher, accelerator) for split in ("train", "heldout"))
+    assert not torch.isin(train.samples, heldout.samples).any()
+
+
+def test_images_become_uint8_with_the_labels_they_were_drawn_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    found = teacher_data("teacher:10", "train", load_teacher("digits"), make_accelerator("fp32"))
+    assert (found.samples.dtype, found.shape, found.num_classes) == (torch.uint8, (1, 8, 8), 10)
+    assert found.labels is not None
+    assert len(found.labels) == 10
+
+
+def test_a_damaged_piece_is_noticed(teacher, tmp_path):
+    accelerator = make_accelerator("fp32")
+    teacher_data("teacher:24", "train", teacher, accelerator)
+    (piece,) = tmp_path.rglob("*.safetensors")
+    data = bytearray(piece.read_bytes())
+    data[-1] ^= 1
+    piece.write_bytes(data)
+    with pytest.raises(CorruptFileError, match="checksum"):
+        teacher_data("teacher:24", "train", teacher, accelerator)
+
+
+@pytest.mark.parametrize("name", ["teacher:0", "teacher:1", "teacher:99999999999"])
+def test_too_few_and_too_many_are_refused(teacher, name):
+    with pytest.raises(RecipeError, match="needs 2 to 1,073,741,824 samples"):
+        teacher_data(name, "train", teacher, make_accelerator("fp32"))
