@@ -187,6 +187,19 @@ def widened(data):
     return data[:start] + entries + far + locator + last
 
 
+def test_a_wide_field_that_is_cut_is_refused(tmp_path):
+    """Its length reaches beyond the extra field: found by fuzzing."""
+    buffer = io.BytesIO()
+    torch.save(tensors(), buffer)
+    data = widened(buffer.getvalue())
+    at = data.index(struct.pack("<IIH", 0xFFFFFFFF, 0xFFFFFFFF, len("archive/data.pkl"))) + 10
+    path = tmp_path / "x.pt"
+    for length in range(36):
+        path.write_bytes(data[:at] + struct.pack("<H", length) + data[at + 2 :])
+        with pytest.raises(CorruptFileError, match="no sound directory"):
+            read_torch_file(path)
+
+
 def test_archives_beyond_4_gb_are_read(tmp_path):
     path = tmp_path / "x.pt"
     torch.save(tensors(), path)

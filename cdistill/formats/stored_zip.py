@@ -121,7 +121,8 @@ def _wide(extra: bytes, values: list[int]) -> list[int]:
     while place + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, place)
         if kind == 1:
-            wide = iter(struct.iter_unpack("<Q", extra[place + 4 : place + 4 + length // 8 * 8]))
-            return [next(wide, (value,))[0] if value == _FULL32 else value for value in values]
+            field = extra[place + 4 : place + 4 + length]
+            wide = (int.from_bytes(field[at : at + 8], "little") for at in range(0, len(field) - 7, 8))
+            return [next(wide, value) if value == _FULL32 else value for value in values]
         place += 4 + length
     return values

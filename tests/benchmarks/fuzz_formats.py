@@ -41,6 +41,7 @@ from tests.assembler import call, legacy, name, program, storage, tensor, text
 from tests.edm_writer import fake_modules, snapshot, write_edm_pickle
 from tests.test_edm_files import SIZES, network
 from tests.test_opcodes import python2_batch
+from tests.test_torch_files import widened
 
 SECONDS = 1.0
 ROOM = 1 << 30
@@ -104,7 +105,7 @@ def seeds(folder: Path) -> list[bytes]:
             found.append(buffer.getvalue())
     buffer = io.BytesIO()
     torch.save(state, buffer, _use_new_zipfile_serialization=False)
-    return [*found, buffer.getvalue(), program(tensor()), legacy(), python2_batch(2)]
+    return [*found, widened(found[-1]), buffer.getvalue(), program(tensor()), legacy(), python2_batch(2)]
 
 
 def places(data: bytes) -> list[int]:
@@ -287,7 +288,7 @@ class Fuzzer:
             if not self.outcomes[ended] and len(self.corpus) < 3000 and len(data) < 50_000:
                 self.corpus.append(data)
             self.outcomes[ended] += 1
-            if wrong:
+            if wrong and f"{read.__name__}: {wrong}" not in self.findings:
                 (self.folder / f"finding-{len(self.findings)}").write_bytes(data)
                 self.findings.append(f"{read.__name__}: {wrong}")
                 print(f"finding {len(self.findings) - 1}: {self.findings[-1]}", flush=True)
