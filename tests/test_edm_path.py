@@ -24,9 +24,10 @@ SMALL = {
     "attn_resolutions": [4], "dropout": 0.1,
 }  # fmt: skip
 SETS = [
-    "training.precision=fp32", "training.iterations=4", "training.batch_size=16", "training.distance=l2", "training.points=6",
-    "training.max_ode_steps=5", "estimation.samples=32", "estimation.timesteps=8", "evaluation.samples=64",
-    "evaluation.nfe=[1,2]", "evaluation.metrics=[\"frechet-pixels\",\"teacher-mse\"]", "evaluation.grid_images=4",
+    "training.precision=fp32", "training.iterations=4", "training.batch_size=16", "training.distance=l2",
+    "training.points=6", "training.max_ode_steps=5", "estimation.samples=32", "estimation.timesteps=8",
+    "evaluation.samples=64", "evaluation.nfe=[1,2]", "evaluation.grid_images=4",
+    'evaluation.metrics=["frechet-pixels","teacher-mse"]',
 ]  # fmt: skip
 
 
@@ -83,13 +84,13 @@ def test_from_pickle_and_zip_to_samples_and_results(world, capsys):
     sets = [part for value in [*SETS, 'data="digits.zip"'] for part in ("--set", value)]
     recipe = ["distill", "--recipe", "cifar10-cond", "--out", "runs/mini", "--json"]
     assert run([*recipe, *sets, "--set", "preconditioning.coefficients=1.safetensors"]) == 0
-    rows = output(capsys)["results"]
+    rows = output(capsys)["rows"]
     assert {row["nfe"] for row in rows if row["sampler"] == "student"} == {1, 2}
 
     assert run(["sample", "--run", "runs/mini", "--nfe", "1,2", "--seeds", "0-9", "--format", "npz", "--json"]) == 0
     assert len(output(capsys)["files"]) == 2
     assert run(["evaluate", "--run", "runs/mini", "--nfe", "1,3", "--samples", "64", "--json"]) == 0
-    assert {row["nfe"] for row in output(capsys)["results"] if row["sampler"] == "student"} == {1, 3}
+    assert {row["nfe"] for row in output(capsys)["rows"] if row["sampler"] == "student"} == {1, 3}
 
 
 @pytest.mark.slow

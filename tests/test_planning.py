@@ -62,7 +62,7 @@ def test_vgg_costs_what_others_counted():
 
 
 def test_the_papers_hours_follow_from_what_its_cards_can_do():
-    """490, 735, 900 and 6400 A800-hours are 42, 42, 33 and 44 TFLOP/s on each card, if it did the work that we count."""
+    """490, 735, 900 and 6400 A800-hours are 42, 42, 33 and 44 TFLOP/s a card, if it did the work that we count."""
     runs = {"cifar10": (490, 42), "cifar10-cond": (735, 42), "ffhq64": (900, 33), "imagenet64": (6400, 44)}
     for name, (hours, tflops) in runs.items():
         found = plan(load_any_recipe(shipped_recipes()[name]), 1).hours(tflops, 1)
