@@ -109,6 +109,16 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     _tables.print(drawn)
 
 
+def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Prints names and what they are on stdout, from the main process, both aligned left."""
+    if not is_main_process():
+        return
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False)
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    _tables.print(drawn)
+
+
 @contextmanager
 def json_only(active: bool) -> Iterator[None]:
     """Sends tables to stderr while `active`, so that stdout holds JSON alone."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from cdistill import __version__
 from cdistill.console import table
 from cdistill.launch import thread_count
+from cdistill.storage import data_folder
 
 
 def print_doctor() -> None:
@@ -16,6 +17,7 @@ def print_doctor() -> None:
 
     from cdistill.assets import ASSETS
     from cdistill.teachers.embedded import ASSETS as teachers
+    from cdistill.teachers.official import OFFICIAL
 
     rows = [["cdistill", __version__], ["python", platform.python_version()]]
     for package in ("torch", "torchvision", "accelerate", "safetensors", "lpips", "clean-fid"):
@@ -24,9 +26,17 @@ def print_doctor() -> None:
     rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads"])
     rows.append(["free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"])
     rows += [[f"teacher {path.stem}", "ships with the package"] for path in sorted(teachers.glob("*.safetensors"))]
-    for asset in ASSETS:
-        rows.append([asset.name, str(asset.path) if asset.path.is_file() else f"missing; put it at {asset.path}"])
+    rows += [
+        [f"teacher {name}", _found(official.present(), official.asset.path)] for name, official in OFFICIAL.items()
+    ]
+    rows += [[asset.name, _found(asset.path if asset.path.is_file() else None, asset.path)] for asset in ASSETS]
+    here = sorted(path.name for path in data_folder().iterdir()) if data_folder().is_dir() else []
+    rows.append(["data folder", f"{data_folder()}: {', '.join(here) or 'nothing'}"])
     table("cdistill doctor", ["what", "found"], rows)
+
+
+def _found(path: Path | None, place: Path) -> str:
+    return str(path) if path is not None else f"missing; put it at {place}"
 
 
 def _version(package: str) -> str:

@@ -61,6 +61,16 @@ class Official:
     data: str
     architecture: Mapping[str, Any]
 
+    @property
+    def asset(self) -> Asset:
+        """The file as it is published."""
+        return Asset(self.file, ADDRESS + self.file)
+
+    def present(self) -> Path | None:
+        """Returns the path of the weights, converted or as published, if they are in the asset folder."""
+        places = (self.asset.path.with_suffix(".safetensors"), self.asset.path)
+        return next((path for path in places if path.is_file()), None)
+
     def find(self, name: str) -> Path:
         """Returns the path of the weights: converted, or as published; downloaded if need be.
 
@@ -68,11 +78,10 @@ class Official:
             MissingAssetError: They are not there and cannot be downloaded; the message says what to put where.
             CorruptFileError: They are not what they were at first use.
         """
-        asset = Asset(self.file, ADDRESS + self.file)
-        converted = asset.path.with_suffix(".safetensors")
-        if converted.is_file():
-            return converted
-        return asset.find(f"or name another place with --weights FILE (teacher {name})")
+        present = self.present()
+        if present is not None and present.suffix == ".safetensors":
+            return present
+        return self.asset.find(f"or name another place with --weights FILE (teacher {name})")
 
 
 OFFICIAL: Mapping[str, Official] = {
