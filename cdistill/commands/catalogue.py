@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from cdistill import __version__
-from cdistill.console import table
+from cdistill.console import facts
 from cdistill.launch import thread_count
 from cdistill.storage import data_folder
 
@@ -26,13 +26,11 @@ def print_doctor() -> None:
     rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads"])
     rows.append(["free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"])
     rows += [[f"teacher {path.stem}", "ships with the package"] for path in sorted(teachers.glob("*.safetensors"))]
-    rows += [
-        [f"teacher {name}", _found(official.present(), official.asset.path)] for name, official in OFFICIAL.items()
-    ]
+    rows += [[f"teacher {name}", _found(entry.present(), entry.asset.path)] for name, entry in OFFICIAL.items()]
     rows += [[asset.name, _found(asset.path if asset.path.is_file() else None, asset.path)] for asset in ASSETS]
     here = sorted(path.name for path in data_folder().iterdir()) if data_folder().is_dir() else []
     rows.append(["data folder", f"{data_folder()}: {', '.join(here) or 'nothing'}"])
-    table("cdistill doctor", ["what", "found"], rows)
+    facts("cdistill doctor", rows)
 
 
 def _found(path: Path | None, place: Path) -> str:

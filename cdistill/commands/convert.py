@@ -6,7 +6,7 @@ from typing import Any
 
 from cdistill.checkpoint import save_tensors
 from cdistill.commands.common import versions
-from cdistill.console import say, table
+from cdistill.console import facts, say
 from cdistill.errors import CorruptFileError, RecipeError
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import count_parameters
@@ -50,7 +50,7 @@ def convert(file: Path, flavour: str | None, out: Path) -> dict[str, Any]:
         ["sha256 of the file", found.facts["file_sha256"]],
         ["written", str(out)],
     ]
-    table(file.name, ["", ""], rows)
+    facts(file.name, rows)
     use = f"cdistill sample --run {out}" if kind == "student" else f"cdistill estimate-coeffs --teacher {out}"
     say(f"use it: {use}")
     return {"file": str(out), "kind": kind, "parameters": parameters, **header}

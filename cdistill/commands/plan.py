@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cdistill.console import say, table
+from cdistill.console import facts, say, table
 from cdistill.data import load_source
 from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
@@ -43,11 +43,11 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
     columns = ["a training step", "forwards an image", "a step", "GFLOP an image"]
     table(f"{found.iterations:,} steps of {found.batch_size:,} images", columns, rows)
     activations = found.activation_bytes * found.micro_batch
-    facts = [["parameters, trained", f"{found.student:,}"]]
+    lines = [["parameters, trained", f"{found.student:,}"]]
     if found.teacher:
-        facts.insert(0, ["parameters, teacher", f"{found.teacher:,}"])
+        lines.insert(0, ["parameters, teacher", f"{found.teacher:,}"])
     hours = found.hours(tflops, 1)
-    facts += [
+    lines += [
         ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
         [f"memory: activations of {found.micro_batch:g} images, about", scaled(activations, "B")],
         ["work: coefficients", scaled(found.estimation, "FLOP")],
@@ -56,7 +56,7 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
         [f"time on {devices} device(s) at {tflops:g} TFLOP/s each", duration(found.hours(tflops, devices))],
         ["device-hours", f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"],
     ]
-    table("the run", ["", ""], facts)
+    facts("the run", lines)
     say("activations shrink with --set training.accumulation=K: K micro-batches, the same result")
 
 
