@@ -111,6 +111,17 @@ def test_without_the_data_a_teacher_draws_its_own(world, capsys):
     assert len(list((world / "assets" / "teacher-data").rglob("*.safetensors"))) == 2
 
 
+@pytest.mark.slow
+def test_two_processes_distil_a_network_with_a_layer_that_is_never_used(world, run_cli):
+    """EDM's augmentation layer gets no gradient, which DDP would not accept of a parameter that is trained."""
+    write_teacher(world / "mine.pkl", random_denoiser(SMALL), SMALL)
+    values = [*SETS, 'teacher="mine.pkl"', 'data="digits.zip"', "estimation.samples=16", "training.iterations=3"]
+    sets = [part for value in values for part in ("--set", value)]
+    done = run_cli("distill", "--recipe", "cifar10-cond", "--out", "runs/two", "--nproc", "2", *sets)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stderr
+
+
 def test_a_teacher_that_names_no_data_asks_for_some(world, capsys):
     write_teacher(world / "mine.pkl", random_denoiser(SMALL), SMALL)
     assert run(["estimate-coeffs", "--teacher", "mine.pkl", "--samples", "32", "--timesteps", "6"]) == 2
