@@ -628,14 +628,14 @@ def test_moments_of_a_lazy_source_are_those_in_memory(tmp_path, lazily, monkeypa
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_a_lazy_source_is_training_in_memory(tmp_path, lazily, workers):
     from cdistill.recipe import DenoisingSection
-    from cdistill.teachers.base import build_denoiser
+    from cdistill.networks.architecture import build_denoiser
     from cdistill.training.denoising import DenoisingTask
     from cdistill.training.loop import make_accelerator
 
     path = write_zip(tmp_path / "x.zip", members(random_images(COUNT, 8, 1), CLASSES))
     section = DenoisingSection(iterations=3, batch_size=8, learning_rate=1e-3, ema_rate=0.9)
-    architecture = {"resolution": 8, "channels": 1, "num_classes": 10, "model_channels": 16, "channel_mult": [1]}
-    architecture |= {"num_blocks": 1, "attn_resolutions": []}
+    architecture = {"network": "song", "resolution": 8, "channels": 1, "num_classes": 10, "model_channels": 16}
+    architecture |= {"channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
     weights = []
     for source in (load_source(str(path)), lazily(path, workers)):
         torch.manual_seed(0)
