@@ -1,6 +1,7 @@
 """The command line: options and their help; everything heavy is imported inside the commands."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def estimate_coeffs(
     section = check_section(values, EstimationSection, "estimate-coeffs")
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
-    find_weights(TEACHERS.check(teacher) if weights else teacher, weights)
+    find_weights(teacher, weights)
     start()
     from cdistill.commands.estimate import estimate_coefficients
 
@@ -184,7 +185,7 @@ def distill(
     named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
     found = load_recipe(recipe, DistillRecipe, [*override, *named])
     if dry_run:
-        return finish(True, found.model_dump(), "") if as_json else dry(found)
+        return dry(found, processes, as_json)
     if processes > 1:
         raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     find_weights(found.teacher, found.weights_path)
@@ -211,6 +212,8 @@ def plan(
     """
     from cdistill.recipe import load_any_recipe
 
+    if not tflops < math.inf:
+        raise RecipeError(f"--tflops: got {tflops}; needs a number")
     found = load_any_recipe(recipe, override)
     start()
     from cdistill.commands.plan import as_record, plan, print_plan
@@ -228,7 +231,7 @@ def train_teacher(
     override: SetOption = [],  # noqa: B006
     resume: ResumeOption = "auto",
     processes: ProcessesOption = 1,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
 ) -> None:
     """Train a teacher from scratch, as the embedded ones were.
 
@@ -238,7 +241,7 @@ def train_teacher(
 
     found = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
-        return dry(found)
+        return dry(found, processes, False)
     if processes > 1:
         raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
     start()
@@ -293,8 +296,6 @@ def sample(
     if teacher is not None and (run is not None or nfe is not None):
         raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
     wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
-    if weights is not None and teacher is None:
-        raise RecipeError("--weights: goes with --teacher; a run knows its own")
     chosen = None if teacher is not None else run_or_file(run)
     if teacher is not None:
         from cdistill.teachers.official import find_weights
@@ -313,6 +314,7 @@ def evaluate(
     run: RunOption = None,
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
+    weights: WeightsOption = None,
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
     as_json: JsonOption = False,
@@ -324,12 +326,14 @@ def evaluate(
     values = {"nfe": calls(nfe) if nfe else None, "samples": samples, "split": split}
     names = [METRICS.check(name.strip()) for name in metrics.split(",")] if metrics else None
     changes = {key: value for key, value in {**values, "metrics": names}.items() if value is not None}
-    folder = RunFolder(run) if run else latest_run()
+    folder = run_or_file(run)
+    if isinstance(folder, Path):
+        raise RecipeError(f"{folder}: a file; evaluate needs a run folder; sample draws from converted students")
     start()
     from cdistill.commands.evaluate import evaluate as run_evaluate
 
     with console.json_only(as_json):
-        record = run_evaluate(folder, changes)
+        record = run_evaluate(folder, weights, changes)
     finish(as_json, record, "")
 
 
@@ -418,19 +422,30 @@ def doctor() -> None:
 
 
 def run_or_file(run: Path | None) -> RunFolder | Path:
-    """Returns the run to sample from, the latest one by default, or the file of a converted student."""
+    """Returns a run, the latest one by default, or the file of a converted student.
+
+    Raises:
+        RecipeError: A file that is not converted yet.
+    """
+    from cdistill.teachers.official import WEIGHT_SUFFIXES
+
     if run is not None and run.suffix == ".safetensors":
         return run
+    if run is not None and run.suffix in WEIGHT_SUFFIXES:
+        raise RecipeError(f"{run}: a file of weights; cdistill convert makes it one to draw from")
     return RunFolder(run) if run else latest_run()
 
 
-def dry(recipe: Any) -> None:
-    """Prints a resolved recipe and what it costs on one device."""
-    from cdistill.commands.plan import plan, print_plan
+def dry(recipe: Any, devices: int, as_json: bool) -> None:
+    """Prints a resolved recipe and what it costs."""
+    from cdistill.commands.plan import as_record, plan, print_plan
     from cdistill.recipe import to_toml
 
+    cost = plan(recipe, devices)
+    if as_json:
+        return finish(True, {**recipe.model_dump(), "plan": as_record(cost, devices, TFLOPS)}, "")
     console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
-    print_plan(plan(recipe, 1), 1, TFLOPS)
+    return print_plan(cost, devices, TFLOPS)
 
 
 def start() -> None:

@@ -77,6 +77,16 @@ class StoppedError(CdistillError):
         self.exit_code = exit_code
 
 
+def brief(error: Exception) -> str:
+    r"""Returns the message of someone else's error in one line of bounded length.
+
+    >>> brief(ValueError("two\n   lines"))
+    'two lines'
+    """
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def suggest(got: str, known: Iterable[str]) -> str:
     """Returns a list of the known names, with the nearest one as a question.
 

@@ -11,7 +11,12 @@ class Distance(ABC):
     """d(x, y) of each sample. A distance from another package derives from this class.
 
     Built without arguments; what it needs (weights, say) is loaded then, so that a lack shows before training.
+
+    Attributes:
+        images_only: Whether it compares grey or RGB images and nothing else.
     """
+
+    images_only = False
 
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

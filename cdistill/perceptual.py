@@ -29,6 +29,8 @@ class LPIPS(Distance):
         CorruptFileError: The file there is not the published one.
     """
 
+    images_only = True
+
     def __init__(self) -> None:
         self.model = load_network(assets.VGG16.find())
 

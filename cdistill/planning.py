@@ -1,5 +1,6 @@
 """What a recipe will cost, counted on hollow networks before anything runs: forwards, FLOPs, memory, hours."""
 
+import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,11 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.losses import Distance
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
-from cdistill.recipe import DistillRecipe, TeacherRecipe
+from cdistill.recipe import DistillRecipe, Precision, TeacherRecipe
+from cdistill.registry import teacher_data_count
 from cdistill.sampling import TEACHER_POINTS
+from cdistill.training.batches import check_divisible
 from cdistill.training.cost import step_cost
 
 _BATCH = 2
+# Autocast keeps what its norms read in float32: counted over the official networks, 0.88 of the bytes remain.
+_SHRINKS: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.88, "bf16": 0.88}
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,13 @@ class Plan:
         iterations: Steps.
         batch_size: Images a step.
         teacher: Parameters of the teacher, 0 without one.
-        student: Parameters of the trained network.
+        student: Parameters that are trained.
         state_bytes: Weights, averages, gradients and optimiser, on every device.
         activation_bytes: Kept for the backward pass at once, for each image of a micro-batch; an estimate.
         micro_batch: Images of a micro-batch on one device.
+        data: FLOPs of drawing data from the teacher, 0 if there are real data.
         estimation: FLOPs of estimating the coefficients, 0 if they are not needed.
-        evaluation: FLOPs of all evaluations.
+        evaluation: FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted.
     """
 
     parts: list[Part]
@@ -71,7 +77,8 @@ class Plan:
     student: int
     state_bytes: float
     activation_bytes: float
-    micro_batch: float
+    micro_batch: int
+    data: float
     estimation: float
     evaluation: float
 
@@ -82,7 +89,8 @@ class Plan:
 
     def hours(self, tflops: float, devices: int) -> float:
         """Hours on `devices` that sustain `tflops` TFLOP/s each."""
-        return (self.training + self.estimation + self.evaluation) / (tflops * 1e12 * devices) / 3600
+        work = self.data + self.estimation + self.training + self.evaluation
+        return work / (tflops * 1e12 * devices) / 3600
 
 
 def plan_distillation(
@@ -92,30 +100,33 @@ def plan_distillation(
 
     Args:
         recipe: The recipe.
-        teacher: Its teacher, on the meta device.
+        teacher: Its teacher, frozen, on the meta device.
         distance: Its distance, hollow.
         estimates: Whether the coefficients are estimated first.
         devices: How many share the batch.
+
+    Raises:
+        RecipeError: The batch cannot be divided among them.
     """
     section, evaluation = recipe.training, recipe.evaluation
+    check_divisible(section.batch_size, devices, section.accumulation)
     student = hollow(teacher.student(section.method == "ctm", section.dropout))
     teaching, learning = network_cost(teacher), network_cost(student)
     frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
     forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
     parts = [
         Part("teacher (Heun's solver)", forwards.teacher, forwards.teacher * teaching.forward),
-        Part("moving averages, no gradient", forwards.target, forwards.target * learning.forward),
-        Part("moving averages, gradient to the input", forwards.frozen, forwards.frozen * _both(frozen)),
+        Part("targets, no gradient", forwards.target, forwards.target * learning.forward),
+        Part("targets, gradient to the input", forwards.frozen, forwards.frozen * _both(frozen)),
         Part("student, with gradient", forwards.student, forwards.student * _both(learning)),
         Part(f"distance {section.distance}", 0, 2 * comparing.forward + comparing.backward),
     ]
-    size = count_parameters(student)
     averages = 1 if section.target_rate == section.ema_rate else 2
-    half = 1 if section.precision == "fp32" else 0.5
-    consistency = learning.saved + (frozen.saved if forwards.frozen else 0)
+    gradients = 2 if section.dsm else 1
     calls = sum(evaluation.nfe)
-    rounds = section.iterations // evaluation.every if evaluation.every else 0
-    drawn = (rounds + 2) * calls * learning.forward + 2 * (TEACHER_POINTS - 1) * teaching.forward
+    rounds = math.ceil(section.iterations / evaluation.every) if evaluation.every else 0
+    drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
+    parts_of_data = 1 if evaluation.split == "train" else 2
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if estimates else 0
     vjp = input_cost(teacher)
     return Plan(
@@ -123,31 +134,46 @@ def plan_distillation(
         section.iterations,
         section.batch_size,
         count_parameters(teacher),
-        size,
-        4.0 * (count_parameters(teacher) + (5 + averages) * size),  # weights, 2 gradients, 2 moments, averages
-        half * consistency + comparing.saved,
-        section.batch_size / (devices * section.accumulation),
+        trained_parameters(student),
+        4.0 * count_parameters(teacher) + _state_bytes(student, gradients + averages, section.precision, devices),
+        _SHRINKS[section.precision] * (learning.saved + (frozen.saved if forwards.frozen else 0)) + comparing.saved,
+        section.batch_size // (devices * section.accumulation),
+        teacher_data_count(recipe.data) * parts_of_data * drawing,
         pairs * (vjp.forward + 3 * vjp.backward),
-        evaluation.samples * drawn,
+        evaluation.samples * ((rounds + 2) * calls * learning.forward + drawing),
     )
 
 
 def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Plan:
-    """Counts the training of a teacher; `denoiser` is on the meta device."""
+    """Counts the training of a teacher; `denoiser` is on the meta device; errors as `plan_distillation`."""
     section = recipe.training
-    cost, size = network_cost(denoiser.student(False)), count_parameters(denoiser)
+    check_divisible(section.batch_size, devices, 1)
+    network = denoiser.student(False)
+    cost = network_cost(network)
     return Plan(
         [Part("network, with gradient", 1, _both(cost))],
         section.iterations,
         section.batch_size,
         0,
-        size,
-        4.0 * 5 * size,  # weights, gradient, 2 moments, average
-        cost.saved * (1 if section.precision == "fp32" else 0.5),
-        section.batch_size / devices,
+        trained_parameters(network),
+        _state_bytes(network, 2, section.precision, devices),  # a gradient and an average
+        cost.saved * _SHRINKS[section.precision],
+        section.batch_size // devices,
+        0,
         0,
         0,
     )
+
+
+def trained_parameters(module: nn.Module) -> int:
+    """Returns the number of scalars that are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _state_bytes(network: Denoiser, copies: int, precision: Precision, devices: int) -> float:
+    """Weights, two moments and `copies` more in float32; half copies of the weights; DDP's buckets of gradients."""
+    size = count_parameters(network)
+    return size * (4.0 * (3 + copies) + (0 if precision == "fp32" else 2) + (4 if devices > 1 else 0))
 
 
 def hollow(module: Denoiser) -> Denoiser:
@@ -164,6 +190,7 @@ def network_cost(denoiser: Denoiser) -> CallCost:
 def input_cost(denoiser: Denoiser) -> CallCost:
     """Counts a call of a frozen denoiser on the meta device, its backward pass to the input included."""
     x, t, labels = _inputs(denoiser)
+    assert trained_parameters(denoiser) == 0
     return _count(lambda: denoiser(x.requires_grad_(), t, t, labels), denoiser)
 
 

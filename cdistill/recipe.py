@@ -22,6 +22,7 @@ from cdistill.registry import (
     Registry,
     is_data_path,
     is_teacher_data,
+    teacher_data_count,
 )
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 
@@ -50,7 +51,10 @@ def _known_data(name: str) -> str:
 
 def _known_data_or_teacher(name: str) -> str:
     """Checks the name of a data source; a path passes, and so do samples of the teacher."""
-    return name if is_teacher_data(name) else _known_data(name)
+    try:
+        return f"teacher:{teacher_data_count(name)}" if is_teacher_data(name) else _known_data(name)
+    except RecipeError as error:
+        raise ValueError(str(error).removeprefix("data: ")) from error
 
 
 class Section(BaseModel):
@@ -116,6 +120,11 @@ class TeacherRecipe(Section):
     network: NetworkSection
     training: DenoisingSection
     checkpoint: CheckpointSection = CheckpointSection()
+
+    def architecture(self, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
+        """Returns the description of the network for images of `shape`, see `cdistill.networks.architecture`."""
+        fitted = {"resolution": shape[-1], "channels": shape[0], "num_classes": num_classes}
+        return {"network": "song", **fitted, **self.network.model_dump()}
 
 
 class PreconditioningSection(Section):

@@ -6,7 +6,8 @@ packages add entries through a Python entry point of the registry's group, witho
     [project.entry-points."cdistill.preconditionings"]
     mine = "my_package.precond:Mine"
 
-What the entry must be is said by the class or function that the built-in entries share.
+What the entry must be is said by the class or function that the built-in entries share. A teacher's loader takes no
+argument, or ``weights: Path | None`` if it is one that understands ``--weights``.
 """
 
 import os.path
@@ -16,7 +17,7 @@ from functools import cached_property
 from importlib import import_module, metadata
 from typing import Any
 
-from cdistill.errors import CdistillError, UnknownNameError, suggest
+from cdistill.errors import CdistillError, RecipeError, UnknownNameError, suggest
 
 
 class Registry:
@@ -128,8 +129,22 @@ DATA_SUFFIXES = (".npz", ".tar", ".tar.gz", ".tgz", ".zip")
 
 
 def is_teacher_data(name: str) -> bool:
-    """Whether `name` stands for samples of the teacher: ``teacher``, or ``teacher:COUNT``."""
-    return re.fullmatch(r"teacher(:\d+)?", name) is not None
+    """Whether `name` asks for samples of the teacher: "teacher" or "teacher:COUNT"."""
+    return name == "teacher" or name.startswith("teacher:")
+
+
+def teacher_data_count(name: str | None) -> int:
+    """Returns how many samples of the teacher `name` asks for, 50,000 unless it says; 0 if it asks for none.
+
+    Raises:
+        RecipeError: Not a number from 2 to 2^30.
+    """
+    if name is None or not is_teacher_data(name):
+        return 0
+    text = name.partition(":")[2] if ":" in name else "50000"
+    if not re.fullmatch(r"[0-9]{1,10}", text) or not 2 <= int(text) <= 2**30:
+        raise RecipeError(f"data: got {name[:40]!r}; needs teacher:COUNT with a COUNT from 2 to {2**30:,}")
+    return int(text)
 
 
 def is_data_path(name: str) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdistill.checkpoint import check_identity, load_checkpoint, load_tensors
-from cdistill.errors import CorruptFileError, MismatchError
+from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.preconditionings import Preconditioning, make_preconditioning
@@ -13,7 +13,7 @@ from cdistill.recipe import DistillRecipe, load_recipe
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runs import RunFolder
 from cdistill.teachers import Teacher, load_teacher
-from cdistill.teachers.base import brief
+from cdistill.teachers.official import WEIGHT_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,12 @@ class Student:
     step: int
 
 
-def load_student(run: RunFolder) -> Student:
+def load_student(run: RunFolder, weights: Path | None = None) -> Student:
     """Loads the newest student of a run.
+
+    Args:
+        run: The run.
+        weights: File of its teacher's weights, where it has moved since.
 
     Raises:
         MissingAssetError: The run has no checkpoint.
@@ -47,7 +51,7 @@ def load_student(run: RunFolder) -> Student:
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
-    teacher = load_teacher(recipe.teacher, recipe.weights_path)
+    teacher = _find_teacher(recipe, weights)
     groups, state = load_checkpoint(newest)
     check_identity(newest, state, {"teacher_sha256": teacher.digest})
     denoiser = untrained_student(teacher, recipe)
@@ -61,6 +65,12 @@ def load_student(run: RunFolder) -> Student:
     return Student(denoiser, form, teacher, recipe, int(state["step"]))
 
 
+def _find_teacher(recipe: DistillRecipe, weights: Path | None) -> Teacher:
+    if weights is not None and recipe.teacher.endswith(WEIGHT_SUFFIXES):
+        return load_teacher(str(weights))
+    return load_teacher(recipe.teacher, weights or recipe.weights_path)
+
+
 def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
     """Loads a student that `convert` wrote: a CTM, CD or CT network and the preconditioning it was trained with.
 
@@ -70,9 +80,9 @@ def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
     """
     tensors, header = load_tensors(path, "student")
     try:
-        denoiser = load_denoiser(header["architecture"], float(header["sigma_data"]), tensors)
+        denoiser = load_denoiser(header["architecture"], header["sigma_data"], tensors)
         form = make_preconditioning(str(header["preconditioning"]), denoiser.sigma_data)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, RecipeError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its header ({brief(error)})") from error
     return freeze(denoiser), form
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from cdistill.checkpoint import load_tensors, save_tensors
 from cdistill.console import progress
 from cdistill.data.source import Source, to_uint8
-from cdistill.errors import RecipeError
+from cdistill.errors import CorruptFileError
+from cdistill.registry import teacher_data_count
 from cdistill.sampling import generate, teacher_sampler
 from cdistill.storage import asset_folder
 from cdistill.teachers import Teacher
 
-COUNT = 50_000
 PIECE = 2048  # samples that a broken-off run can lose
 # Far from those that people sample and evaluate with; torch's generator on a CPU keeps 32 bits of a seed.
 _FIRST_SEED = {"train": 2**30, "heldout": 2**31}
@@ -38,9 +38,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
         CorruptFileError: A file kept from an earlier run is damaged.
         StoppedError: A signal came; finished pieces are kept.
     """
-    count = int(name.partition(":")[2] or COUNT)
-    if not 2 <= count <= 2**30:
-        raise RecipeError(f"data: got {name!r}; needs 2 to {2**30:,} samples")
+    count = teacher_data_count(name)
     pieces = [(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
     files = {piece: _folder(teacher) / f"{split}-{piece[0]:08d}-{piece[1]:08d}.safetensors" for piece in pieces}
     missing = [piece for piece, file in files.items() if not file.is_file()]
@@ -56,7 +54,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
                 if accelerator.is_main_process:
                     _save(files[start, end], samples, labels, teacher)
         accelerator.wait_for_everyone()
-    found = [load_tensors(file, "samples")[0] for file in files.values()]
+    found = [_load(file) for file in files.values()]
     labels = torch.cat([part["labels"] for part in found]) if teacher.denoiser.num_classes else None
     samples = torch.cat([part["samples"] for part in found])
     return Source(f"teacher:{count}", samples, labels, teacher.denoiser.num_classes)
@@ -64,6 +62,13 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
 
 def _folder(teacher: Teacher) -> Path:
     return asset_folder() / "teacher-data" / teacher.digest[:16]
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path, "samples")[0]
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; or remove it, and it is drawn again") from error
 
 
 def _save(path: Path, samples: Tensor, labels: Tensor | None, teacher: Teacher) -> None:

@@ -627,8 +627,8 @@ def test_moments_of_a_lazy_source_are_those_in_memory(tmp_path, lazily, monkeypa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_on_a_lazy_source_is_training_in_memory(tmp_path, lazily, workers):
-    from cdistill.recipe import DenoisingSection
     from cdistill.networks.architecture import build_denoiser
+    from cdistill.recipe import DenoisingSection
     from cdistill.training.denoising import DenoisingTask
     from cdistill.training.loop import make_accelerator
 

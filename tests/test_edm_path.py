@@ -95,7 +95,7 @@ def test_from_pickle_and_zip_to_samples_and_results(world, capsys):
 
 @pytest.mark.slow
 def test_without_the_data_a_teacher_draws_its_own(world, capsys):
-    """`data = "teacher:64"`: drawn once, the same for every later run; a broken piece is drawn again."""
+    """`data = "teacher:64"`: drawn once, the same for every later run."""
     sets = [part for value in [*SETS, 'data="teacher:64"'] for part in ("--set", value)]
     assert run(["distill", "--recipe", "cifar10-cond-ctm", "--out", "runs/free", "--json", *sets]) == 0
     capsys.readouterr()

@@ -12,9 +12,9 @@ from cdistill.losses import L2
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, broadcast
 from cdistill.perceptual import LPIPS
-from cdistill.planning import distance_cost, hollow, input_cost, network_cost
+from cdistill.planning import Plan, distance_cost, hollow, input_cost, network_cost
 from cdistill.recipe import load_any_recipe, shipped_recipes
-from cdistill.registry import DISTANCES, TEACHERS
+from cdistill.registry import TEACHERS
 from cdistill.teachers.official import OFFICIAL
 
 
@@ -92,12 +92,65 @@ def test_every_shipped_recipe_can_be_planned_without_weights_data_and_network(na
     assert run(["plan", "--recipe", name, "--devices", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["training"] > 0
-    total = found["training"] + found["estimation"] + found["evaluation"]
-    assert found["hours"] == pytest.approx(total / 42e12 / 2 / 3600)
-    assert (
-        found["micro_batch"] * 2 * load_any_recipe(shipped_recipes()[name]).training.__dict__.get("accumulation", 1)
-        == found["batch_size"]
-    )
+    assert found["micro_batch"] == found["batch_size"] // 2
+
+
+def fast_plan(*overrides: str) -> Plan:
+    return plan(load_any_recipe(shipped_recipes()["digits"], overrides), 1)
+
+
+def test_coefficients_cost_a_forward_and_three_backward_passes_a_pair():
+    """The three vector-Jacobian products go to the input alone, for trained and for published teachers."""
+    for name in ("digits", "cifar10"):
+        recipe = load_any_recipe(shipped_recipes()[name])
+        found, section = plan(recipe, 1), recipe.estimation
+        forward = found.parts[0].flop / found.parts[0].forwards
+        assert found.estimation / (section.samples * section.timesteps) == pytest.approx(4 * forward, rel=0.02)
+    assert fast_plan("preconditioning.name=ctm").estimation == 0
+
+
+def test_evaluations_are_counted_as_the_loop_makes_them():
+    """iterations = 100, every = 99: at steps 0 and 99, at the end, and the untrained student; the teacher once."""
+    sets = ["training.iterations=100", "evaluation.nfe=[1,2]", "evaluation.samples=10"]
+    none, two = (fast_plan(*sets, f"evaluation.every={every}").evaluation for every in (0, 99))
+    student = (two - none) / (2 * 3 * 10)
+    assert none == pytest.approx(10 * (2 * 3 * student + 34 * teacher_forward("digits")))
+
+
+def teacher_forward(name: str) -> float:
+    part = plan(load_any_recipe(shipped_recipes()[name]), 1).parts[0]
+    return part.flop / part.forwards
+
+
+def test_data_drawn_from_the_teacher_are_counted():
+    assert fast_plan().data == 0
+    assert fast_plan("data=teacher:100").data == pytest.approx(100 * 34 * teacher_forward("digits"))
+
+
+def test_hours_are_work_over_throughput():
+    found = fast_plan()
+    work = found.training + found.estimation + found.evaluation
+    assert found.hours(2.0, 4) == pytest.approx(work / 8e12 / 3600)
+
+
+def test_half_precision_and_several_devices_change_the_memory():
+    single, half = fast_plan(), fast_plan("training.precision=fp16")
+    assert half.activation_bytes == pytest.approx(0.88 * single.activation_bytes, rel=1e-3)
+    assert half.state_bytes - single.state_bytes == pytest.approx(2 * half.student, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "cifar10", "--devices", "3"], "cannot be divided among 3 processes"),
+        (["--recipe", "cifar10", "--devices", "4", "--set", "training.accumulation=256"], "cannot be divided"),
+        (["--recipe", "mixture", "--set", "training.distance=lpips"], "compares grey or RGB images"),
+        (["--recipe", "mixture", "--tflops", "inf"], "--tflops: got inf"),
+    ],
+)
+def test_what_cannot_run_is_not_planned(arguments, message, capsys):
+    assert run(["plan", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", ["cifar10", "teacher-digits", "mixture"])
@@ -109,11 +162,6 @@ def test_a_dry_run_prints_the_recipe_and_its_cost(name, capsys, monkeypatch):
     assert "[training]" in printed
     assert "GFLOP an image" in printed
     assert "device-hours" in printed
-
-
-def test_every_distance_can_be_counted():
-    for name in DISTANCES.names():
-        assert distance_cost(DISTANCES.get(name).hollow(), (3, 16, 16)).forward >= 0
 
 
 def test_numbers_are_written_for_people():

@@ -226,3 +226,35 @@ def test_networks_that_do_not_fit_are_refused(change, tmp_path):
 def test_the_twins_differ_in_the_preconditioning_only(name):
     first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
     assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]
+
+
+# Table 3 and Appendix B: lr, target EMA, EMA, N, max ODE steps, iterations, batch, timesteps, samples, grid.
+TABLE_3 = {
+    "cifar10": (4e-4, 0.999, 0.999, 18, 17, 200_000, 256, 120, 4096, "log-uniform"),
+    "cifar10-cond": (4e-4, 0.999, 0.999, 18, 17, 150_000, 512, 120, 4096, "log-uniform"),
+    "ffhq64": (4e-4, 0.999, 0.999, 18, 17, 150_000, 256, 120, 4096, "log-uniform"),
+    "imagenet64": (4e-4, 0.999, 0.999, 40, 20, 60_000, 2048, 160, 1024, "rho"),
+}
+
+
+@pytest.mark.parametrize("twin", ["", "-ctm"])
+@pytest.mark.parametrize("name", list(TABLE_3))
+def test_recipes_are_those_of_table_3(name, twin):
+    recipe = load_recipe(shipped_recipes()[f"{name}{twin}"], DistillRecipe)
+    t, e = recipe.training, recipe.estimation
+    rates = (t.learning_rate, t.target_rate, t.ema_rate)
+    sizes = (t.points, t.max_ode_steps, t.iterations, t.batch_size)
+    assert (*rates, *sizes, e.timesteps, e.samples, e.grid) == TABLE_3[name]
+    assert (t.method, t.distance, t.dsm, t.precision, t.flips) == ("ctm", "lpips", True, "fp16", True)
+    assert recipe.preconditioning.name == ("ctm" if twin else "analytic")
+    assert recipe.teacher == f"edm-{name}"
+
+
+def test_recipes_of_cm_change_nothing_but_the_method():
+    ctm, cm, analytic = (
+        load_recipe(shipped_recipes()[f"cifar10-cond{kind}"], DistillRecipe) for kind in ("-ctm", "-cm", "-cm-analytic")
+    )
+    assert differences(cm, analytic) == ["preconditioning.name: 'cm' -> 'analytic'"]
+    changed = {line.split(":")[0] for line in differences(ctm, cm)}
+    assert changed == {"preconditioning.name", "training.method", "training.dsm", "training.target_rate"}
+    assert (cm.training.method, cm.training.dsm, cm.training.target_rate) == ("cm", False, 0.0)

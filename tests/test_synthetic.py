@@ -1,5 +1,7 @@
 """Data drawn from a teacher: the same whatever was drawn before, resumable, damaged pieces are noticed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -56,6 +58,14 @@ def test_images_become_uint8_with_the_labels_they_were_drawn_for(tmp_path, monke
     assert len(found.labels) == 10
 
 
+def test_a_recipe_says_so_before_anything_runs():
+    from cdistill.recipe import DistillRecipe, load_recipe
+
+    with pytest.raises(RecipeError, match="data: got 'teacher:0'; needs teacher:COUNT"):
+        load_recipe(Path("digits"), DistillRecipe, ["data=teacher:0"])
+    assert load_recipe(Path("digits"), DistillRecipe, ["data=teacher"]).data == "teacher:50000"
+
+
 def test_a_damaged_piece_is_noticed(teacher, tmp_path):
     accelerator = make_accelerator("fp32")
     teacher_data("teacher:24", "train", teacher, accelerator)
@@ -63,11 +73,13 @@ def test_a_damaged_piece_is_noticed(teacher, tmp_path):
     data = bytearray(piece.read_bytes())
     data[-1] ^= 1
     piece.write_bytes(data)
-    with pytest.raises(CorruptFileError, match="checksum"):
+    with pytest.raises(CorruptFileError, match=r"checksum.*or remove it, and it is drawn again"):
         teacher_data("teacher:24", "train", teacher, accelerator)
 
 
-@pytest.mark.parametrize("name", ["teacher:0", "teacher:1", "teacher:99999999999"])
-def test_too_few_and_too_many_are_refused(teacher, name):
-    with pytest.raises(RecipeError, match="needs 2 to 1,073,741,824 samples"):
-        teacher_data(name, "train", teacher, make_accelerator("fp32"))
+@pytest.mark.parametrize(
+    "name", ["teacher:0", "teacher:1", "teacher:99999999999", "teacher:", "teacher:ten", f"teacher:{'9' * 5000}"]
+)
+def test_too_few_and_too_many_are_refused(teacher, count):
+    with pytest.raises(RecipeError, match="COUNT from 2 to 1,073,741,824"):
+        teacher_data(f"teacher:{count}", "train", teacher, make_accelerator("fp32"))

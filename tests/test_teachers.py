@@ -7,18 +7,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
-from cdistill.checkpoint import load_tensors
+from cdistill.checkpoint import load_tensors, save_tensors
 from cdistill.cli import run
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError, RecipeError
 from cdistill.registry import TEACHERS
 from cdistill.student import load_converted
 from cdistill.teachers import base, load_teacher, official
-from cdistill.teachers.foreign import read_foreign, song_architecture
+from cdistill.teachers.foreign import read_foreign, unet_architecture
 from cdistill.teachers.official import OFFICIAL, find_weights
 from tests.edm_teacher import random_denoiser, write_teacher
 
@@ -292,7 +293,7 @@ def test_a_student_of_ctm_is_recognised_converted_and_drawn_from(base_architectu
 def test_an_edm_state_dict_is_read_off_its_names(tmp_path):
     for architecture in (SONG, NCSN):
         denoiser = random_denoiser(architecture)
-        assert song_architecture(denoiser.state_dict()) == {**architecture, "dropout": 0.0}
+        assert unet_architecture(denoiser.state_dict()) == {**architecture, "dropout": 0.0}
         save_state(tmp_path / "sd.pth", denoiser.state_dict())
         x, t, labels = batch(denoiser)
         teacher = load_teacher(str(tmp_path / "sd.pth"))
@@ -305,8 +306,8 @@ def test_an_edm_state_dict_is_read_off_its_names(tmp_path):
         ({"state": {}, "param_groups": []}, "the state of an optimiser"),
         ({"discriminators.0.weight": torch.ones(1)}, "a discriminator"),
         ({"layer.weight": torch.ones(1)}, "of no known network"),
-        ({"model.map_layer0.weight": torch.ones(2, 2)}, "not the weights of a DDPM"),
-        ({"model.map_layer0.weight": torch.ones(2, 2), "step": 3}, "'step' is no tensor"),
+        ({"model.map_layer0.weight": torch.ones(2, 2)}, "no blocks of an encoder"),
+        ({"model.map_layer0.weight": torch.ones(2, 2), "step": 3}, "'step' is no tensor with a name"),
         ({"time_embed.0.weight": torch.ones(4, 1), "label_emb.weight": torch.ones(3, 4)}, "no U-Net of 4 levels"),
         ({"time_embed_s.0.weight": torch.ones(4, 1)}, "no U-Net of 4 levels"),
     ],
@@ -319,6 +320,98 @@ def test_other_checkpoints_are_refused_by_name(state, message, tmp_path):
         read_foreign(tmp_path / "x.pt", flavour)
     assert str(tmp_path / "x.pt") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ODD_STATES = {
+    "width 0": {"time_embed.0.weight": torch.ones(4, 0)},
+    "label of no dimension": {"label_emb.weight": torch.tensor(1.0)},
+    "qkv of 5 rows": {"middle_block.1.qkv.weight": torch.ones(5, 3)},
+    "block far out": {"output_blocks.99999.0.in_layers.0.weight": torch.ones(1)},
+    "unknown entry": {"nothing.weight": torch.ones(1)},
+    "a number for a name": {7: torch.ones(1)},
+    "a list for a tensor": {"out.0.weight": [1.0]},
+}
+
+
+@pytest.mark.parametrize("change", list(ODD_STATES.values()), ids=list(ODD_STATES))
+def test_odd_state_dicts_of_openai_end_in_one_line(change, tmp_path, capsys):
+    state = openai_layout(random_denoiser({**ADM, "noise_scale": 1000.0}).state_dict())
+    torch.save({**state, **change}, tmp_path / "x.pt")  # noqa: TID251
+    assert run(["convert", str(tmp_path / "x.pt"), "--as", "edm"]) == 4
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), float("nan")), torch.ones(0)])
+def test_odd_filters_end_in_one_line(value, tmp_path, capsys):
+    state = random_denoiser(NCSN).state_dict()
+    save_state(tmp_path / "x.pt", {k: value if k.endswith("resample_filter") else v for k, v in state.items()})
+    assert run(["convert", str(tmp_path / "x.pt")]) == 4
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+ODD_HEADERS = {
+    "sigma_data NaN": {"sigma_data": float("nan")},
+    "sigma_data 0": {"sigma_data": 0.0},
+    "sigma_data huge": {"sigma_data": 10**400},
+    "sigma_data text": {"sigma_data": "x"},
+    "a list of pairs": {"architecture": [["network", "song"]]},
+    "no network": {"architecture": {"resolution": 32}},
+    "no data": {"data": None, "architecture": None},
+}
+ODD_NETWORKS = {
+    "narrow": {"model_channels": 2},
+    "wide": {"model_channels": 10**9},
+    "dropout": {"dropout": -3.0},
+    "dropout text": {"dropout": "x"},
+    "many taps": {"taps": [1] * 16000},
+    "argument of another": {"noise_scale": 2.0},
+    "many blocks": {"num_blocks": 10**6},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [*ODD_HEADERS.values(), *[{"architecture": {**SONG, **change}} for change in ODD_NETWORKS.values()]],
+    ids=[*ODD_HEADERS, *ODD_NETWORKS],
+)
+def test_odd_headers_end_in_one_line(change, tmp_path, capsys):
+    header = {"architecture": SONG, "sigma_data": 0.5, "data": "digits", **change}
+    save_tensors(tmp_path / "t.safetensors", random_denoiser(SONG).state_dict(), "teacher", header)
+    assert run(["-q", "sample", "--teacher", str(tmp_path / "t.safetensors"), "--seeds", "0"]) == 4
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("change", [{"head_channels": 7}, {"head_channels": 0}, {"noise_scale": float("nan")}])
+def test_odd_adms_are_refused(change, tmp_path, capsys):
+    header = {"architecture": {**ADM, **change}, "sigma_data": 0.5, "data": ""}
+    save_tensors(tmp_path / "t.safetensors", random_denoiser(ADM).state_dict(), "teacher", header)
+    assert run(["-q", "sample", "--teacher", str(tmp_path / "t.safetensors"), "--seeds", "0"]) == 4
+    assert next(iter(change)) in capsys.readouterr().err
+
+
+def test_weights_that_are_not_float32_are_refused(tmp_path, capsys):
+    state = {name: tensor.bfloat16() for name, tensor in random_denoiser(SONG).state_dict().items()}
+    header = {"architecture": SONG, "sigma_data": 0.5, "data": ""}
+    save_tensors(tmp_path / "t.safetensors", state, "teacher", header)
+    assert run(["-q", "sample", "--teacher", str(tmp_path / "t.safetensors"), "--seeds", "0"]) == 4
+    assert "float32 is needed" in capsys.readouterr().err
+
+
+def test_a_teacher_of_other_data_does_not_take_an_official_name(tmp_path):
+    """FFHQ's and AFHQv2's networks are the same; what a converted file says of its data decides."""
+    narrow = {**OFFICIAL["edm-ffhq64"].architecture, **TINY}
+    header = {"architecture": narrow, "sigma_data": 0.5, "data": "afhqv2-64"}
+    save_tensors(tmp_path / "t.safetensors", random_denoiser(narrow).state_dict(), "teacher", header)
+    table = {**OFFICIAL, "edm-ffhq64": dataclasses.replace(OFFICIAL["edm-ffhq64"], architecture=narrow)}
+    with mock.patch.object(base, "OFFICIAL", table), pytest.raises(MismatchError, match="was trained on afhqv2-64"):
+        load_teacher("edm-ffhq64", tmp_path / "t.safetensors")
+
+
+def test_an_adm_in_edms_naming_is_read_off_its_names(tmp_path):
+    denoiser = random_denoiser(ADM)
+    assert unet_architecture(denoiser.state_dict()) == {**ADM, "dropout": 0.0}
+    save_state(tmp_path / "sd.pth", denoiser.state_dict())
+    assert load_teacher(str(tmp_path / "sd.pth")).denoiser.num_classes == 7
 
 
 def test_half_precision_weights_become_float32(tmp_path):

@@ -23,8 +23,9 @@ from cdistill.errors import (
     RecipeError,
     StoppedError,
 )
+from cdistill.losses import Distance
 from cdistill.recipe import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
-from cdistill.registry import is_teacher_data
+from cdistill.registry import DISTANCES, is_teacher_data
 from cdistill.runs import RunFolder
 from cdistill.storage import list_checkpoints, read_json, write_text
 from cdistill.synthetic import teacher_data
@@ -52,7 +53,7 @@ def opened_run(
         if accelerator.is_main_process:
             try:
                 stack.enter_context(folder.locked())
-                _check_recipe(folder, recipe, resume)
+                check_run(folder, recipe, resume)
             except CdistillError as error:
                 failure = error
         failed = torch.tensor(int(failure is not None), device=accelerator.device)
@@ -71,6 +72,18 @@ def opened_run(
                 state = "stopped" if isinstance(error, StoppedError) else "failed"
                 folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
             raise
+
+
+def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:
+    """Returns the class of a distance, if it can compare samples of `shape`.
+
+    Raises:
+        RecipeError: It compares images, and these are none.
+    """
+    found: type[Distance] = DISTANCES.get(name)
+    if found.images_only and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise RecipeError(f"training.distance: {name!r} compares grey or RGB images; the samples have shape {shape}")
+    return found
 
 
 def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
@@ -119,7 +132,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _check_recipe(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
+def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
+    """Checks that a folder is free, or holds a run that this recipe goes on with.
+
+    Raises:
+        RecipeError: It holds a run of another recipe, any run and `resume` is "never", or something that is no run.
+        CorruptFileError: It holds checkpoints without a recipe.
+    """
     started = bool(list_checkpoints(folder.checkpoints))
     if not folder.recipe.is_file():
         if started:

@@ -25,17 +25,18 @@ from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
 
 
-def evaluate(run: RunFolder, changes: dict[str, Any]) -> dict[str, Any]:
+def evaluate(run: RunFolder, weights: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
     """Measures the newest student of a run, the untrained student and the teacher.
 
     Args:
         run: The run.
+        weights: File of its teacher's weights, where it has moved since.
         changes: Values that replace those of the recipe's evaluation section.
 
     Returns:
         The record, which is written beside the run's own ``evaluation.json``, under a name of its own.
     """
-    student = load_student(run)
+    student = load_student(run, weights)
     values = {**student.recipe.evaluation.model_dump(), **changes}
     section = check_section(values, EvaluationSection, "evaluate")
     accelerator = make_accelerator("fp32")
@@ -127,7 +128,7 @@ def sample(
     Args:
         run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
-        weights: Its weights, where it does not bring its own.
+        weights: File of the teacher's weights, where it is in no usual place.
         nfe: Numbers of network calls; unused for a teacher.
         seeds: One sample each.
         classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
@@ -171,7 +172,7 @@ def _samplers(
         denoiser = load_teacher(teacher_name or "", weights).denoiser
         return denoiser, {"teacher": teacher_sampler(denoiser)}
     if isinstance(run, RunFolder):
-        student = load_student(run)
+        student = load_student(run, weights)
         denoiser, form = student.denoiser, student.preconditioning
     else:
         denoiser, form = load_converted(run)

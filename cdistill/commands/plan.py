@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
+from cdistill.commands.common import check_distance
 from cdistill.console import facts, say, table
 from cdistill.data import load_source
-from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
-from cdistill.networks.denoiser import Denoiser
+from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.planning import Plan, hollow, plan_distillation, plan_teacher
 from cdistill.recipe import DistillRecipe, TeacherRecipe
-from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.registry import PRECONDITIONINGS
 from cdistill.teachers import load_teacher
 from cdistill.teachers.official import OFFICIAL
 
@@ -23,12 +23,13 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
         source = load_source(recipe.data)
         recipe.network.check_side(source.shape[-1])
         with torch.device("meta"):
-            network = build_denoiser(teacher_architecture(recipe, source.shape, source.num_classes), 0.5)
+            network = build_denoiser(recipe.architecture(source.shape, source.num_classes), 0.5)
         return plan_teacher(recipe, network, devices)
     section = recipe.preconditioning
     estimates = PRECONDITIONINGS.get(section.name).needs_coefficients and section.coefficients is None
-    distance: Distance = DISTANCES.get(recipe.training.distance).hollow()
-    return plan_distillation(recipe, _hollow_teacher(recipe), distance, estimates, devices)
+    teacher = _hollow_teacher(recipe)
+    kind = check_distance(recipe.training.distance, teacher.sample_shape)
+    return plan_distillation(recipe, teacher, kind.hollow(), estimates, devices)
 
 
 def print_plan(found: Plan, devices: int, tflops: float) -> None:
@@ -49,10 +50,11 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
     hours = found.hours(tflops, 1)
     lines += [
         ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
-        [f"memory: activations of {found.micro_batch:g} images, about", scaled(activations, "B")],
+        [f"memory: activations of {found.micro_batch} images, about", scaled(activations, "B")],
+        *([["work: data drawn from the teacher", scaled(found.data, "FLOP")]] if found.data else []),
         ["work: coefficients", scaled(found.estimation, "FLOP")],
         ["work: training", scaled(found.training, "FLOP")],
-        ["work: evaluation", scaled(found.evaluation, "FLOP")],
+        ["work: samples for evaluation", scaled(found.evaluation, "FLOP")],
         [f"time on {devices} device(s) at {tflops:g} TFLOP/s each", duration(found.hours(tflops, devices))],
         ["device-hours", f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"],
     ]
@@ -96,14 +98,8 @@ def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
     }
 
 
-def teacher_architecture(recipe: TeacherRecipe, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
-    """Returns the description of the network that a teacher's recipe trains on images of `shape`."""
-    fitted = {"resolution": shape[-1], "channels": shape[0], "num_classes": num_classes}
-    return {"network": "song", **fitted, **recipe.network.model_dump()}
-
-
 def _hollow_teacher(recipe: DistillRecipe) -> Denoiser:
     if recipe.teacher in OFFICIAL:
         with torch.device("meta"):
-            return build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5)
-    return hollow(load_teacher(recipe.teacher, recipe.weights_path).denoiser)
+            return freeze(build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5))
+    return freeze(hollow(load_teacher(recipe.teacher, recipe.weights_path).denoiser))

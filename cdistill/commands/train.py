@@ -7,22 +7,20 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
-from cdistill.commands.common import open_data, opened_run
+from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
-from cdistill.commands.plan import teacher_architecture
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record
-from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
-from cdistill.registry import DISTANCES, PRECONDITIONINGS, is_data_path
+from cdistill.registry import PRECONDITIONINGS, is_data_path
 from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
@@ -44,7 +42,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     if len(source.shape) != 3:
         raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
     recipe.network.check_side(source.shape[-1])
-    architecture = teacher_architecture(recipe, source.shape, source.num_classes)
+    architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
     with opened_run(folder, recipe, resume, accelerator):
@@ -64,9 +62,11 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
-    distance: Distance = DISTANCES.get(recipe.training.distance)()
+    distance = check_distance(recipe.training.distance, teacher.shape)()
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
+    check_run(folder, recipe, resume)  # before anything that takes long
+    accelerator.wait_for_everyone()  # every process has looked before the main one writes
     teacher.denoiser.to(accelerator.device)
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)

@@ -60,6 +60,7 @@ def guided_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_blocks": BLOCKS,
         "attn_resolutions": [RESOLUTION >> level for level in range(LEVELS) if attends[level]],
         "dropout": 0.0,
+        "augment_dim": 0,
         "head_channels": HEAD,
         "noise_scale": 1000.0,  # their time input is 250 ln(t)
     }

@@ -50,7 +50,10 @@ class ADMUNet(UNet):
     ) -> None:
         super().__init__()
         self.num_classes, self.model_channels, self.noise_scale = num_classes, model_channels, noise_scale
-        style = Style(_init, 0.0, 1.0, 1e-5, 1.0, head_channels, True, False)
+        style = Style(
+            init=_init, zero=0.0, attention=1.0, eps=1e-5, skip_scale=1.0, head=head_channels,
+            scales=True, projects=False,
+        )  # fmt: skip
         width = 4 * model_channels
         self.map_augment = style.linear(augment_dim, model_channels, bias=False) if augment_dim else None
         self.map_layer0 = style.linear(model_channels, width)
@@ -62,7 +65,7 @@ class ADMUNet(UNet):
         widths = [model_channels * factor for factor in channel_mult]
         last = self.build(
             resolution, channels, widths[0], widths, num_blocks,
-            lambda side, last_or_encoder: side in attn_resolutions,
+            lambda side, every: side in attn_resolutions,
             partial(Block, embedding=width, dropout=dropout, style=style), style,
         )  # fmt: skip
         self.out_norm = style.norm(last)

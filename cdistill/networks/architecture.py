@@ -1,17 +1,92 @@
 """Networks from a description in JSON: what stands in the header of a teacher's file."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
 from cdistill.networks.adm import ADMUNet
 from cdistill.networks.denoiser import EDMDenoiser
 from cdistill.networks.song import SongUNet
 
-NETWORKS: dict[str, type[SongUNet] | type[ADMUNet]] = {"song": SongUNet, "adm": ADMUNet}
-_MOST = {"resolution": 4096, "channels": 4096, "num_classes": 10**6, "model_channels": 4096, "num_blocks": 64}
+Size = Annotated[int, Field(ge=1, le=4096)]
+_LARGEST_SIGMA = 1e3
+Factor = Annotated[int, Field(ge=1, le=64)]
+
+
+class _Description(BaseModel):
+    """What every network is described by; the bounds are those of reason, so that a file cannot ask for too much."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    resolution: Size
+    channels: Annotated[int, Field(ge=1, le=64)]
+    num_classes: Annotated[int, Field(ge=0, le=10**6)] = 0
+    model_channels: Annotated[int, Field(ge=4, le=4096)]
+    channel_mult: Annotated[list[Factor], Field(min_length=1, max_length=12)]
+    num_blocks: Factor
+    attn_resolutions: Annotated[list[Size], Field(max_length=12)]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    augment_dim: Annotated[int, Field(ge=0, le=64)] = 0
+    s_branch: bool = False
+
+    @model_validator(mode="after")
+    def _can_be_halved(self) -> "_Description":
+        if self.resolution % 2 ** (len(self.channel_mult) - 1):
+            raise ValueError(f"resolution: {self.resolution} cannot be halved {len(self.channel_mult) - 1} times")
+        return self
+
+
+class SongDescription(_Description):
+    """A DDPM++ or NCSN++: the arguments of :class:`SongUNet`."""
+
+    network: Literal["song"]
+    channel_mult_noise: Annotated[int, Field(ge=1, le=16)] = 1
+    embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "residual"] = "standard"
+    taps: Annotated[list[int], Field(max_length=4)] = [1, 1]
+
+    @model_validator(mode="after")
+    def _known_filter(self) -> "SongDescription":
+        if self.taps not in ([1, 1], [1, 3, 3, 1]):
+            raise ValueError("taps: known are [1, 1] and [1, 3, 3, 1]")
+        return self
+
+
+class ADMDescription(_Description):
+    """An ADM: the arguments of :class:`ADMUNet`."""
+
+    network: Literal["adm"]
+    head_channels: Annotated[int, Field(ge=1, le=4096)] = 64
+    noise_scale: Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> "ADMDescription":
+        sides = [self.resolution >> level for level in range(len(self.channel_mult))]
+        attended = [k for k, side in enumerate(sides) if side in self.attn_resolutions or side == sides[-1]]
+        if any(self.model_channels * self.channel_mult[k] % self.head_channels for k in attended):
+            raise ValueError(f"head_channels: {self.head_channels} does not divide every width with attention")
+        return self
+
+
+_ANY: TypeAdapter[SongDescription | ADMDescription] = TypeAdapter(
+    Annotated[SongDescription | ADMDescription, Field(discriminator="network")]
+)
+
+
+def describe(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a network's description with every default filled in.
+
+    Raises:
+        ValueError: It describes no network; the message names what is wrong.
+    """
+    try:
+        return _ANY.validate_python(dict(architecture)).model_dump()
+    except ValidationError as error:
+        found = [f"{'.'.join(map(str, item['loc'])) or 'network'}: {item['msg']}" for item in error.errors()]
+        raise ValueError("; ".join(found)) from error
 
 
 def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDenoiser:
@@ -19,44 +94,39 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
 
     Args:
         architecture: "network" ("song" or "adm"), the arguments of its class, and "s_branch" for a student's network.
-        sigma_data: Standard deviation of the data.
+        sigma_data: Standard deviation of the data, positive.
 
     Raises:
-        KeyError, TypeError, ValueError: The description is none, or beyond all reason.
+        ValueError: That describes no network.
     """
-    arguments = dict(architecture)
-    takes_s = bool(arguments.pop("s_branch", False))
-    network = NETWORKS[arguments.pop("network")]
-    for key, most in _MOST.items():
-        if not 0 <= arguments.get(key, 0) <= most:
-            raise ValueError(f"{key} = {arguments[key]}; at most {most}")
-    if len(arguments.get("channel_mult", ())) > 12 or max(arguments.get("channel_mult", [1])) > 64:
-        raise ValueError(f"channel_mult = {arguments['channel_mult']}; at most 12 levels of at most 64")
-    side, channels = arguments["resolution"], arguments["channels"]
-    free = network(**arguments)
+    arguments = describe(architecture)
+    if isinstance(sigma_data, bool) or not isinstance(sigma_data, int | float) or not 0 < sigma_data <= _LARGEST_SIGMA:
+        raise ValueError(f"sigma_data: needs a number above 0 and up to {_LARGEST_SIGMA:g}")
+    kind, takes_s = arguments.pop("network"), arguments.pop("s_branch")
+    free = SongUNet(**arguments) if kind == "song" else ADMUNet(**arguments)
     if takes_s:
         free.add_s_branch()
-    return EDMDenoiser(free, (channels, side, side), sigma_data, arguments["num_classes"])
+    side, channels = arguments["resolution"], arguments["channels"]
+    return EDMDenoiser(free, (channels, side, side), float(sigma_data), arguments["num_classes"])
 
 
 def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: Mapping[str, Tensor]) -> EDMDenoiser:
-    """Builds a denoiser around `tensors`, which it takes over without a copy.
+    """Builds a denoiser around `tensors`, float32, which it takes over without a copy.
 
     Nothing is allocated for a description that does not fit the tensors.
 
     Raises:
-        KeyError, TypeError, ValueError: The description is none.
-        RuntimeError: The tensors do not fit it, are no floats, or a filter is not the one it names.
+        ValueError: That describes no network.
+        RuntimeError: The tensors do not fit it, are not float32, or a filter is not the one it names.
     """
-    if not all(tensor.is_floating_point() for tensor in tensors.values()):
-        raise RuntimeError("weights that are no floating-point numbers")
-    filters = {key: tensor for key, tensor in tensors.items() if key.endswith("resample_filter")}
+    if other := {str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}:
+        raise RuntimeError(f"weights in {', '.join(sorted(other))}; float32 is needed")
     with torch.device("meta"):
         denoiser = build_denoiser(architecture, sigma_data)
     denoiser.load_state_dict(tensors, assign=True)
     taps = torch.tensor(architecture.get("taps", [1, 1]), dtype=torch.float32)
     expected = torch.outer(taps, taps) / taps.sum().square()
-    for key, tensor in filters.items():
-        if not torch.allclose(tensor.float(), expected.to(tensor.device), atol=1e-6):
+    for key, tensor in tensors.items():
+        if key.endswith("resample_filter") and not torch.allclose(tensor, expected.to(tensor.device), atol=1e-6):
             raise RuntimeError(f"{key} is not the filter {taps.tolist()}")
     return denoiser

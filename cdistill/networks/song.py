@@ -100,10 +100,11 @@ class SongUNet(UNet):
         taps: Sequence[int] = (1, 1),
     ) -> None:
         super().__init__()
-        if embedding not in ("positional", "fourier") or encoder not in ("standard", "residual"):
-            raise ValueError(f"embedding {embedding!r}, encoder {encoder!r}: no DDPM++ or NCSN++")
         self.num_classes = num_classes
-        style = Style(_init, 1e-5, math.sqrt(0.2), 1e-6, math.sqrt(0.5), None, False, True, tuple(taps))
+        style = Style(
+            init=_init, zero=1e-5, attention=math.sqrt(0.2), eps=1e-6, skip_scale=math.sqrt(0.5), head=None,
+            scales=False, projects=True, taps=tuple(taps),
+        )  # fmt: skip
         features, width = channel_mult_noise * model_channels, 4 * model_channels
         self.map_noise = FourierNoise(features) if embedding == "fourier" else PositionalNoise(features)
         self.map_label = style.linear(num_classes, features) if num_classes else None
@@ -113,7 +114,7 @@ class SongUNet(UNet):
         self.map_layer0_s = self.map_layer1_s = None
         last = self.build(
             resolution, channels, model_channels, [model_channels * factor for factor in channel_mult], num_blocks,
-            lambda side, last_or_encoder: side in attn_resolutions and last_or_encoder,
+            lambda side, every: side in attn_resolutions and every,
             partial(Block, embedding=width, dropout=dropout, style=style), style, encoder == "residual",
         )  # fmt: skip
         self.last = f"{resolution}x{resolution}_aux"

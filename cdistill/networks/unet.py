@@ -332,7 +332,8 @@ class UNet(FreeNetwork):
             first: Width behind the first convolution.
             widths: Width of each level, from the highest resolution.
             num_blocks: Blocks a level in the encoder; the decoder has one more.
-            attention: (side, last of its level in the decoder or any in the encoder) -> whether a block has attention.
+            attention: (side, every) -> whether a block has attention; `every` holds for all blocks of the encoder
+                and for the last of each level in the decoder.
             block: Block(inputs, outputs, resample=..., attention=...).
             style: The family's conventions.
             residual: Whether the image joins in at every level of the encoder.

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdistill.errors import CorruptFileError, MismatchError, RecipeError
+from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.registry import TEACHERS
 from cdistill.teachers.official import OFFICIAL, WEIGHT_SUFFIXES, find_weights
 
@@ -105,9 +105,11 @@ def load_official(name: str, weights: Path | None = None) -> Teacher:
     path = find_weights(name, weights)
     assert path is not None
     found = read_weights(path)
+    teacher = _build(name, found, path)
     if wrong := disagreements(official.architecture, found.architecture):
         raise MismatchError(f"{path}: holds another network than {name!r} ({'; '.join(wrong)})")
-    teacher = _build(name, found, path)
+    if found.data not in ("", official.data):
+        raise MismatchError(f"{path}: was trained on {found.data}; {name!r} was trained on {official.data}")
     return Teacher(name, teacher.denoiser, official.data)
 
 
@@ -144,9 +146,11 @@ def read_weights(path: Path) -> Weights:
 
     tensors, header = load_tensors(path, "teacher")
     try:
-        return Weights(header["architecture"], float(header["sigma_data"]), tensors, str(header["data"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path}: its header lacks {error}; make or fetch it again") from error
+        if "network" not in header["architecture"]:
+            raise CorruptFileError(f"{path}: made by an older cdistill; train it again, or convert it again")
+        return Weights(header["architecture"], header["sigma_data"], tensors, str(header["data"]))
+    except (KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path}: its header is not that of a teacher ({error}); make it again") from error
 
 
 def _build(name: str, weights: Weights, path: Path) -> Teacher:
@@ -155,12 +159,6 @@ def _build(name: str, weights: Weights, path: Path) -> Teacher:
 
     try:
         denoiser = load_denoiser(weights.architecture, weights.sigma_data, weights.tensors)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
     return Teacher(name, freeze(denoiser), weights.data)
-
-
-def brief(error: Exception) -> str:
-    """Returns the message of an error in one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else f"{text[:200]}..."

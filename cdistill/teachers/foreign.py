@@ -1,7 +1,7 @@
 """Other people's networks under our names: EDM's pickles, and the state dicts of CTM and OpenAI."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdistill.errors import CorruptFileError, RecipeError
+from cdistill.errors import CorruptFileError, RecipeError, brief
 from cdistill.formats.checkpoints import describe
 from cdistill.formats.edm import EDMNetwork, read_network
 from cdistill.formats.guided import guided_architecture, guided_tensors
-from cdistill.storage import file_digest
+from cdistill.formats.values import shown
+from cdistill.networks.architecture import describe as describe_network
 from cdistill.teachers.official import LICENCE, OFFICIAL
 
 _OPENAI_LICENCE = "MIT (OpenAI)"
-_SONY_LICENCE = "MIT (Sony), trained from EDM weights"
+_SONY_LICENCE = "MIT (Sony); made from diffusion models with licences of their own (EDM's: CC BY-NC-SA 4.0)"
+_UNKNOWN_LICENCE = f"unknown; NVIDIA's own files of this kind: {LICENCE}"
 
 # EDM's argument -> ours, with EDM's own default where the file does not say.
 _SHARED = {
@@ -87,23 +89,21 @@ def read_foreign(path: Path, flavour: str | None = None) -> Foreign:
         CorruptFileError: It is damaged, unsafe, or nothing that is known.
         RecipeError: `flavour` is missing where it is needed, or there where it is not.
     """
+    if path.suffix == ".safetensors":
+        raise CorruptFileError(f"{path}: safetensors; only .pkl, .pt and .pth are converted, from EDM, CTM or OpenAI")
     found = read_network(path)
     try:
-        kind = None if isinstance(found, EDMNetwork) else describe(found)
-        if flavour is not None and kind != "openai":
+        result = _from_edm(found) if isinstance(found, EDMNetwork) else _from_state(_tensors_only(found), flavour)
+        if flavour is not None and "flavour" not in result.facts:
             raise RecipeError("--as: only OpenAI's ImageNet-64 files need it")
-        if isinstance(found, EDMNetwork):
-            result = _from_edm(found)
-        elif kind == "openai":
-            result = _from_openai(found, flavour)
-        else:
-            result = _READERS[kind](_tensors_only(found))
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{path}: {error}") from error
+        describe_network(result.architecture)
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from error
-    facts = {"file": path.name, "file_sha256": file_digest(path), **result.facts}
-    return replace(result, facts=facts)
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(f"{path}: not the network that its names promise ({brief(error)})") from error
+    return replace(result, facts={"file": path.name, **result.facts})
 
 
 def official_data(architecture: Mapping[str, Any], file: str) -> str:
@@ -115,8 +115,9 @@ def official_data(architecture: Mapping[str, Any], file: str) -> str:
 
 
 def disagreements(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Returns the parts of two network descriptions that differ, dropout aside."""
-    keys = sorted({*expected, *found} - {"dropout", "noise_scale", "head_channels"})
+    """Returns the parts of two descriptions that differ, except dropout and OpenAI's scale of the noise input."""
+    expected, found = describe_network(expected), describe_network(found)
+    keys = sorted({*expected, *found} - {"dropout", "noise_scale"})
     return [f"{key}: {found.get(key)}, not {expected.get(key)}" for key in keys if found.get(key) != expected.get(key)]
 
 
@@ -144,85 +145,84 @@ def _from_edm(network: EDMNetwork) -> Foreign:
     return Foreign(f"EDM teacher, {kind}", architecture, sigma_data, tensors, LICENCE, None, facts)
 
 
-def _from_openai(state: Mapping[str, Any], flavour: str | None) -> Foreign:
+def _from_state(state: dict[str, Tensor], flavour: str | None) -> Foreign:
+    """Sorts a plain state dict to its reader, by its keys."""
+    kind = describe(state)
+    if kind == "openai":
+        return _from_openai(state, flavour)
+    if kind == "ctm-imagenet64":
+        architecture = {**guided_architecture(state), "s_branch": True}
+        return Foreign("CTM, ImageNet-64", architecture, 0.5, guided_tensors(state), _SONY_LICENCE, "ctm", {})
+    architecture = unet_architecture(state)
+    floats = {key: tensor.float() for key, tensor in state.items()}
+    if kind == "ctm-cifar10":
+        return Foreign("CTM, CIFAR-10", {**architecture, "s_branch": True}, 0.5, floats, _SONY_LICENCE, "ctm", {})
+    return Foreign("EDM teacher, state dict", architecture, 0.5, floats, _UNKNOWN_LICENCE, None, {})
+
+
+def _from_openai(state: dict[str, Tensor], flavour: str | None) -> Foreign:
     if flavour is None:
         raise RecipeError(
             "an ImageNet-64 file of OpenAI; EDM, CD and CT look alike in it: say --as edm, --as cd or --as ct"
         )
-    tensors = _tensors_only(state)
     return Foreign(
         f"OpenAI, ImageNet-64, {flavour.upper()}",
-        guided_architecture(tensors),
+        guided_architecture(state),
         0.5,
-        guided_tensors(tensors),
+        guided_tensors(state),
         _OPENAI_LICENCE,
         None if flavour == "edm" else "cm",
         {"flavour": flavour},
     )
 
 
-def _from_ctm_imagenet(state: Mapping[str, Tensor]) -> Foreign:
-    architecture = {**guided_architecture(state), "s_branch": True}
-    return Foreign("CTM, ImageNet-64", architecture, 0.5, guided_tensors(state), _SONY_LICENCE, "ctm", {})
-
-
-def _from_ctm_cifar(state: Mapping[str, Tensor]) -> Foreign:
-    architecture = {**song_architecture(state), "s_branch": True}
-    return Foreign("CTM, CIFAR-10", architecture, 0.5, _floats(state), _SONY_LICENCE, "ctm", {})
-
-
-def _from_edm_state(state: Mapping[str, Tensor]) -> Foreign:
-    return Foreign("EDM teacher, state dict", song_architecture(state), 0.5, _floats(state), LICENCE, None, {})
-
-
-_READERS: Mapping[str | None, Callable[[Mapping[str, Tensor]], Foreign]] = {
-    "ctm-cifar10": _from_ctm_cifar,
-    "ctm-imagenet64": _from_ctm_imagenet,
-    "edm": _from_edm_state,
-}
-
-
-def song_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Returns the description of a DDPM++ or NCSN++, read off the names and shapes of its weights.
+def unet_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Returns the description of a DDPM++, NCSN++ or ADM, read off the names and shapes of its weights in EDM's naming.
 
     Raises:
-        CorruptFileError: They are not those of one.
+        LookupError, ArithmeticError, TypeError, ValueError, RuntimeError: They are not those of one.
     """
-    blocks = [match for key in state if (match := re.fullmatch(r"model\.enc\.(\d+)x\1_block(\d+)\.conv0\.weight", key))]
+    pattern = re.compile(r"model\.enc\.(\d{1,4})x\1_block(\d{1,3})\.conv0\.weight")
+    blocks = [match for key in state if (match := pattern.fullmatch(key))]
     sides = sorted({int(match[1]) for match in blocks}, reverse=True)
-    try:
-        first = state[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"]
-        lasts = [state[f"model.enc.{side}x{side}_block0.conv1.weight"] for side in sides]
-        labels = state.get("model.map_label.weight", torch.empty(0, 0))
-        augments = state.get("model.map_augment.weight", torch.empty(0, 0))
-        filters = [tensor for key, tensor in state.items() if key.endswith("resample_filter")]
-        line = filters[0][0, 0, 0] / filters[0].min() if filters else torch.ones(2)
-        return {
-            "network": "song",
-            "resolution": sides[0],
-            "channels": first.shape[1],
-            "num_classes": labels.shape[1],
-            "model_channels": len(first),
-            "channel_mult": [len(last) // len(first) for last in lasts],
-            "num_blocks": max(int(match[2]) for match in blocks) + 1,
-            "attn_resolutions": [side for side in sides if f"model.enc.{side}x{side}_block0.qkv.weight" in state],
-            "dropout": 0.0,
-            "augment_dim": augments.shape[1],
-            "channel_mult_noise": state["model.map_layer0.weight"].shape[1] // len(first),
-            "embedding": "fourier" if "model.map_noise.freqs" in state else "positional",
-            "encoder": "residual" if any("aux_residual" in key for key in state) else "standard",
-            "taps": [round(float(tap)) for tap in line],
-        }
-    except (IndexError, KeyError, ZeroDivisionError) as error:
-        raise CorruptFileError(f"not the weights of a DDPM++ or NCSN++ (lacks {error})") from error
+    if not sides:
+        raise ValueError("no blocks of an encoder")
+    adm = "model.out_conv.weight" in state
+    noise = state["model.map_layer0.weight"].shape[1]
+    first = len(state[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"])
+    unit = noise if adm else first
+    lasts = [len(state[f"model.enc.{side}x{side}_block0.conv1.weight"]) for side in sides]
+    none = torch.empty(0, 0)
+    found = {
+        "network": "adm" if adm else "song",
+        "resolution": sides[0],
+        "channels": state[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"].shape[1],
+        "num_classes": state.get("model.map_label.weight", none).shape[1],
+        "model_channels": unit,
+        "channel_mult": [last // unit for last in lasts],
+        "num_blocks": max(int(match[2]) for match in blocks) + 1,
+        "attn_resolutions": [side for side in sides if f"model.enc.{side}x{side}_block0.qkv.weight" in state],
+        "dropout": 0.0,
+        "augment_dim": state.get("model.map_augment.weight", none).shape[1],
+    }
+    return found if adm else {**found, **_song_only(state, noise // unit)}
 
 
-def _floats(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: tensor.float() for key, tensor in state.items()}
+def _song_only(state: Mapping[str, Tensor], channel_mult_noise: int) -> dict[str, Any]:
+    filters = [tensor for key, tensor in state.items() if key.endswith("resample_filter")]
+    line = filters[0][0, 0, 0] / filters[0].min() if filters else torch.ones(2)
+    return {
+        "channel_mult_noise": channel_mult_noise,
+        "embedding": "fourier" if "model.map_noise.freqs" in state else "positional",
+        "encoder": "residual" if any("aux_residual" in key for key in state) else "standard",
+        "taps": [round(float(tap)) for tap in line],
+    }
 
 
-def _tensors_only(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    other = [key for key, value in state.items() if not isinstance(value, Tensor)]
+def _tensors_only(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Returns the state dict if it is one; a file of another known kind is told by its keys first."""
+    describe(state)
+    other = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if other:
-        raise CorruptFileError(f"entry {str(other[0])[:60]!r} is no tensor; the state dict alone is needed")
+        raise CorruptFileError(f"entry {shown(other[0])} is no tensor with a name; the state dict alone is needed")
     return dict(state)

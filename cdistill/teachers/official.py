@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cdistill.assets import Asset
-from cdistill.errors import MissingAssetError
+from cdistill.errors import MissingAssetError, RecipeError
+from cdistill.registry import TEACHERS
 
 WEIGHT_SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")  # of a teacher's name that is a path
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
@@ -112,8 +113,14 @@ def find_weights(teacher: str, weights: Path | None = None) -> Path | None:
 
     Raises:
         MissingAssetError: The file is not there; the message says which, and where to put it.
+        RecipeError: No such teacher, or weights for one that is a file.
     """
-    if weights is not None or Path(teacher).suffix in WEIGHT_SUFFIXES:
+    is_path = Path(teacher).suffix in WEIGHT_SUFFIXES
+    if not is_path:
+        TEACHERS.check(teacher)
+    elif weights is not None:
+        raise RecipeError(f"weights: goes with the name of a teacher; {teacher} is a file already")
+    if weights is not None or is_path:
         path = weights or Path(teacher)
         if not path.is_file():
             raise MissingAssetError(f"{path}: no such file; give the path of a teacher's weights")
