@@ -77,9 +77,7 @@ def test_a_damaged_piece_is_noticed(teacher, tmp_path):
         teacher_data("teacher:24", "train", teacher, accelerator)
 
 
-@pytest.mark.parametrize(
-    "name", ["teacher:0", "teacher:1", "teacher:99999999999", "teacher:", "teacher:ten", f"teacher:{'9' * 5000}"]
-)
+@pytest.mark.parametrize("count", ["0", "1", "99999999999", "", "ten", "9" * 5000])
 def test_too_few_and_too_many_are_refused(teacher, count):
     with pytest.raises(RecipeError, match="COUNT from 2 to 1,073,741,824"):
         teacher_data(f"teacher:{count}", "train", teacher, make_accelerator("fp32"))
