@@ -26,6 +26,7 @@ from cdistill.data.lazy import DecodedImages, LazySamples
 from cdistill.data.memory import free_memory, memory_limit
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError, UnknownNameError
 from cdistill.evaluation.metrics import PixelFrechet, Reference
+from cdistill.formats.images import decode
 from cdistill.recipe import DistillRecipe, TeacherRecipe, check_section
 from cdistill.registry import is_data_path
 from cdistill.teachers import load_teacher
@@ -408,7 +409,7 @@ BAD_LABELS = {
     "dataset.json: cannot be understood": b"{",
     "needs {": b"[1, 2]",
     "KeyError": b"{}",
-    "RecursionError": b"[" * 200_000,
+    "6,136": b"[" * 200_000,
     "TypeError": b'{"labels": 3}',
     "ValueError": b'{"labels": [[1, 2, 3]]}',
     "codec": b"\xff\xfe\xfd",
@@ -424,6 +425,26 @@ def test_labels_that_do_not_match_are_refused(tmp_path, words):
         assert words in str(caught.value)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_as_large_as_the_images_justify(tmp_path):
+    """Escaped names, and air between the words, are read; a small archive's large labels are not even inflated."""
+    content = {"é" * 50 + f"{k}.png": PNG for k in range(100)}
+    content[LABELS] = json.dumps({"labels": [[name, 1] for name in content]}, indent=4).encode()
+    assert load_source(str(write_zip(tmp_path / "x.zip", content))).num_classes == 2
+    hostile = changed(labels=b'{"labels": [' + b"[]," * 2**20 + b"[]]}")
+    with pytest.raises(CorruptFileError, match=r"dataset\.json: 3,145,744 bytes; at most 6,136"):
+        load_source(str(write_zip(tmp_path / "y.zip", hostile, zipfile.ZIP_DEFLATED)))
+
+
+@pytest.mark.parametrize("kind", [RecursionError, MemoryError])
+def test_labels_that_cannot_be_parsed_are_refused(archive, monkeypatch, kind):
+    def refuse(content: bytes) -> None:
+        raise kind
+
+    monkeypatch.setattr("cdistill.data.labels.json.loads", refuse)
+    with pytest.raises(CorruptFileError, match=kind.__name__):
+        load_source(str(archive))
 
 
 # ------------------------------------------------------------------------------------------------------- bad images
@@ -462,6 +483,34 @@ BAD_IMAGES = {
     "transparent": (picture("RGB", transparency=(0, 0, 0)), "mode RGB with transparency"),
     "animated": (picture("RGB", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]), "several frames"),
 }
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path):
+    """Each passes over all pixels, however few bytes it has."""
+    content = io.BytesIO()
+    Image.new("L", (64, 64)).save(content, "JPEG", progressive=True)
+    data = content.getvalue()
+    assert 2 < data.count(b"\xff\xda") < 20
+    assert decode(data, "x").shape == (1, 64, 64)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(CorruptFileError, match=r"x\.zip: a\.jpg: a JPEG of 3,\d\d\d scans; at most 100 are read"):
+        load_source(str(write_zip(tmp_path / "x.zip", {"a.jpg": data[:-2] + 3000 * last + data[-2:]})))
+
+
+def test_the_bytes_of_an_image_are_bounded_by_its_pixels():
+    assert decode(PNG + bytes(2**18), "x").shape == (3, 8, 8)
+    with pytest.raises(CorruptFileError, match=r"x: .* bytes for 8x8 pixels; at most 262,656 are read"):
+        decode(PNG + bytes(2**18 + 512), "x")
+
+
+def test_too_little_memory_does_not_make_an_image_bad(monkeypatch):
+    def refuse(image: Image.Image, mode: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", refuse)
+    with pytest.raises(CdistillError, match="x: too little memory") as caught:
+        decode(PNG, "x")
+    assert not isinstance(caught.value, CorruptFileError)
 
 
 @pytest.mark.parametrize("name", list(BAD_IMAGES))
@@ -626,6 +675,38 @@ def test_arrays_that_are_no_images_or_labels_are_refused(tmp_path, words):
     assert str(tmp_path / "x.npz") in str(caught.value)
 
 
+def array_file(text: str, version: int = 1) -> bytes:
+    """A header of NumPy's format."""
+    length = struct.pack("<H" if version == 1 else "<I", len(text))
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode()
+
+
+HEADER = '{"descr": "|u1", "fortran_order": False, "shape": (1, 3, 32, 32)}'
+BAD_HEADERS = {
+    "a header of 20,065 bytes; at most 10,000": array_file(HEADER + " " * 20_000),
+    "a header of 1,000,065 bytes; at most 10,000": array_file(HEADER + " " * 1_000_000, 2),
+    "a header that cannot be understood": array_file("(" * 3000 + ")" * 3000),
+    "a header that cannot be understood;": array_file("{}"),
+    "a header that cannot be understood; ": array_file(HEADER)[:-3],
+    "not version 1 or 2": b"\x93NUMPY\3\0",
+    "not version 1 or 2 ": b"",
+    "shape (-1, 3, -32, 32)": array_file(HEADER.replace("1,", "-1,").replace(", 32,", ", -32,")) + bytes(3072),
+}
+
+
+@pytest.mark.parametrize("words", list(BAD_HEADERS))
+def test_headers_of_arrays_are_read_with_care(tmp_path, words):
+    for version in (1, 2):
+        path = write_zip(tmp_path / "good.npz", {"images.npy": array_file(HEADER, version) + bytes(3072)})
+        assert load_source(str(path)).shape == (3, 32, 32)
+    path = write_zip(tmp_path / "x.npz", {"images.npy": BAD_HEADERS[words]})
+    with pytest.raises(CorruptFileError) as caught:
+        load_source(str(path))
+    assert str(caught.value).startswith(f"{path}: images: {words.strip()}")
+    assert "\n" not in str(caught.value)
+    assert "pickle" not in str(caught.value)
+
+
 def test_damaged_npz_files_are_refused(tmp_path):
     path = npz(tmp_path / "x.npz", images=IMAGES)
     data = path.read_bytes()
@@ -644,6 +725,13 @@ def test_a_compressed_array_that_does_not_fit_says_what_to_do(tmp_path, monkeypa
 
 
 # ------------------------------------------------------------------------------------------ names, memory, processes
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    for name in ("x.zip", "x.npz", "x.tar.gz"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CdistillError, match="neither a file nor a folder"):
+            load_source(str(tmp_path / name))
 
 
 def test_missing_and_unknown_files(tmp_path):

@@ -49,6 +49,8 @@ def load_file(path: Path, split: str = "train") -> Source:
     """
     if not path.exists():
         raise MissingAssetError(f"{path}: no such file or folder; check the path")
+    if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise CdistillError(f"{path}: neither a file nor a folder; give one of the two")
     if path.name.endswith((".tar", ".tar.gz", ".tgz")) or (path.is_dir() and find_cifar(path)):
         return load_cifar(path, split)
     only_train(str(path), split)

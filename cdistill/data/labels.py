@@ -35,7 +35,7 @@ def read_labels(images: Images) -> Tensor | None:
     try:
         pairs = json.loads(content)["labels"]
         given = None if pairs is None else _as_dictionary(pairs)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         text = 'needs {"labels": [[name, class], ...]} or {"labels": null}'
         raise CorruptFileError(f"{where}: cannot be understood ({type(error).__name__}: {error}); {text}") from error
     return None if given is None else _match(images.names, given, where)

@@ -17,7 +17,6 @@ from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.formats.images import SUFFIXES, Pixels, decode
 
 MOST_BYTES = 64 * 2**20  # of one image
-_MOST_LABEL_BYTES = 256 * 2**20
 _LABELS = "dataset.json"
 _UNREAD = (".gif", ".tif", ".tiff", ".npy")  # pictures that are not read: better refused than left out unseen
 _ENCRYPTED = 1
@@ -46,6 +45,13 @@ class Images(ABC):
     @abstractmethod
     def jobs(self, indices: Sequence[int]) -> list[Job]:
         """Returns how to read the images at `indices`."""
+
+    def most_label_bytes(self) -> int:
+        """Returns how large ``dataset.json`` may be: a name, a class and some air for every image.
+
+        JSON may write what is not ASCII as twelve bytes.
+        """
+        return 4096 + sum((1 if name.isascii() else 12) * len(name) + 64 for name in self.names)
 
     @abstractmethod
     def label_file(self) -> bytes | None:
@@ -88,7 +94,7 @@ class ZipImages(Images):
         """See :class:`Images`."""
         if self._labels is None:
             return None
-        return next(_read_zip(self.path, [self._labels], _MOST_LABEL_BYTES))
+        return next(_read_zip(self.path, [self._labels], self.most_label_bytes()))
 
     def digest(self) -> str:
         """SHA-256 of names, sizes and CRC-32s, and of the labels."""
@@ -116,7 +122,7 @@ class FolderImages(Images):
     def label_file(self) -> bytes | None:
         """See :class:`Images`."""
         file = self.path / _LABELS
-        return _read_file(file, _MOST_LABEL_BYTES) if file.is_file() else None
+        return _read_file(file, self.most_label_bytes()) if file.is_file() else None
 
     def digest(self) -> str:
         """SHA-256 of names and contents, and of the labels."""
