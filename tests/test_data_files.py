@@ -11,6 +11,7 @@ import tarfile
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,22 @@ import pytest
 import torch
 from PIL import Image
 
+from cdistill import errors
 from cdistill.cli import run
 from cdistill.commands.common import fit_source
 from cdistill.data import load_source
 from cdistill.data.lazy import DecodedImages, LazySamples
 from cdistill.data.memory import free_memory, memory_limit
-from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError, UnknownNameError
+from cdistill.errors import (
+    CdistillError,
+    CorruptFileError,
+    MismatchError,
+    MissingAssetError,
+    StoppedError,
+    UnknownNameError,
+)
 from cdistill.evaluation.metrics import PixelFrechet, Reference
+from cdistill.formats.archives import is_picture
 from cdistill.formats.images import decode
 from cdistill.recipe import DistillRecipe, TeacherRecipe, check_section
 from cdistill.registry import is_data_path
@@ -174,6 +184,32 @@ def test_the_digest_changes_with_every_image_name_and_label(tmp_path, kind):
     ]
     assert len(set(found)) == 3
     assert found[0] == digest("again", FILES, CLASSES, IMAGES)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "nchw"])
+def test_the_digest_is_computed_once_when_it_is_asked_for(tmp_path, monkeypatch, capsys, kind):
+    path = stores(tmp_path)[kind]
+    monkeypatch.setattr("cdistill.data.files._FEW", 3)
+    monkeypatch.setenv("CDISTILL_WORKERS", "0")
+    expected = load_source(str(path)).digest
+    assert ("digesting folder 24/24" in capsys.readouterr().err) == (kind == "folder")
+    source = load_source(str(path))
+    assert "digesting" not in capsys.readouterr().err
+    assert source.digest == replace(source, name="other").digest == expected
+    assert capsys.readouterr().err.count("digesting") == (kind == "folder")
+    if kind == "folder":
+        source = load_source(str(path))
+        monkeypatch.setattr("cdistill.stopping._received", [signal.SIGTERM])
+        with pytest.raises(StoppedError):
+            _ = source.digest
+
+
+def test_pictures_are_known_by_their_names():
+    path = Path("x.zip")
+    for name in ("a.png", "a/b.JPG", "./a.png", "../a.png", "a.b/c.webp", "/a.bmp"):
+        assert is_picture(path, name), name
+    for name in (".a.png", "a/.b.png", ".c/a.png", "__MACOSX/a.png", "a/__MACOSX/b.png", ".png", "png", "a.png/b", ""):
+        assert not is_picture(path, name), name
 
 
 def test_grey_images_and_other_formats(tmp_path):
@@ -767,11 +803,33 @@ def test_a_killed_decoding_process_is_an_error_and_no_hang(archive, lazily, mome
     if moment == "asked":
         source.prefetch(torch.arange(8))
     os.kill(source.samples._pool.processes[0].pid, signal.SIGKILL)
-    start = time.monotonic()
     with pytest.raises(CdistillError, match=r"x\.zip: a decoding process died .*CDISTILL_WORKERS=0"):
         torch.cat([source.samples[:8] for _ in range(2)])  # the first may still find its answer in the pipe
-    assert time.monotonic() - start < 5
     assert torch.equal(source.samples[:], torch.from_numpy(IMAGES))  # and others take their place
+
+
+def test_a_signal_ends_the_waiting_for_a_stuck_process(archive, lazily, monkeypatch):
+    source = lazily(archive, 2)
+    source.batch(torch.arange(4))
+    processes = source.samples._pool.processes
+    monkeypatch.setattr("cdistill.data.lazy._PATIENCE", 0)
+    monkeypatch.setattr("cdistill.data.lazy._LOOK_EVERY", 0.01)
+    monkeypatch.setattr("cdistill.stopping._received", [signal.SIGTERM])
+    os.kill(processes[1].pid, signal.SIGSTOP)
+    with pytest.raises(StoppedError, match="reading the data: stopped by SIGTERM") as caught:
+        source.batch(torch.arange(8))
+    assert caught.value.exit_code == 75
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
+
+
+def test_decoding_processes_find_the_standard_library_first(archive, lazily, tmp_path, monkeypatch):
+    """Also if the package lies beside something that is called like a part of it, as in site-packages."""
+    package = Path(errors.__file__).parent
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "cdistill").symlink_to(package)
+    (tmp_path / "site" / "json.py").write_text("raise SystemExit(9)")
+    monkeypatch.setattr("cdistill.data.lazy._PACKAGE_PARENT", tmp_path / "site")
+    assert torch.equal(lazily(archive, 1).samples[:], torch.from_numpy(IMAGES))
 
 
 def test_decoding_processes_end_with_their_parent(archive, run_python):

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -68,7 +69,9 @@ def load_npz(path: Path) -> Source:
             raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; needs an array 'images' or 'arr_0'")
         samples = _read_images(path, archive, images)
         classes = None if labels is None else _read_labels(path, archive, labels, len(samples))
-    return Source(str(path), samples, classes, count_classes(classes), flips=True, content=file_digest(path))
+    return Source(
+        str(path), samples, classes, count_classes(classes), flips=True, content=cache(partial(file_digest, path))
+    )
 
 
 def _read_images(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor | LazySamples:
