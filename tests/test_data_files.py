@@ -253,6 +253,32 @@ def test_sub_folders_are_classes_unless_they_are_shards(tmp_path):
             assert (found if labels is None else found.tolist()) == labels, name
 
 
+def test_what_is_not_taken_for_classes_is_said(tmp_path, capsys):
+    png = encode(IMAGES[0])
+    said = {
+        "wrapped": {"mydata/cat/a.png": png, "mydata/dog/b.png": png},
+        "top": {"a.png": png, "dog/b.png": png},
+    }
+    silent = {
+        "shards": {"x/00000/a.png": png, "x/00001/b.png": png},
+        "one": {"cat/a.png": png, "cat/b.png": png},
+        "null": {"a/cat/a.png": png, "a/dog/b.png": png, LABELS: b'{"labels": null}'},
+        "classes": {"cat/a.png": png, "dog/b.png": png},
+    }
+    for name, content in {**said, **silent}.items():
+        path = write_zip(tmp_path / f"{name}.zip", content)
+        assert (load_source(str(path)).labels is None) == (name != "classes")
+        error = capsys.readouterr().err
+        assert error.startswith(f"{path}: no classes: 2 folders (") == (name in said)
+        assert error.count("\n") == (name in said)
+    path = npz(tmp_path / "x.npz", images=IMAGES, y=np.array(CLASSES))
+    assert load_source(str(path)).labels is None
+    assert f"{path}: no classes: ignored ['y.npy']; an array called 'labels' is read" in capsys.readouterr().err
+    load_source(str(npz(tmp_path / "y.npz", images=IMAGES, labels=np.array(CLASSES), other=np.zeros(2))))
+    load_source(str(npz(tmp_path / "z.npz", images=IMAGES)))
+    assert capsys.readouterr().err == ""
+
+
 # --------------------------------------------------------------------------------------------- CIFAR-10's own files
 
 
@@ -794,6 +820,25 @@ def test_memory_limit(monkeypatch):
         monkeypatch.setenv("CDISTILL_DATA_MEMORY", wrong)
         with pytest.raises(CdistillError, match="CDISTILL_DATA_MEMORY"):
             memory_limit()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_has_its_limit_less_what_is_in_use(tmp_path, monkeypatch, version):
+    """Cached files are not in use: they are given up when memory is needed."""
+    monkeypatch.setattr("cdistill.data.memory._CGROUPS", tmp_path)
+    free = free_memory()
+    folder, limit, used, cached = {
+        1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: (".", "memory.max", "memory.current", "inactive_file"),
+    }[version]
+    counters = {limit: b"1000000\n", used: b"300000\n", "memory.stat": f"anon 7\n{cached} 100000\n".encode()}
+    write_folder(tmp_path / folder, counters)
+    assert free_memory() == 800_000
+    write_folder(tmp_path / folder, {used: b"2000000\n"})
+    assert free_memory() == 0
+    for unlimited in (b"max\n", b"9223372036854771712\n"):
+        write_folder(tmp_path / folder, {limit: unlimited})
+        assert free_memory() > free / 2
 
 
 @pytest.mark.parametrize("moment", ["idle", "asked"])

@@ -19,6 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdistill.console import say
 from cdistill.data.labels import check_classes, count_classes
 from cdistill.data.lazy import Indices, LazySamples
 from cdistill.data.memory import memory_limit
@@ -68,6 +69,8 @@ def load_npz(path: Path) -> Source:
         if images is None:
             raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; needs an array 'images' or 'arr_0'")
         samples = _read_images(path, archive, images)
+        if labels is None and (others := sorted(held - {f"{images}.npy"})):
+            say(f"{path}: no classes: ignored {str(others[:5])[:200]}; an array called 'labels' is read")
         classes = None if labels is None else _read_labels(path, archive, labels, len(samples))
     return Source(
         str(path), samples, classes, count_classes(classes), flips=True, content=cache(partial(file_digest, path))
