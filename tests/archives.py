@@ -83,9 +83,14 @@ def python2_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
 
 def python3_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
     """The same written by Python 3."""
+    return python3_pickle({b"data": images.reshape(len(images), -1), b"labels": labels.tolist()})
+
+
+def python3_pickle(value: object) -> bytes:
+    """Any value, pickled."""
     import pickle  # noqa: TID251
 
-    return pickle.dumps({b"data": images.reshape(len(images), -1), b"labels": labels.tolist()}, protocol=2)
+    return pickle.dumps(value, protocol=2)
 
 
 def cifar_python(

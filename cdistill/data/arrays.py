@@ -3,10 +3,12 @@
 Only the header is left to NumPy's reader, which believes what an archive says about sizes.
 """
 
+import io
 import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdistill.console import say
 from cdistill.data.labels import check_classes, count_classes
 from cdistill.data.lazy import Indices, LazySamples
 from cdistill.data.memory import memory_limit
@@ -28,6 +31,7 @@ from cdistill.storage import file_digest
 _IMAGES = ("images", "arr_0")
 _LABELS = ("labels", "arr_1")
 _AT_ONCE = 1024  # images
+_MOST_HEADER = 10_000  # bytes; NumPy's own bound, which it looks at after reading
 
 
 class MappedImages(LazySamples):
@@ -65,8 +69,12 @@ def load_npz(path: Path) -> Source:
         if images is None:
             raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; needs an array 'images' or 'arr_0'")
         samples = _read_images(path, archive, images)
+        if labels is None and (others := sorted(held - {f"{images}.npy"})):
+            say(f"{path}: no classes: ignored {str(others[:5])[:200]}; an array called 'labels' is read")
         classes = None if labels is None else _read_labels(path, archive, labels, len(samples))
-    return Source(str(path), samples, classes, count_classes(classes), flips=True, content=file_digest(path))
+    return Source(
+        str(path), samples, classes, count_classes(classes), flips=True, content=cache(partial(file_digest, path))
+    )
 
 
 def _read_images(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor | LazySamples:
@@ -116,11 +124,18 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) ->
 
 def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Reads the header of an array and returns its shape and type."""
-    version = npy.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise CorruptFileError(f"{where}: version {version} of NumPy's format; save it again")
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    magic = file.read(8)
+    if magic not in (npy.magic(1, 0), npy.magic(2, 0)):
+        raise CorruptFileError(f"{where}: not version 1 or 2 of NumPy's format; save it again")
+    wide = magic == npy.magic(2, 0)
+    length = file.read(4 if wide else 2)
+    if (size := int.from_bytes(length, "little")) > _MOST_HEADER:
+        raise CorruptFileError(f"{where}: a header of {size:,} bytes; at most {_MOST_HEADER:,} are read; save it again")
+    header = io.BytesIO(length + file.read(size))
+    try:
+        shape, fortran, dtype = npy.read_array_header_2_0(header) if wide else npy.read_array_header_1_0(header)
+    except Exception as error:  # NumPy evaluates it as Python's syntax
+        raise CorruptFileError(f"{where}: a header that cannot be understood; save it again") from error
     if dtype.hasobject:
         raise CorruptFileError(f"{where}: an array of Python objects, which is never read; save plain numbers")
     if fortran and len(shape) > 1:
@@ -130,7 +145,7 @@ def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype
 
 def _channels_last(shape: tuple[int, ...], where: str) -> bool:
     """Whether the array is NHWC, not NCHW."""
-    if len(shape) != 4 or 0 in shape or (shape[1] in (1, 3)) == (shape[3] in (1, 3)):
+    if len(shape) != 4 or min(shape) < 1 or (shape[1] in (1, 3)) == (shape[3] in (1, 3)):
         raise CorruptFileError(f"{where}: shape {shape}; needs (N, H, W, C) or (N, C, H, W) with 1 or 3 channels")
     return shape[3] in (1, 3)
 
@@ -161,4 +176,5 @@ def _sound(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingAssetError(f"{path}: no such file; check the path") from error
     except Exception as error:
-        raise CorruptFileError(f"{path}: not a sound .npz ({error}); save it again") from error
+        said = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CorruptFileError(f"{path}: not a sound .npz ({said}); save it again") from error

@@ -4,11 +4,7 @@
 held-out one; the Python edition has the same names without ``.bin``, in a folder ``cifar-10-batches-py``.
 """
 
-import gzip
-import tarfile
-import zlib
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +12,12 @@ import torch
 
 from cdistill.data.labels import check_classes
 from cdistill.data.source import Source
-from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
+from cdistill.data.tars import read_tar
+from cdistill.errors import CdistillError, CorruptFileError
 from cdistill.formats.images import Pixels
 from cdistill.formats.inert import container_names, numpy_names, to_array
 from cdistill.formats.opcodes import read_pickle
+from cdistill.formats.values import shown
 
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -27,7 +25,6 @@ _STEMS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "heldout": ["test_b
 _FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py", ".")
 _RECORD = 1 + 3 * 32 * 32
 _MOST_BYTES = 64 * 2**20  # of one batch; the real ones have 30 MB
-_MOST_TOTAL = 2**30  # of everything in an archive
 
 
 def find_cifar(path: Path) -> Path | None:
@@ -50,7 +47,7 @@ def load_cifar(path: Path, split: str = "train") -> Source:
     stems = _STEMS[split]
     folder = find_cifar(path) if path.is_dir() else None
     wanted = {*stems, *[f"{stem}.bin" for stem in stems]}
-    found = _read_tar(path, wanted) if folder is None else _read_folder(folder, wanted)
+    found = read_tar(path, wanted) if folder is None else _read_folder(folder, wanted)
     suffix = ".bin" if f"{stems[0]}.bin" in found else ""
     if missing := [stem + suffix for stem in stems if stem + suffix not in found]:
         raise CorruptFileError(f"{path}: no {missing[0]} in it; needs CIFAR-10's binary or Python edition, whole")
@@ -72,16 +69,22 @@ def _read_python(content: bytes, where: str) -> tuple[Pixels, Any]:
     """Reads a pickled dict of an array (n, 3072) and a list of labels; nothing in it is executed."""
     try:
         batch = read_pickle(content, {**numpy_names(), **container_names()})
-        pixels, labels = to_array(_entry(batch, "data")), np.array(_entry(batch, "labels"))
+        pixels = to_array(_entry(batch, "data"))
+        if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != _RECORD - 1 or not len(pixels):
+            raise CorruptFileError(f"{pixels.dtype} images {pixels.shape}; needs uint8 (n, 3072)")
+        labels = _check_list(_entry(batch, "labels"), len(pixels))
     except CorruptFileError as error:
         raise CorruptFileError(f"{where}: {error}; fetch it again") from error
-    except ValueError as error:  # a ragged list
-        raise CorruptFileError(f"{where}: its labels are no numbers; fetch it again") from error
-    if pixels.dtype != np.uint8 or pixels.shape != (len(pixels), _RECORD - 1) or labels.dtype.kind != "i":
-        raise CorruptFileError(f"{where}: {pixels.dtype} images {pixels.shape}; needs uint8 (n, 3072) and labels")
-    if labels.shape != (len(pixels),) or not len(labels):
-        raise CorruptFileError(f"{where}: labels {labels.shape} for {len(pixels)} images; fetch it again")
-    return pixels.reshape(-1, *SHAPE), check_classes(labels, where, CLASSES)
+    return pixels.reshape(-1, *SHAPE), labels
+
+
+def _check_list(labels: Any, count: int) -> Any:
+    """Returns a list of classes as int64; NumPy would unfold lists in lists, which may hold themselves."""
+    if type(labels) is not list or len(labels) != count:
+        raise CorruptFileError(f"its labels are no list of {count} numbers, one for every image")
+    if wrong := [label for label in labels if type(label) is not int or not 0 <= label < CLASSES]:
+        raise CorruptFileError(f"label {shown(wrong[0])}; classes are whole numbers from 0 to {CLASSES - 1}")
+    return np.array(labels, np.int64)
 
 
 def _entry(batch: Any, name: str) -> Any:
@@ -99,31 +102,3 @@ def _read_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
             with (folder / name).open("rb") as file:
                 found[name] = file.read(_MOST_BYTES)
     return found
-
-
-def _read_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
-    """Reads the members called as in `wanted`, in whatever folder; nothing is extracted."""
-    found, total = {}, 0
-    try:
-        with _opened(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                total += member.size
-                if total > _MOST_TOTAL:
-                    raise CorruptFileError(f"{path}: {member.name}: more than {_MOST_TOTAL:,} bytes; no CIFAR-10")
-                name = PurePosixPath(member.name).name
-                if member.isreg() and name in wanted and member.size <= _MOST_BYTES:
-                    content = archive.extractfile(member)
-                    found[name] = content.read() if content else b""
-            stream.read(_MOST_BYTES)  # the end is where gzip compares the CRC-32
-    except FileNotFoundError as error:
-        raise MissingAssetError(f"{path}: no such file; check the path") from error
-    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
-        raise CorruptFileError(f"{path}: not a sound tar archive ({error}); fetch it again") from error
-    return found
-
-
-def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
-    """Opens a file that may be compressed."""
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if compressed else path.open("rb")

@@ -14,6 +14,7 @@ Which of the two it is, and how many processes there are, changes nothing but th
 """
 
 import math
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def load_file(path: Path, split: str = "train") -> Source:
     """
     if not path.exists():
         raise MissingAssetError(f"{path}: no such file or folder; check the path")
+    if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise CdistillError(f"{path}: neither a file nor a folder; give one of the two")
     if path.name.endswith((".tar", ".tar.gz", ".tgz")) or (path.is_dir() and find_cifar(path)):
         return load_cifar(path, split)
     only_train(str(path), split)
@@ -64,14 +67,28 @@ def load_file(path: Path, split: str = "train") -> Source:
 def _load_images(images: Images) -> Source:
     labels = read_labels(images)
     shape = tuple(decode_jobs(images.path, images.jobs([0]), None)[0].shape)
-    content = images.digest()
     samples: Tensor | LazySamples
     if len(images) * math.prod(shape) <= memory_limit():
         samples = _into_memory(DecodedImages(images, shape, 0 if len(images) <= _FEW else None))
     else:
         samples = DecodedImages(images, shape)
         say(f"{images.path}: {len(images):,} images do not fit in memory; decoded while they are needed")
-    return Source(str(images.path), samples, labels, count_classes(labels), flips=True, content=content)
+    return Source(
+        str(images.path), samples, labels, count_classes(labels), flips=True, content=cache(partial(_digest, images))
+    )
+
+
+def _digest(images: Images) -> str:
+    """Reads every file of a folder, so that a person wants to see how far it is, or to stop it."""
+    if not isinstance(images, FolderImages) or len(images) <= _FEW:
+        return images.digest(lambda: stopping.check("reading the data"))
+    with progress(len(images), f"digesting {images.path.name}", "img") as advance:
+
+        def count() -> None:
+            stopping.check("reading the data")
+            advance(1, "")
+
+        return images.digest(count)
 
 
 def _into_memory(images: DecodedImages) -> Tensor:

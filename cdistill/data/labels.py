@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdistill.console import say
 from cdistill.errors import CorruptFileError, MismatchError
 from cdistill.formats.archives import Images
 
@@ -23,6 +23,7 @@ def read_labels(images: Images) -> Tensor | None:
     ``dataset.json`` decides if it is there: ``{"labels": [[name, class], ...]}``, or null for no labels. Without it,
     images that all lie one level deep in two or more sub-folders have their sub-folder as class, in sorted order;
     sub-folders called by five digits (00000, 00001, ...) are EDM's and FFHQ's way to divide a large set, no classes.
+    Where other folders are not taken for classes, a line says so.
 
     Raises:
         CorruptFileError: ``dataset.json`` is damaged.
@@ -30,12 +31,12 @@ def read_labels(images: Images) -> Tensor | None:
     """
     content = images.label_file()
     if content is None:
-        return _folder_classes(images.names)
+        return _folder_classes(images)
     where = f"{images.path}: dataset.json"
     try:
         pairs = json.loads(content)["labels"]
         given = None if pairs is None else _as_dictionary(pairs)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         text = 'needs {"labels": [[name, class], ...]} or {"labels": null}'
         raise CorruptFileError(f"{where}: cannot be understood ({type(error).__name__}: {error}); {text}") from error
     return None if given is None else _match(images.names, given, where)
@@ -91,10 +92,16 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _folder_classes(names: list[str]) -> Tensor | None:
-    parts = [PurePosixPath(name).parts for name in names]
-    folders = sorted({part[0] for part in parts})
-    if any(len(part) != 2 for part in parts) or len(folders) < 2 or all(map(_SHARD.fullmatch, folders)):
+def _folder_classes(images: Images) -> Tensor | None:
+    folders = [name.removeprefix("./").rpartition("/")[0] for name in images.names]
+    found = sorted(set(folders))
+    if len(found) < 2 or all(_SHARD.fullmatch(folder.rpartition("/")[2]) for folder in found):
         return None
-    number = {folder: k for k, folder in enumerate(folders)}
-    return torch.tensor([number[part[0]] for part in parts])
+    if not all(found) or any("/" in folder for folder in found):
+        say(
+            f"{images.path}: no classes: {len(found)} folders ({_shown(found[-1])}, ...) are ignored; classes are "
+            "folders at the top, with all the images right in them"
+        )
+        return None
+    number = {folder: k for k, folder in enumerate(found)}
+    return torch.tensor([number[folder] for folder in folders])

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cdistill import errors
+from cdistill import errors, stopping
 from cdistill.errors import CdistillError
 from cdistill.formats.archives import Images, decode_jobs
 from cdistill.formats.images import Pixels
@@ -33,7 +35,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Indices = NDArray[np.int64]
+_LOOK_EVERY = 0.5  # seconds, for signals
+_PATIENCE = 10.0  # seconds without a byte after a signal; a loop that waits for images may have something to save
 _PACKAGE_PARENT = Path(errors.__file__).resolve().parents[1]
+# The package comes from where this one did; all else from the usual places, the standard library first.
+_WORKER = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import cdistill
+sys.path.append(sys.path.pop(0))
+from cdistill.formats.worker import main
+main()
+"""
 
 
 class LazySamples(ABC):
@@ -108,9 +121,8 @@ class _Pool:
     def __init__(self, images: Images, shape: tuple[int, ...], workers: int) -> None:
         self.images, self.shape, self.ended = images, shape, False
         self._asked: Indices | None = None  # what the processes work on
-        command = [sys.executable, "-P", "-m", "cdistill.formats.worker", str(images.path.absolute())]
-        path = os.pathsep.join([str(_PACKAGE_PARENT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-c", _WORKER, str(_PACKAGE_PARENT), str(images.path.absolute())]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
         self.processes = [
             subprocess.Popen([*command, *map(str, shape)], env=environment, stdin=pipe, stdout=pipe)
@@ -148,13 +160,10 @@ class _Pool:
         with self._all_or_nothing():
             for process, part in zip(self.processes, np.array_split(pixels, len(self.processes)), strict=True):
                 assert isinstance(process.stdout, BufferedReader)
-                answer = process.stdout.readline()
-                if not answer.endswith(b"\n"):
-                    raise EOFError
-                if failure := json.loads(answer):
+                if failure := json.loads(_line(process.stdout.raw)):
                     failures.append(failure)
-                elif part.size and process.stdout.readinto(part.reshape(-1).data) != part.size:
-                    raise EOFError
+                else:
+                    _fill(process.stdout.raw, part.reshape(-1).data)
         self._asked = None
         return pixels, failures
 
@@ -173,6 +182,35 @@ class _Pool:
                 f"{self.images.path}: a decoding process died (exit codes {codes}); run the same command again, or "
                 "set CDISTILL_WORKERS=0 to decode in the main process"
             ) from error
+
+
+def _line(stream: RawIOBase) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = bytearray(1)
+        _fill(stream, memoryview(byte))
+        line += byte
+    return bytes(line)
+
+
+def _fill(stream: RawIOBase, target: memoryview) -> None:
+    """Reads from a pipe until `target` is full.
+
+    Raises:
+        EOFError: The other end was closed.
+        StoppedError: A signal came, and nothing else for a while.
+    """
+    ready = select.poll()
+    ready.register(stream, select.POLLIN)
+    silent_since = time.monotonic()
+    while target.nbytes:
+        if ready.poll(_LOOK_EVERY * 1000):
+            count = stream.readinto(target)
+            if not count:
+                raise EOFError
+            target, silent_since = target[count:], time.monotonic()
+        elif time.monotonic() - silent_since >= _PATIENCE:
+            stopping.check("reading the data")
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +39,7 @@ class Source:
         labels: Class indices (N,), int64, or None.
         num_classes: Number of classes, 0 without labels.
         flips: Whether a horizontally flipped sample is as good as the sample.
-        content: SHA-256 that stands for the samples, where reading them all would be dear.
+        content: Computes a SHA-256 that stands for the samples, where reading them all would be dear.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Source:
     labels: Tensor | None = None
     num_classes: int = 0
     flips: bool = False
-    content: str | None = None
+    content: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -61,7 +61,7 @@ class Source:
     def digest(self) -> str:
         """SHA-256 of the samples and labels."""
         found = hashlib.sha256(
-            self.content.encode() if self.content else self.samples[:].contiguous().numpy().tobytes()
+            self.content().encode() if self.content else self.samples[:].contiguous().numpy().tobytes()
         )
         if self.labels is not None:
             found.update(self.labels.numpy().tobytes())

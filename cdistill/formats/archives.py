@@ -6,9 +6,9 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.formats.images import SUFFIXES, Pixels, decode
 
 MOST_BYTES = 64 * 2**20  # of one image
-_MOST_LABEL_BYTES = 256 * 2**20
 _LABELS = "dataset.json"
 _UNREAD = (".gif", ".tif", ".tiff", ".npy")  # pictures that are not read: better refused than left out unseen
 _ENCRYPTED = 1
@@ -47,13 +46,24 @@ class Images(ABC):
     def jobs(self, indices: Sequence[int]) -> list[Job]:
         """Returns how to read the images at `indices`."""
 
+    def most_label_bytes(self) -> int:
+        """Returns how large ``dataset.json`` may be: a name, a class and some air for every image.
+
+        JSON may write what is not ASCII as twelve bytes.
+        """
+        return 4096 + sum((1 if name.isascii() else 12) * len(name) + 64 for name in self.names)
+
     @abstractmethod
     def label_file(self) -> bytes | None:
         """Returns the content of ``dataset.json``, or None."""
 
     @abstractmethod
-    def digest(self) -> str:
-        """Returns a SHA-256 that changes with every image, name and label."""
+    def digest(self, tell: Callable[[], None]) -> str:
+        """Returns a SHA-256 that changes with every image, name and label.
+
+        Args:
+            tell: Called after every file that had to be read.
+        """
 
 
 class ZipImages(Images):
@@ -88,9 +98,9 @@ class ZipImages(Images):
         """See :class:`Images`."""
         if self._labels is None:
             return None
-        return next(_read_zip(self.path, [self._labels], _MOST_LABEL_BYTES))
+        return next(_read_zip(self.path, [self._labels], self.most_label_bytes()))
 
-    def digest(self) -> str:
+    def digest(self, tell: Callable[[], None]) -> str:
         """SHA-256 of names, sizes and CRC-32s, and of the labels."""
         found = hashlib.sha256(b"zip")
         for name, (_, _, size, crc, _) in zip(self.names, self._table.tolist(), strict=True):
@@ -116,14 +126,15 @@ class FolderImages(Images):
     def label_file(self) -> bytes | None:
         """See :class:`Images`."""
         file = self.path / _LABELS
-        return _read_file(file, _MOST_LABEL_BYTES) if file.is_file() else None
+        return _read_file(file, self.most_label_bytes()) if file.is_file() else None
 
-    def digest(self) -> str:
+    def digest(self, tell: Callable[[], None]) -> str:
         """SHA-256 of names and contents, and of the labels."""
         found = hashlib.sha256(b"folder")
         for name in self.names:
             content = _read_file(self.path / name, MOST_BYTES)
             found.update(f"{name}\0{len(content)}\0".encode() + content)
+            tell()
         found.update(self.label_file() or b"")
         return found.hexdigest()
 
@@ -149,12 +160,12 @@ def is_picture(path: Path, name: str) -> bool:
     Raises:
         CorruptFileError: It is one that cannot be read, or labels where nobody looks for them.
     """
-    parts = PurePosixPath(name).parts
-    if any(part == "__MACOSX" or (part.startswith(".") and part != "..") for part in parts):
+    folder, _, last = name.rpartition("/")
+    if any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in name.split("/")):
         return False
-    if parts[-1:] == (_LABELS,) and len(parts) > 1:
+    if last == _LABELS and folder:
         raise CorruptFileError(f"{path}: {name!r}: labels must lie beside the folders, at the top; move everything up")
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = os.path.splitext(last)[1].lower()
     if suffix in _UNREAD:
         raise CorruptFileError(f"{path}: {name}: {suffix} is not read; allowed: {', '.join(SUFFIXES)}; convert it")
     if suffix in SUFFIXES and not name.isprintable():
@@ -209,12 +220,13 @@ def _walk(path: Path) -> Iterator[str]:
         raise _missing(Path(error.filename), error)
 
     for folder, below, files in os.walk(path, onerror=refuse):
+        inside = Path(folder).relative_to(path).as_posix()
         for name in below:
             if (Path(folder) / name).is_symlink():
                 raise CorruptFileError(
                     f"{Path(folder) / name}: a link to a folder is not followed; move the folder here"
                 )
-        yield from ((Path(folder) / name).relative_to(path).as_posix() for name in files)
+        yield from (name if inside == "." else f"{inside}/{name}" for name in files)
 
 
 def _read_folder(path: Path, jobs: Sequence[Job]) -> Iterator[bytes]:

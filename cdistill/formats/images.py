@@ -12,11 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdistill.errors import CorruptFileError, MismatchError
+from cdistill.errors import CdistillError, CorruptFileError, MismatchError
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_PIXELS = 16 * 2**20
+_MOST_SCANS = 100  # of a progressive JPEG, each of which passes over all pixels; usual are ten
+_SCAN = b"\xff\xda"  # within pixels 0xff is followed by 0
+_BYTES, _BYTES_A_PIXEL = 2**18, 8  # of a file: for what is beside the pixels, and for them
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 
@@ -35,6 +38,7 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     Raises:
         CorruptFileError: Damaged, no image, too large, or of a kind that would lose something.
         MismatchError: Its size is another, or it has colours and `shape` is grey.
+        CdistillError: There is too little memory.
     """
     try:
         with warnings.catch_warnings():
@@ -42,9 +46,12 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         with image:
             wanted = _check(image, where, shape)
+            _check_work(image, data, where)
             pixels = np.asarray(image.convert("RGB" if wanted[0] == 3 else "L"))
     except CorruptFileError:
         raise
+    except MemoryError as error:
+        raise CdistillError(f"{where}: too little memory to decode it; end other programs and try again") from error
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
         raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
@@ -68,6 +75,18 @@ def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tup
     if own[0] > shape[0]:
         raise MismatchError(f"{where}: has colours, the first image is grey; convert them all to RGB or all to grey")
     return shape
+
+
+def _check_work(image: Image.Image, data: bytes, where: str) -> None:
+    """Raises CorruptFileError if decoding could take much longer than the image's size justifies."""
+    most = _BYTES + _BYTES_A_PIXEL * image.width * image.height
+    if len(data) > most:
+        raise CorruptFileError(
+            f"{where}: {len(data):,} bytes for {image.width}x{image.height} pixels; at most {most:,} are read; "
+            "store it again without what is beside the pixels"
+        )
+    if image.format == "JPEG" and (scans := data.count(_SCAN)) > _MOST_SCANS:
+        raise CorruptFileError(f"{where}: a JPEG of {scans:,} scans; at most {_MOST_SCANS} are read; store it again")
 
 
 def _brief(error: Exception) -> str:

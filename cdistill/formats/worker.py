@@ -1,4 +1,4 @@
-"""A decoding process: ``python -m cdistill.formats.worker ARCHIVE C H W``.
+"""A decoding process, started by `cdistill.data.lazy` with the arguments ``ARCHIVE C H W``.
 
 It reads requests on stdin, a line of JSON each: a list of jobs (see `cdistill.formats.archives`). To each it answers
 on stdout with a line of JSON, null or [kind of error, message], and after null with the pixels, C*H*W bytes an image.
@@ -36,7 +36,3 @@ def _answer(path: Path, jobs: list[list[object]], shape: tuple[int, ...]) -> byt
     except CdistillError as error:
         return json.dumps([type(error).__name__, str(error)]).encode() + b"\n"
     return b"null\n" + b"".join(image.tobytes() for image in images)
-
-
-if __name__ == "__main__":
-    main()
