@@ -7,9 +7,11 @@ no public function for any address.
 import http.client
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,21 @@ _CHUNK = _MIB = 2**20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 _SWITCHES = ("CDISTILL_OFFLINE", "HF_HUB_OFFLINE")
 _Answer = http.client.HTTPResponse | HTTPError
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What stands beside a part.
+
+    Attributes:
+        address: Where it comes from.
+        size: Bytes of the whole file.
+        validator: The ETag or date by which the server tells whether the file is still the one that was begun.
+    """
+
+    address: str
+    size: int
+    validator: str | None
 
 
 class FetchError(Exception):
@@ -93,8 +110,7 @@ def _acquired(lock: FileLock, seconds: float) -> bool:
 def download(address: str, target: Path, size: int | None = None) -> Path:
     """Fetches a file to ``TARGET.part``, going on where an earlier attempt broke off.
 
-    ``TARGET.part.json`` holds the address, the size, and the ETag or date by which the server tells whether the file
-    is still the one that was begun.
+    ``TARGET.part.json`` says what it is a part of: see `_Note`.
 
     Args:
         address: https, or http on this machine.
@@ -109,17 +125,17 @@ def download(address: str, target: Path, size: int | None = None) -> Path:
         DiskFullError: It did not fit; what came is kept.
         StoppedError: A signal came; what came is kept.
     """
-    part, note = beside(target, ".part"), beside(target, ".part.json")
-    known = read_json(note)
-    begun = part.stat().st_size if part.is_file() and known.get("address") == address else 0
-    if not begun or begun != known.get("size"):
+    part, note = remains(target)
+    known = _read_note(note)
+    begun = part.stat().st_size if part.is_file() and known and known.address == address else 0
+    if not (known and begun == known.size):
         answer, begun = _ask(address, begun, known)
         with answer:
             total = _total(answer, begun, size)
             if not begun:
                 part.unlink(missing_ok=True)
-                facts = {"address": address, "size": total, "validator": _validator(answer)}
-                write_text(note, json.dumps(facts, indent=1) + "\n")
+                facts = _Note(address, total, _validator(answer))
+                write_text(note, json.dumps(asdict(facts), indent=1) + "\n")
             onward = f", going on after {_mib(begun)}" if begun else ""
             say(f"{target.name}: fetching {_mib(total)} from {address}{onward}")
             with disk_full(part):
@@ -130,8 +146,13 @@ def download(address: str, target: Path, size: int | None = None) -> Path:
 
 def discard(target: Path) -> None:
     """Removes what `download` left beside `target`."""
-    for suffix in (".part", ".part.json"):
-        beside(target, suffix).unlink(missing_ok=True)
+    for path in remains(target):
+        path.unlink(missing_ok=True)
+
+
+def remains(target: Path) -> tuple[Path, Path]:
+    """Returns where `download` keeps a part, and the note about it."""
+    return beside(target, ".part"), beside(target, ".part.json")
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -139,12 +160,24 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _ask(address: str, begun: int, known: dict[str, Any]) -> tuple[_Answer, int]:
+def _read_note(path: Path) -> _Note | None:
+    """Returns what a note says; None if there is none, or anything else stands there."""
+    found = read_json(path)
+    address, size, validator = (found.get(name) for name in ("address", "size", "validator"))
+    if not isinstance(address, str) or type(size) is not int or size <= 0:
+        return None
+    if validator is not None and not (isinstance(validator, str) and validator.isascii() and validator.isprintable()):
+        return None
+    return _Note(address, size, validator)
+
+
+def _ask(address: str, begun: int, known: _Note | None) -> tuple[_Answer, int]:
     """Returns an answer that brings the file, and the byte at which it begins: `begun` or 0."""
-    validator = known.get("validator")
-    wanted = {"Range": f"bytes={begun}-", "If-Range": validator} if begun and validator else {}
+    wanted = {}
+    if begun and known and known.validator:
+        wanted = {"Range": f"bytes={begun}-", "If-Range": known.validator}
     answer = _open(address, wanted, STALL)
-    if wanted and _continues(answer, begun, known):
+    if wanted and known and _continues(answer, begun, known):
         return answer, begun
     if wanted and answer.status in (206, 416):
         answer.close()
@@ -155,11 +188,11 @@ def _ask(address: str, begun: int, known: dict[str, Any]) -> tuple[_Answer, int]
     raise FetchError(f"the server answered {answer.status} {answer.reason}")
 
 
-def _continues(answer: _Answer, begun: int, known: dict[str, Any]) -> bool:
+def _continues(answer: _Answer, begun: int, known: _Note) -> bool:
     """Whether the answer brings the rest of the same file."""
-    size = known["size"]
-    same = _validator(answer) in (None, known["validator"])
-    return same and answer.status == 206 and answer.headers["Content-Range"] == f"bytes {begun}-{size - 1}/{size}"
+    same = _validator(answer) in (None, known.validator)
+    wanted = f"bytes {begun}-{known.size - 1}/{known.size}"
+    return same and answer.status == 206 and answer.headers["Content-Range"] == wanted
 
 
 def _validator(answer: _Answer) -> str | None:
@@ -173,9 +206,11 @@ def _total(answer: _Answer, begun: int, size: int | None) -> int:
     length = answer.headers.get("Content-Length", "")
     if answer.headers.get_content_type() == "text/html":
         raise FetchError(_PAGE)
-    if not length.isdecimal():
+    if not re.fullmatch("[0-9]{1,15}", length):
         raise FetchError("the server does not say how long the file is")
     total = begun + int(length)
+    if not total:
+        raise FetchError("the server sent an empty file")
     if size not in (None, total):
         raise FetchError(f"the server has a file of {total} bytes, not {size}")
     return total

@@ -96,14 +96,62 @@ def test_a_download_with_a_wrong_digest_is_thrown_away(folder):
         assert Asset("file.bin", site.address, DIGEST).find().is_file()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 1}'])
-def test_a_damaged_record_is_said(folder, text):
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"sha256": 1}', '{"sha256": "abc"}', "[" * 200_000])
+def test_a_damaged_record_is_said_before_anything_is_fetched(folder, text, present):
     folder.mkdir()
-    asset = Asset("file.bin", "https://example.com/file.bin")
-    asset.path.write_bytes(b"x")
-    asset.record.write_text(text)
-    with pytest.raises(CorruptFileError, match="not the record of a digest; remove it"):
-        asset.find()
+    with serving(CONTENT) as site:
+        asset = Asset("file.bin", site.address)
+        if present:
+            asset.path.write_bytes(b"x")
+        asset.record.write_text(text)
+        with pytest.raises(CorruptFileError, match=r"file\.bin\.json: not the record of a digest; remove it"):
+            asset.find()
+        assert site.asked == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "error", "message"),
+    [
+        ("", MissingAssetError, r"file\.bin is a folder, move it away\)"),
+        (".part", MissingAssetError, r"file\.bin\.part is a folder, move it away\)"),
+        (".part.json", MissingAssetError, r"file\.bin\.part\.json is a folder, move it away\)"),
+        (".json", CorruptFileError, r"file\.bin\.json: cannot be read \(Is a directory\); mend or remove it"),
+    ],
+)
+def test_a_folder_in_the_way_is_said_before_anything_is_fetched(folder, suffix, error, message):
+    (folder / f"file.bin{suffix}").mkdir(parents=True)
+    with serving(CONTENT) as site:
+        with pytest.raises(error, match=message):
+            Asset("file.bin", site.address).find()
+        assert site.asked == []
+
+
+def test_a_record_that_breaks_during_the_download_costs_nothing(folder):
+    with serving(CONTENT, cut=CUT) as site:
+        asset = Asset("file.bin", site.address)
+        with pytest.raises(MissingAssetError):
+            asset.find()
+        asset.record.write_text("null")
+        with pytest.raises(CorruptFileError):
+            asset.find()
+        assert (folder / "file.bin.part").stat().st_size == CUT
+        asset.record.unlink()
+        site.cut = None
+        assert asset.find().read_bytes() == CONTENT
+        assert site.sent == [CUT, len(CONTENT) - CUT]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the server sent an empty file"), (b"no\x1b[31m", r"only 7 bytes came, which begin with 'no\\x1b\[31m'")],
+)
+def test_a_stub_is_neither_taken_nor_recorded_where_no_digest_is_known(folder, content, message):
+    with serving(content) as site, pytest.raises(MissingAssetError, match=message):
+        Asset("file.bin", site.address).find()
+    assert names(folder) == []
+    with serving(b"x" * 100) as site:
+        assert Asset("file.bin", site.address, sha256(b"x" * 100).hexdigest()).find().is_file()
 
 
 def test_a_wrong_size_needs_no_digest(folder, monkeypatch):

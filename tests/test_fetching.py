@@ -49,10 +49,9 @@ def test_a_file_comes_whole(target):
     assert not list(target.parent.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"x"])
-def test_tiny_files_come_whole(target, content):
-    with serving(content) as site:
-        assert download(site.address, target, len(content)).read_bytes() == content
+def test_tiny_files_come_whole(target):
+    with serving(b"x") as site:
+        assert download(site.address, target, 1).read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +69,31 @@ def test_a_broken_download_goes_on_where_it_ended(target, how, validator):
         assert download(site.address, target).read_bytes() == CONTENT
         assert (site.asked[1]["Range"], site.asked[1]["If-Range"]) == (f"bytes={CUT}-", validator)
         assert site.sent == [CUT, len(CONTENT) - CUT]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": None}, {"size": "3000000"}, {"size": True}, {"size": -1}, {"size": 1e400},
+        {"validator": [1]}, {"validator": "a\r\nb: c"}, {"validator": "\u20ac"}, {"address": ["x"]}, {"address": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_note_of_another_shape_means_that_nothing_was_begun(target, changed):
+    with serving(CONTENT) as site:
+        begin(site, target)
+        note = beside(target, ".part.json")
+        facts = {**json.loads(note.read_text()), **changed}
+        note.write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
+        assert download(site.address, target).read_bytes() == CONTENT
+        assert site.sent == [CUT, len(CONTENT)]
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(target):
+    with serving(CONTENT) as site:
+        begin(site, target)
+        beside(target, ".part").write_bytes(bytes(len(CONTENT) + 1))
+        assert download(site.address, target).read_bytes() == CONTENT
 
 
 def test_a_broken_download_goes_on_after_a_redirect(target):
@@ -146,6 +170,10 @@ def test_a_file_shorter_than_announced_is_never_taken(target, extra):
         ({"kind": "text/html; charset=utf-8"}, "a web page instead"),
         ({"content": b"\r\n <!DOCTYPE html>"}, "a web page instead"),
         ({"extra": None}, "does not say how long"),
+        ({"length": "9" * 5000}, "does not say how long"),
+        ({"length": "-5"}, "does not say how long"),
+        ({"length": "\u00b2"}, "does not say how long"),
+        ({"content": b""}, "an empty file"),
         ({"extra": 1}, "has a file of 3000001 bytes, not 3000000"),
     ],
     ids=lambda value: str(value)[:30],

@@ -24,6 +24,7 @@ class Site:
         status: What it answers instead of 200.
         kind: The content type.
         extra: How many bytes more than it has it says it has; None says nothing.
+        length: What it says about the length in place of the truth.
         cut: After how many bytes of the body it falls silent or hangs up.
         hang: For how many seconds it falls silent before it hangs up.
         pause: Seconds between pieces of 64 KiB.
@@ -41,6 +42,7 @@ class Site:
     status: int = 200
     kind: str = "application/octet-stream"
     extra: int | None = 0
+    length: str = ""
     cut: int | None = None
     hang: float = 0
     pause: float = 0
@@ -66,7 +68,7 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     handler.send_response(site.status if site.status != 200 else 206 if begin else 200)
     if begin:
         handler.send_header("Content-Range", f"bytes {begin}-{len(site.content) - 1}/{len(site.content)}")
-    length = "" if site.extra is None else str(len(site.content) - begin + site.extra)
+    length = site.length or ("" if site.extra is None else str(len(site.content) - begin + site.extra))
     headers = {"ETag": site.tag, "Last-Modified": site.date, "Content-Type": site.kind, "Content-Length": length}
     for name in filter(headers.get, headers):
         handler.send_header(name, headers[name])
