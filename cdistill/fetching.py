@@ -25,10 +25,13 @@ from cdistill import __version__, stopping
 from cdistill.console import progress, say
 from cdistill.storage import disk_full, read_json, sync, write_text
 
-BUDGET = 1.5  # seconds in which a server must show that it is there
-STALL = 30.0  # seconds without a byte until a download is given up
+BUDGET = 1.3  # seconds in which a server must show that it is there; a whole command stays below two
+STALL = 30.0  # seconds without an answer, and then without a byte, until a download is given up
+_POLL = 0.2  # seconds between two looks at the signals while a server is to answer
 _CHUNK = _MIB = 2**20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_HERE = tuple(f"http://{host}{end}" for host in ("localhost", "127.0.0.1", "[::1]") for end in ":/")
+_ASKING = "cdistill asks"
 _SWITCHES = ("CDISTILL_OFFLINE", "HF_HUB_OFFLINE")
 _Answer = http.client.HTTPResponse | HTTPError
 
@@ -49,13 +52,14 @@ class _Note:
 
 
 class FetchError(Exception):
-    """Why a file was not fetched, as a clause of the message that the caller makes."""
+    """Why a file was not fetched, as a clause of the message that the caller makes; only printable text is kept."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("".join(sign if sign.isprintable() else "?" for sign in reason))
 
 
 def reach(address: str) -> None:
     """Returns when the server has shown that it is there: by an encrypted connection, or by any answer.
-
-    A thread of its own asks, because nothing can interrupt the resolving of a name; one that hangs is left behind.
 
     Raises:
         FetchError: Nobody answered in `BUDGET` seconds, or the environment forbids to ask.
@@ -63,22 +67,47 @@ def reach(address: str) -> None:
     for name in _SWITCHES:
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
             raise FetchError(f"${name} is set")
-    reached = threading.Event()
-    failures: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            _open(address, {}, BUDGET, "HEAD", reached.set).close()
-        except Exception as error:
-            failures.append(error)
-        finally:
-            reached.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    if not reached.wait(BUDGET):
+    question = _Question(address, {}, BUDGET, "HEAD")
+    if not question.told.wait(BUDGET):
         raise FetchError(f"no connection: {urlsplit(address).hostname} did not answer in {BUDGET:g} s")
-    if failures:
-        raise failures[0]
+    if question.failure:
+        raise question.failure
+
+
+class _Question(threading.Thread):
+    """Asks a server aside, because nothing can interrupt the resolving of a name, or a header that comes in drops.
+
+    One that hangs is left behind.
+
+    Attributes:
+        told: Set when the answer or a failure has come; after HEAD as soon as an encrypted connection stands.
+        left: Whether nobody waits any more.
+        answer: The answer to GET.
+        failure: Why there is none.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str], timeout: float, method: str = "GET") -> None:
+        super().__init__(name=_ASKING, daemon=True)
+        self.asked = (address, headers, timeout, method)
+        self.told = threading.Event()
+        self.left = False
+        self.answer: _Answer | None = None
+        self.failure: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Asks."""
+        try:
+            if self.asked[-1] == "HEAD":
+                _open(*self.asked, connected=self.told.set).close()
+            else:
+                self.answer = _open(*self.asked)
+                if self.left:
+                    self.answer.close()
+        except Exception as error:
+            self.failure = error
+        finally:
+            self.told.set()
 
 
 @contextmanager
@@ -129,7 +158,7 @@ def download(address: str, target: Path, size: int | None = None) -> Path:
     known = _read_note(note)
     begun = part.stat().st_size if part.is_file() and known and known.address == address else 0
     if not (known and begun == known.size):
-        answer, begun = _ask(address, begun, known)
+        answer, begun = _ask(address, begun, known, target.name)
         with answer:
             total = _total(answer, begun, size)
             if not begun:
@@ -171,21 +200,35 @@ def _read_note(path: Path) -> _Note | None:
     return _Note(address, size, validator)
 
 
-def _ask(address: str, begun: int, known: _Note | None) -> tuple[_Answer, int]:
+def _ask(address: str, begun: int, known: _Note | None, name: str) -> tuple[_Answer, int]:
     """Returns an answer that brings the file, and the byte at which it begins: `begun` or 0."""
     wanted = {}
     if begun and known and known.validator:
         wanted = {"Range": f"bytes={begun}-", "If-Range": known.validator}
-    answer = _open(address, wanted, STALL)
+    answer = _wait(_Question(address, wanted, STALL), name)
     if wanted and known and _continues(answer, begun, known):
         return answer, begun
     if wanted and answer.status in (206, 416):
         answer.close()
-        answer = _open(address, {}, STALL)
+        answer = _wait(_Question(address, {}, STALL), name)
     if answer.status == 200:
         return answer, 0
     answer.close()
-    raise FetchError(f"the server answered {answer.status} {answer.reason}")
+    raise FetchError(f"the server answered {answer.status} {answer.reason[:100]}")
+
+
+def _wait(question: _Question, name: str) -> _Answer:
+    """Returns the answer to a question; FetchError if there is none in `STALL` seconds, StoppedError at a signal."""
+    try:
+        for _ in range(max(1, round(STALL / _POLL))):
+            if question.told.wait(_POLL):
+                break
+            stopping.check(name)
+    finally:
+        question.left = not question.told.is_set()
+    if question.answer is None:
+        raise question.failure or FetchError(f"no answer came in {STALL:g} s")
+    return question.answer
 
 
 def _continues(answer: _Answer, begun: int, known: _Note) -> bool:
@@ -282,7 +325,7 @@ def _open(
     director = web.OpenerDirector()
     for handler in (
         web.ProxyHandler(),
-        _Talker(connected),
+        _Talker(connected, address.startswith(_HERE)),
         web.UnknownHandler(),
         web.HTTPRedirectHandler(),
         web.HTTPErrorProcessor(),
@@ -300,13 +343,18 @@ def _open(
 
 
 class _Talker(web.AbstractHTTPHandler):
-    """Speaks https, and http with this machine only; urllib's other schemes, file:// among them, are left out."""
+    """Speaks https; http with this machine only, if it was asked by http; none of urllib's others, such as file://.
+
+    Args:
+        connected: Called once an encrypted connection stands.
+        plain: Whether http is spoken; a redirect from https must not lead to what this machine serves.
+    """
 
     http_request = https_request = web.AbstractHTTPHandler.do_request_
 
-    def __init__(self, connected: Callable[[], None]) -> None:
+    def __init__(self, connected: Callable[[], None], plain: bool) -> None:
         super().__init__()
-        self.connected = connected
+        self.connected, self.plain = connected, plain
 
     def https_open(self, request: web.Request) -> http.client.HTTPResponse:
         """Called by the director for https."""
@@ -314,7 +362,7 @@ class _Talker(web.AbstractHTTPHandler):
 
     def http_open(self, request: web.Request) -> http.client.HTTPResponse:
         """Called by the director for http."""
-        if urlsplit(request.full_url).hostname not in _LOCAL:
+        if not self.plain or urlsplit(request.full_url).hostname not in _LOCAL:
             raise URLError(f"{request.full_url} is not https")
         return self.do_open(http.client.HTTPConnection, request)
 
@@ -335,4 +383,4 @@ class _Connection(http.client.HTTPSConnection):
 def _reason(error: Exception) -> str:
     """Returns an error's text on one line."""
     inner = error.reason if isinstance(error, URLError) else error
-    return " ".join(str(inner).split()) or type(inner).__name__
+    return " ".join(str(inner).split())[:300] or type(inner).__name__

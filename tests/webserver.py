@@ -29,6 +29,8 @@ class Site:
         hang: For how many seconds it falls silent before it hangs up.
         pause: Seconds between pieces of 64 KiB.
         delay: Seconds before it answers.
+        drip: Whether its answer to GET is a header that never ends, in drops.
+        reason: What it says beside the status.
         location: Where it sends on those who ask for /moved.
         asked: Headers of the GET requests so far.
         sent: How many bytes of the body each of them got.
@@ -47,6 +49,8 @@ class Site:
     hang: float = 0
     pause: float = 0
     delay: float = 0
+    drip: bool = False
+    reason: str | None = None
     location: str = "/file.bin"
     asked: list[Message] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
@@ -58,6 +62,9 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if handler.path == "/moved":
         _redirect(handler, site.location)
         return
+    if site.drip and handler.command == "GET":
+        _drip(handler, site)
+        return
     begin = _begin(handler, site)
     if handler.command == "GET":
         site.asked.append(handler.headers)
@@ -65,7 +72,7 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if begin >= len(site.content) > 0:
         handler.send_error(416)
         return
-    handler.send_response(site.status if site.status != 200 else 206 if begin else 200)
+    handler.send_response(site.status if site.status != 200 else 206 if begin else 200, site.reason)
     if begin:
         handler.send_header("Content-Range", f"bytes {begin}-{len(site.content) - 1}/{len(site.content)}")
     length = site.length or ("" if site.extra is None else str(len(site.content) - begin + site.extra))
@@ -75,6 +82,14 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     handler.end_headers()
     if handler.command == "GET":
         _send(handler, site, begin)
+
+
+def _drip(handler: BaseHTTPRequestHandler, site: Site) -> None:
+    """Sends until the site closes, or the other side has gone."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    while site.drip:
+        handler.wfile.write(b"x")
+        time.sleep(0.02)
 
 
 def _redirect(handler: BaseHTTPRequestHandler, location: str) -> None:
@@ -138,6 +153,7 @@ def serving(content: bytes, context: Any = None, **how: Any) -> Iterator[Site]:
     try:
         yield site
     finally:
+        site.drip = False
         server.shutdown()
         server.server_close()
         thread.join()
