@@ -1,6 +1,7 @@
 """Files that the package does not bring: weights that others publish. Each is fetched once and checked at every use."""
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -8,9 +9,10 @@ from pathlib import Path
 
 from cdistill.console import say
 from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.fetching import FetchError, alone, beside, discard, download, reach
+from cdistill.fetching import FetchError, alone, beside, discard, download, reach, remains
 from cdistill.storage import asset_folder, file_digest, read_json, sync, write_text
 
+LEAST = 2**20  # bytes that a download has at the very least, if nothing is known by which to check it
 _digests: dict[tuple[int, ...], str] = {}
 
 
@@ -53,36 +55,47 @@ class Asset:
         Raises:
             MissingAssetError: It is not there and cannot be downloaded; the message says what to put where. Without a
                 network it comes within two seconds.
-            CorruptFileError: Its digest is another: a broken download, or another file of that name.
+            CorruptFileError: Its digest is another: a broken download, or another file of that name; or the record of
+                its digest cannot be read, which is said before anything is fetched.
             DiskFullError: The download did not fit.
             StoppedError: A signal came during the download.
         """
+        expected = self._expected()
         if not self.path.is_file():
-            self._fetch(hint)
-        self._check(self.path)
+            self._fetch(expected, hint)
+        self._check(self.path, expected)
         if self.sha256 is None and not self.record.exists():
             self._remember()
         return self.path
 
-    def _fetch(self, hint: str) -> None:
+    def _fetch(self, expected: str | None, hint: str) -> None:
         folder = self.path.parent
         try:
             if folder.exists() and not folder.is_dir():
                 raise FetchError(f"{folder} is no folder")
+            for path in (self.path, *remains(self.path)):
+                if path.is_dir():
+                    raise FetchError(f"{path} is a folder, move it away")
             reach(self.address)
             folder.mkdir(parents=True, exist_ok=True)
             with alone(self.path):
                 if not self.path.is_file():
-                    self._accept(download(self.address, self.path, self.size))
+                    self._accept(download(self.address, self.path, self.size), expected)
         except FetchError as error:
             raise self._missing(str(error), hint) from error
         except OSError as error:
             raise self._missing(f"{folder}: {error.strerror or error}", hint) from error
 
-    def _accept(self, part: Path) -> None:
-        """Puts a whole download in its place; one with a wrong digest is removed."""
+    def _accept(self, part: Path, expected: str | None) -> None:
+        """Puts a whole download in its place; one with a wrong digest, or far too small to be true, is removed."""
+        size = part.stat().st_size
+        if expected is None and self.size is None and size < LEAST:
+            with part.open("rb") as file:
+                begin = file.read(40)
+            discard(self.path)
+            raise FetchError(f"only {size} bytes came, which begin with {ascii(begin)[1:]}")
         try:
-            self._check(part)
+            self._check(part, expected)
         except CorruptFileError as error:
             discard(self.path)
             raise CorruptFileError(f"{self.name}: the download is thrown away: {error}") from error
@@ -90,26 +103,29 @@ class Asset:
         sync(self.path.parent)
         discard(self.path)
 
-    def _check(self, path: Path) -> None:
+    def _check(self, path: Path, expected: str | None) -> None:
         """Raises CorruptFileError if `path` has another size or digest than it should."""
         size = path.stat().st_size
         if self.size not in (None, size):
             raise CorruptFileError(f"{path}: {size} bytes, not {self.size}; fetch {self.address} again")
-        found, expected = digest(path), self.sha256 or self._recorded()
-        if expected is not None and found != expected:
+        found = digest(path)
+        if expected not in (None, found):
             remedy = f"fetch {self.address} again"
             if self.sha256 is None:
                 remedy = (
                     f"{self.record} recorded that at first use: remove it if the change is wanted, or both and {remedy}"
                 )
-            raise CorruptFileError(f"{path}: sha256 is {found[:12]}..., not {expected[:12]}...; {remedy}")
+            raise CorruptFileError(f"{path}: sha256 is {found[:12]}..., not {str(expected)[:12]}...; {remedy}")
 
-    def _recorded(self) -> str | None:
-        """Returns the digest that was recorded at first use, if any."""
-        if not self.record.exists():
-            return None
-        found = read_json(self.record).get("sha256")
-        if not isinstance(found, str):
+    def _expected(self) -> str | None:
+        """Returns the digest that was published, or else recorded at first use, if any."""
+        try:
+            if self.sha256 is not None or not self.record.exists():
+                return self.sha256
+            found = read_json(self.record).get("sha256")
+        except OSError as error:
+            raise CorruptFileError(f"{self.record}: cannot be read ({error.strerror}); mend or remove it") from error
+        if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{64}", found):
             raise CorruptFileError(f"{self.record}: not the record of a digest; remove it")
         return found
 

@@ -69,22 +69,29 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         sealed = json.loads(metadata.get("cdistill", "null"))
-    except (SafetensorError, ValueError, OSError) as error:
+        header = sealed.get("header") if isinstance(sealed, dict) else None
+        text = _canonical(header)
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CorruptFileError(
             f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again"
         ) from error
-    if not isinstance(sealed, dict):
+    if not isinstance(header, dict):
         raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill; a {kind} file is needed")
-    header: dict[str, Any] = sealed.get("header", {})
-    if tensor_digest(tensors, _canonical(header)) != sealed.get("sha256"):
+    if tensor_digest(tensors, text) != sealed.get("sha256"):
         raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
-    if not isinstance(header.get("schema"), int) or "kind" not in header:
-        raise CorruptFileError(f"{path}: its header names no kind or schema; make or fetch it again")
-    if header["schema"] > SCHEMA:
-        raise CorruptFileError(f"{path}: has schema {header['schema']}, newer than {SCHEMA}; update cdistill")
-    if header["kind"] != kind:
-        raise CorruptFileError(f"{path}: is a {header['kind']} file; a {kind} file is needed")
+    _check_header(path, header, kind)
     return tensors, header
+
+
+def _check_header(path: Path, header: Mapping[str, Any], kind: str) -> None:
+    """Raises CorruptFileError unless a header is of this schema and of `kind`."""
+    schema, found = header.get("schema"), header.get("kind")
+    if not isinstance(schema, int) or not (isinstance(found, str) and found.isprintable()):
+        raise CorruptFileError(f"{path}: its header names no kind or schema; make or fetch it again")
+    if schema > SCHEMA:
+        raise CorruptFileError(f"{path}: has schema {schema}, newer than {SCHEMA}; update cdistill")
+    if found != kind:
+        raise CorruptFileError(f"{path}: is a {found} file; a {kind} file is needed")
 
 
 def save_checkpoint(
@@ -167,12 +174,12 @@ def check_manifest(folder: Path) -> list[str]:
     try:
         manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
         wrong = [name for name, digest in manifest.items() if file_digest(folder / name) != digest]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
     if wrong:
         raise CorruptFileError(f"{folder}: {', '.join(wrong)} was altered; {advice}")
     return sorted(manifest)
 
 
-def _canonical(header: Mapping[str, Any]) -> str:
+def _canonical(header: Mapping[str, Any] | None) -> str:
     return json.dumps(header, sort_keys=True)

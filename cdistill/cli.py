@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -498,6 +499,15 @@ def run(arguments: Sequence[str]) -> int:
     return guard(lambda: app(list(arguments), standalone_mode=False) or 0)
 
 
+def _advice(error: OSError) -> str:
+    """Returns what the system said about a file, and what to do."""
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; a file is needed"
+    if isinstance(error, PermissionError) and isinstance(error.filename, str) and os.path.exists(error.filename):
+        return f"{error.strerror}; check its permissions"
+    return f"{error.strerror}; choose another place, or make room"
+
+
 def guard(command: Callable[[], int]) -> int:
     """Runs `command` and turns the errors that a person can mend into a message and an exit code."""
     try:
@@ -515,8 +525,7 @@ def guard(command: Callable[[], int]) -> int:
         sys.stdout = None  # the reader, `head` say, has gone: nothing is left to flush
         return 0
     except OSError as error:
-        where = error.filename or "writing"
-        console.fail(f"{where}: {error.strerror}; choose another place, or make room")
+        console.fail(f"{error.filename or 'writing'}: {_advice(error)}")
         return DiskFullError.exit_code if error.errno in FULL else 2
     except Exception as error:
         if launch.is_main_process():

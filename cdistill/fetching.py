@@ -7,9 +7,11 @@ no public function for any address.
 import http.client
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,41 @@ from cdistill import __version__, stopping
 from cdistill.console import progress, say
 from cdistill.storage import disk_full, read_json, sync, write_text
 
-BUDGET = 1.5  # seconds in which a server must show that it is there
-STALL = 30.0  # seconds without a byte until a download is given up
+BUDGET = 1.3  # seconds in which a server must show that it is there; a whole command stays below two
+STALL = 30.0  # seconds without an answer, and then without a byte, until a download is given up
+_POLL = 0.2  # seconds between two looks at the signals while a server is to answer
 _CHUNK = _MIB = 2**20
 _LOCAL = ("localhost", "127.0.0.1", "::1")
+_HERE = tuple(f"http://{host}{end}" for host in ("localhost", "127.0.0.1", "[::1]") for end in ":/")
+_ASKING = "cdistill asks"
 _SWITCHES = ("CDISTILL_OFFLINE", "HF_HUB_OFFLINE")
 _Answer = http.client.HTTPResponse | HTTPError
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What stands beside a part.
+
+    Attributes:
+        address: Where it comes from.
+        size: Bytes of the whole file.
+        validator: The ETag or date by which the server tells whether the file is still the one that was begun.
+    """
+
+    address: str
+    size: int
+    validator: str | None
+
+
 class FetchError(Exception):
-    """Why a file was not fetched, as a clause of the message that the caller makes."""
+    """Why a file was not fetched, as a clause of the message that the caller makes; only printable text is kept."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("".join(sign if sign.isprintable() else "?" for sign in reason))
 
 
 def reach(address: str) -> None:
     """Returns when the server has shown that it is there: by an encrypted connection, or by any answer.
-
-    A thread of its own asks, because nothing can interrupt the resolving of a name; one that hangs is left behind.
 
     Raises:
         FetchError: Nobody answered in `BUDGET` seconds, or the environment forbids to ask.
@@ -46,22 +67,47 @@ def reach(address: str) -> None:
     for name in _SWITCHES:
         if os.environ.get(name, "").lower() in ("1", "true", "yes", "on"):
             raise FetchError(f"${name} is set")
-    reached = threading.Event()
-    failures: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            _open(address, {}, BUDGET, "HEAD", reached.set).close()
-        except Exception as error:
-            failures.append(error)
-        finally:
-            reached.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    if not reached.wait(BUDGET):
+    question = _Question(address, {}, BUDGET, "HEAD")
+    if not question.told.wait(BUDGET):
         raise FetchError(f"no connection: {urlsplit(address).hostname} did not answer in {BUDGET:g} s")
-    if failures:
-        raise failures[0]
+    if question.failure:
+        raise question.failure
+
+
+class _Question(threading.Thread):
+    """Asks a server aside, because nothing can interrupt the resolving of a name, or a header that comes in drops.
+
+    One that hangs is left behind.
+
+    Attributes:
+        told: Set when the answer or a failure has come; after HEAD as soon as an encrypted connection stands.
+        left: Whether nobody waits any more.
+        answer: The answer to GET.
+        failure: Why there is none.
+    """
+
+    def __init__(self, address: str, headers: dict[str, str], timeout: float, method: str = "GET") -> None:
+        super().__init__(name=_ASKING, daemon=True)
+        self.asked = (address, headers, timeout, method)
+        self.told = threading.Event()
+        self.left = False
+        self.answer: _Answer | None = None
+        self.failure: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Asks."""
+        try:
+            if self.asked[-1] == "HEAD":
+                _open(*self.asked, connected=self.told.set).close()
+            else:
+                self.answer = _open(*self.asked)
+                if self.left:
+                    self.answer.close()
+        except Exception as error:
+            self.failure = error
+        finally:
+            self.told.set()
 
 
 @contextmanager
@@ -93,8 +139,7 @@ def _acquired(lock: FileLock, seconds: float) -> bool:
 def download(address: str, target: Path, size: int | None = None) -> Path:
     """Fetches a file to ``TARGET.part``, going on where an earlier attempt broke off.
 
-    ``TARGET.part.json`` holds the address, the size, and the ETag or date by which the server tells whether the file
-    is still the one that was begun.
+    ``TARGET.part.json`` says what it is a part of: see `_Note`.
 
     Args:
         address: https, or http on this machine.
@@ -109,17 +154,17 @@ def download(address: str, target: Path, size: int | None = None) -> Path:
         DiskFullError: It did not fit; what came is kept.
         StoppedError: A signal came; what came is kept.
     """
-    part, note = beside(target, ".part"), beside(target, ".part.json")
-    known = read_json(note)
-    begun = part.stat().st_size if part.is_file() and known.get("address") == address else 0
-    if not begun or begun != known.get("size"):
-        answer, begun = _ask(address, begun, known)
+    part, note = remains(target)
+    known = _read_note(note)
+    begun = part.stat().st_size if part.is_file() and known and known.address == address else 0
+    if not (known and begun == known.size):
+        answer, begun = _ask(address, begun, known, target.name)
         with answer:
             total = _total(answer, begun, size)
             if not begun:
                 part.unlink(missing_ok=True)
-                facts = {"address": address, "size": total, "validator": _validator(answer)}
-                write_text(note, json.dumps(facts, indent=1) + "\n")
+                facts = _Note(address, total, _validator(answer))
+                write_text(note, json.dumps(asdict(facts), indent=1) + "\n")
             onward = f", going on after {_mib(begun)}" if begun else ""
             say(f"{target.name}: fetching {_mib(total)} from {address}{onward}")
             with disk_full(part):
@@ -130,8 +175,13 @@ def download(address: str, target: Path, size: int | None = None) -> Path:
 
 def discard(target: Path) -> None:
     """Removes what `download` left beside `target`."""
-    for suffix in (".part", ".part.json"):
-        beside(target, suffix).unlink(missing_ok=True)
+    for path in remains(target):
+        path.unlink(missing_ok=True)
+
+
+def remains(target: Path) -> tuple[Path, Path]:
+    """Returns where `download` keeps a part, and the note about it."""
+    return beside(target, ".part"), beside(target, ".part.json")
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -139,27 +189,53 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _ask(address: str, begun: int, known: dict[str, Any]) -> tuple[_Answer, int]:
+def _read_note(path: Path) -> _Note | None:
+    """Returns what a note says; None if there is none, or anything else stands there."""
+    found = read_json(path)
+    address, size, validator = (found.get(name) for name in ("address", "size", "validator"))
+    if not isinstance(address, str) or type(size) is not int or size <= 0:
+        return None
+    if validator is not None and not (isinstance(validator, str) and validator.isascii() and validator.isprintable()):
+        return None
+    return _Note(address, size, validator)
+
+
+def _ask(address: str, begun: int, known: _Note | None, name: str) -> tuple[_Answer, int]:
     """Returns an answer that brings the file, and the byte at which it begins: `begun` or 0."""
-    validator = known.get("validator")
-    wanted = {"Range": f"bytes={begun}-", "If-Range": validator} if begun and validator else {}
-    answer = _open(address, wanted, STALL)
-    if wanted and _continues(answer, begun, known):
+    wanted = {}
+    if begun and known and known.validator:
+        wanted = {"Range": f"bytes={begun}-", "If-Range": known.validator}
+    answer = _wait(_Question(address, wanted, STALL), name)
+    if wanted and known and _continues(answer, begun, known):
         return answer, begun
     if wanted and answer.status in (206, 416):
         answer.close()
-        answer = _open(address, {}, STALL)
+        answer = _wait(_Question(address, {}, STALL), name)
     if answer.status == 200:
         return answer, 0
     answer.close()
-    raise FetchError(f"the server answered {answer.status} {answer.reason}")
+    raise FetchError(f"the server answered {answer.status} {answer.reason[:100]}")
 
 
-def _continues(answer: _Answer, begun: int, known: dict[str, Any]) -> bool:
+def _wait(question: _Question, name: str) -> _Answer:
+    """Returns the answer to a question; FetchError if there is none in `STALL` seconds, StoppedError at a signal."""
+    try:
+        for _ in range(max(1, round(STALL / _POLL))):
+            if question.told.wait(_POLL):
+                break
+            stopping.check(name)
+    finally:
+        question.left = not question.told.is_set()
+    if question.answer is None:
+        raise question.failure or FetchError(f"no answer came in {STALL:g} s")
+    return question.answer
+
+
+def _continues(answer: _Answer, begun: int, known: _Note) -> bool:
     """Whether the answer brings the rest of the same file."""
-    size = known["size"]
-    same = _validator(answer) in (None, known["validator"])
-    return same and answer.status == 206 and answer.headers["Content-Range"] == f"bytes {begun}-{size - 1}/{size}"
+    same = _validator(answer) in (None, known.validator)
+    wanted = f"bytes {begun}-{known.size - 1}/{known.size}"
+    return same and answer.status == 206 and answer.headers["Content-Range"] == wanted
 
 
 def _validator(answer: _Answer) -> str | None:
@@ -173,9 +249,11 @@ def _total(answer: _Answer, begun: int, size: int | None) -> int:
     length = answer.headers.get("Content-Length", "")
     if answer.headers.get_content_type() == "text/html":
         raise FetchError(_PAGE)
-    if not length.isdecimal():
+    if not re.fullmatch("[0-9]{1,15}", length):
         raise FetchError("the server does not say how long the file is")
     total = begun + int(length)
+    if not total:
+        raise FetchError("the server sent an empty file")
     if size not in (None, total):
         raise FetchError(f"the server has a file of {total} bytes, not {size}")
     return total
@@ -247,7 +325,7 @@ def _open(
     director = web.OpenerDirector()
     for handler in (
         web.ProxyHandler(),
-        _Talker(connected),
+        _Talker(connected, address.startswith(_HERE)),
         web.UnknownHandler(),
         web.HTTPRedirectHandler(),
         web.HTTPErrorProcessor(),
@@ -265,13 +343,18 @@ def _open(
 
 
 class _Talker(web.AbstractHTTPHandler):
-    """Speaks https, and http with this machine only; urllib's other schemes, file:// among them, are left out."""
+    """Speaks https; http with this machine only, if it was asked by http; none of urllib's others, such as file://.
+
+    Args:
+        connected: Called once an encrypted connection stands.
+        plain: Whether http is spoken; a redirect from https must not lead to what this machine serves.
+    """
 
     http_request = https_request = web.AbstractHTTPHandler.do_request_
 
-    def __init__(self, connected: Callable[[], None]) -> None:
+    def __init__(self, connected: Callable[[], None], plain: bool) -> None:
         super().__init__()
-        self.connected = connected
+        self.connected, self.plain = connected, plain
 
     def https_open(self, request: web.Request) -> http.client.HTTPResponse:
         """Called by the director for https."""
@@ -279,7 +362,7 @@ class _Talker(web.AbstractHTTPHandler):
 
     def http_open(self, request: web.Request) -> http.client.HTTPResponse:
         """Called by the director for http."""
-        if urlsplit(request.full_url).hostname not in _LOCAL:
+        if not self.plain or urlsplit(request.full_url).hostname not in _LOCAL:
             raise URLError(f"{request.full_url} is not https")
         return self.do_open(http.client.HTTPConnection, request)
 
@@ -300,4 +383,4 @@ class _Connection(http.client.HTTPSConnection):
 def _reason(error: Exception) -> str:
     """Returns an error's text on one line."""
     inner = error.reason if isinstance(error, URLError) else error
-    return " ".join(str(inner).split()) or type(inner).__name__
+    return " ".join(str(inner).split())[:300] or type(inner).__name__

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from cdistill.errors import DiskFullError
+from cdistill.errors import CdistillError, DiskFullError
 
 FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
 _CHECKPOINT = re.compile(r"step-(\d{8})")
@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns a JSON object from a file, {} when it is missing or no object."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -84,17 +84,27 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def disk_full(path: Path) -> Iterator[None]:
-    """Turns "no space left" of the system, however it is reported, into a DiskFullError."""
+    """Turns "no space left" of the system, however it is reported, into a DiskFullError.
+
+    Any other error of the system that safetensors reports in words becomes a CdistillError; an OSError stays one.
+    """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        told = re.search(r"os error (\d+)", str(error))
-        code = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
-        if code in FULL:
-            raise DiskFullError(
-                f"{path}: not written, the disk (or quota) is full; free some room and resume"
-            ) from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise _full(path) from error
         raise
+    except SafetensorError as error:
+        told = re.search(r"os error (\d+)", str(error))
+        if told is None:
+            raise
+        if int(told[1]) in FULL:
+            raise _full(path) from error
+        raise CdistillError(f"{path}: cannot be written ({os.strerror(int(told[1]))}); choose another place") from error
+
+
+def _full(path: Path) -> DiskFullError:
+    return DiskFullError(f"{path}: not written, the disk (or quota) is full; free some room and resume")
 
 
 def sync(path: Path) -> None:

@@ -96,14 +96,62 @@ def test_a_download_with_a_wrong_digest_is_thrown_away(folder):
         assert Asset("file.bin", site.address, DIGEST).find().is_file()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": 1}'])
-def test_a_damaged_record_is_said(folder, text):
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"sha256": 1}', '{"sha256": "abc"}', "[" * 200_000])
+def test_a_damaged_record_is_said_before_anything_is_fetched(folder, text, present):
     folder.mkdir()
-    asset = Asset("file.bin", "https://example.com/file.bin")
-    asset.path.write_bytes(b"x")
-    asset.record.write_text(text)
-    with pytest.raises(CorruptFileError, match="not the record of a digest; remove it"):
-        asset.find()
+    with serving(CONTENT) as site:
+        asset = Asset("file.bin", site.address)
+        if present:
+            asset.path.write_bytes(b"x")
+        asset.record.write_text(text)
+        with pytest.raises(CorruptFileError, match=r"file\.bin\.json: not the record of a digest; remove it"):
+            asset.find()
+        assert site.asked == []
+
+
+@pytest.mark.parametrize(
+    ("suffix", "error", "message"),
+    [
+        ("", MissingAssetError, r"file\.bin is a folder, move it away\)"),
+        (".part", MissingAssetError, r"file\.bin\.part is a folder, move it away\)"),
+        (".part.json", MissingAssetError, r"file\.bin\.part\.json is a folder, move it away\)"),
+        (".json", CorruptFileError, r"file\.bin\.json: cannot be read \(Is a directory\); mend or remove it"),
+    ],
+)
+def test_a_folder_in_the_way_is_said_before_anything_is_fetched(folder, suffix, error, message):
+    (folder / f"file.bin{suffix}").mkdir(parents=True)
+    with serving(CONTENT) as site:
+        with pytest.raises(error, match=message):
+            Asset("file.bin", site.address).find()
+        assert site.asked == []
+
+
+def test_a_record_that_breaks_during_the_download_costs_nothing(folder):
+    with serving(CONTENT, cut=CUT) as site:
+        asset = Asset("file.bin", site.address)
+        with pytest.raises(MissingAssetError):
+            asset.find()
+        asset.record.write_text("null")
+        with pytest.raises(CorruptFileError):
+            asset.find()
+        assert (folder / "file.bin.part").stat().st_size == CUT
+        asset.record.unlink()
+        site.cut = None
+        assert asset.find().read_bytes() == CONTENT
+        assert site.sent == [CUT, len(CONTENT) - CUT]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "the server sent an empty file"), (b"no\x1b[31m", r"only 7 bytes came, which begin with 'no\\x1b\[31m'")],
+)
+def test_a_stub_is_neither_taken_nor_recorded_where_no_digest_is_known(folder, content, message):
+    with serving(content) as site, pytest.raises(MissingAssetError, match=message):
+        Asset("file.bin", site.address).find()
+    assert names(folder) == []
+    with serving(b"x" * 100) as site:
+        assert Asset("file.bin", site.address, sha256(b"x" * 100).hexdigest()).find().is_file()
 
 
 def test_a_wrong_size_needs_no_digest(folder, monkeypatch):
@@ -258,9 +306,7 @@ import socket
 from cdistill.cli import guard
 if sys.argv[1] == "hanging":
     socket.getaddrinfo = lambda *arguments, **options: time.sleep(100)
-begin = time.monotonic()
-code = guard(lambda: print(Asset("file.bin", sys.argv[2]).find("or give its path with --weights FILE")))
-print(code, time.monotonic() - begin)
+print(guard(lambda: print(Asset("file.bin", sys.argv[2]).find("or give its path with --weights FILE"))))
 """
 
 
@@ -296,17 +342,11 @@ def refused():
         "refusing proxy", "silent proxy", "nonsensical proxy",
     ],
 )  # fmt: skip
-def test_without_a_network_one_message_comes_within_two_seconds(
-    folder, silent, refused, resolver, address, proxy, monkeypatch
-):
+def test_without_a_network_one_message_comes(folder, silent, refused, resolver, address, proxy, monkeypatch):
     address = address.format(silent=silent, refused=refused)
     monkeypatch.setenv("https_proxy", proxy.format(silent=silent, refused=refused))
-    begin = time.monotonic()
-    out, err = start(OFFLINE, resolver, address).communicate(timeout=60)
-    assert time.monotonic() - begin < 20  # the thread that hangs does not keep the process
-    code, seconds = out.split()
-    assert code == "3"
-    assert float(seconds) < 3
+    out, err = start(OFFLINE, resolver, address).communicate(timeout=60)  # a thread that hangs does not keep it
+    assert out == "3\n"
     assert len(err.splitlines()) == 1
     assert err.startswith("error: file.bin: not found, not downloaded (no connection: ")
     assert f"fetch {address} and put it at {folder / 'file.bin'}, or give its path with --weights FILE" in err
@@ -315,15 +355,31 @@ def test_without_a_network_one_message_comes_within_two_seconds(
 def test_processes_do_not_wait_for_each_other_to_find_no_network(silent):
     """The lock is taken after the server has shown itself: the ranks of a training fail together, and rank 0 speaks."""
     ranks = [start(OFFLINE, "plain", f"https://127.0.0.1:{silent}/file.bin") for _ in range(3)]
-    for out, _ in [process.communicate(timeout=60) for process in ranks]:
-        code, seconds = out.split()
-        assert (code, float(seconds) < 3) == ("3", True)
+    told = [process.communicate(timeout=60) for process in ranks]
+    assert [out for out, _ in told] == ["3\n"] * 3
+    assert not any("waiting" in err for _, err in told)
 
 
-def test_the_promise_is_two_seconds():
+def test_the_promise_of_two_seconds_is_kept_by_the_budget(silent, monkeypatch):
     from cdistill import fetching
 
-    assert fetching.BUDGET <= 1.5
+    given, waited = [], []
+
+    class Told:
+        def wait(self, seconds):
+            waited.append(seconds)
+            return False
+
+        set = is_set = lambda self: None
+
+    monkeypatch.setattr(fetching, "_open", lambda address, headers, timeout, *more, **rest: given.append(timeout))
+    monkeypatch.setattr(
+        fetching._Question, "start", lambda question: (question.run(), setattr(question, "told", Told()))
+    )
+    with pytest.raises(MissingAssetError, match="did not answer in"):
+        Asset("file.bin", f"http://127.0.0.1:{silent}/file.bin").find()
+    assert given == waited == [fetching.BUDGET]
+    assert fetching.BUDGET + 0.5 < 2  # a command starts in less than the half
 
 
 def test_a_stopped_download_of_a_metrics_weights_is_no_metric_left_out(monkeypatch):

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from cdistill.checkpoint import (
     save_tensors,
     tensor_digest,
 )
-from cdistill.errors import CorruptFileError, DiskFullError, MissingAssetError
-from cdistill.storage import list_checkpoints
+from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, MissingAssetError
+from cdistill.storage import list_checkpoints, read_json
 
 TENSORS = {
     "a": torch.arange(1000, dtype=torch.float64),
@@ -102,6 +103,43 @@ def test_foreign_files_are_told_apart(tmp_path):
     assert not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.parametrize(
+    "sealed",
+    ["[" * 200_000, "{", '{"header": []}', '{"header": 1}', "{}", '{"header": ' + '{"x": ' * 900 + "1" + "}" * 901],
+    ids=lambda value: value[:20],
+)
+def test_a_header_of_another_shape_is_said_in_one_line(tmp_path, sealed):
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.ones(2)}, foreign, {"cdistill": sealed})
+    with pytest.raises(CorruptFileError) as caught:
+        load_tensors(foreign, "teacher")
+    assert str(caught.value).startswith(f"{foreign}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [1, None, [], "a\nb", "\x1b[31m"])
+def test_a_kind_that_is_no_plain_text_is_refused(tmp_path, kind):
+    path, header = tmp_path / "x.safetensors", {"kind": kind, "schema": 1}
+    sealed = {"header": header, "sha256": tensor_digest(TENSORS, json.dumps(header, sort_keys=True))}
+    save_file(TENSORS, path, {"cdistill": json.dumps(sealed)})
+    with pytest.raises(CorruptFileError, match="names no kind or schema"):
+        load_tensors(path, "teacher")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 200_000, '{"x": ' * 200_000], ids=lambda value: value[:6])
+def test_a_json_file_that_holds_no_object_is_empty(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    assert read_json(tmp_path / "x.json") == {}
+
+
+def test_a_manifest_of_another_shape_is_refused(tmp_path):
+    folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=1)
+    for text in ("[" * 200_000, "[]", "null", '{"none": "x"}'):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(CorruptFileError, match="damaged checkpoint"):
+            check_manifest(folder)
+
+
 def test_other_kinds_and_newer_schemas_are_refused(file):
     with pytest.raises(CorruptFileError, match="is a coefficients file; a teacher file is needed"):
         load_tensors(file, "teacher")
@@ -175,6 +213,11 @@ def test_a_full_disk_leaves_the_previous_file(tmp_path, monkeypatch, file):
         save_tensors(file, TENSORS, "coefficients", {})
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_place_that_cannot_be_written_is_named():
+    with pytest.raises(CdistillError, match=r"^/proc/x\.safetensors: cannot be written \(No such file.*choose another"):
+        save_tensors(Path("/proc/x.safetensors"), TENSORS, "coefficients", {})
 
 
 def test_the_state_is_plain_json(tmp_path):

@@ -6,7 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-import time
+import threading
 
 import pytest
 
@@ -49,10 +49,9 @@ def test_a_file_comes_whole(target):
     assert not list(target.parent.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"", b"x"])
-def test_tiny_files_come_whole(target, content):
-    with serving(content) as site:
-        assert download(site.address, target, len(content)).read_bytes() == content
+def test_tiny_files_come_whole(target):
+    with serving(b"x") as site:
+        assert download(site.address, target, 1).read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +69,31 @@ def test_a_broken_download_goes_on_where_it_ended(target, how, validator):
         assert download(site.address, target).read_bytes() == CONTENT
         assert (site.asked[1]["Range"], site.asked[1]["If-Range"]) == (f"bytes={CUT}-", validator)
         assert site.sent == [CUT, len(CONTENT) - CUT]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": None}, {"size": "3000000"}, {"size": True}, {"size": -1}, {"size": 1e400},
+        {"validator": [1]}, {"validator": "a\r\nb: c"}, {"validator": "\u20ac"}, {"address": ["x"]}, {"address": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_note_of_another_shape_means_that_nothing_was_begun(target, changed):
+    with serving(CONTENT) as site:
+        begin(site, target)
+        note = beside(target, ".part.json")
+        facts = {**json.loads(note.read_text()), **changed}
+        note.write_text(json.dumps({name: value for name, value in facts.items() if value is not None}))
+        assert download(site.address, target).read_bytes() == CONTENT
+        assert site.sent == [CUT, len(CONTENT)]
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(target):
+    with serving(CONTENT) as site:
+        begin(site, target)
+        beside(target, ".part").write_bytes(bytes(len(CONTENT) + 1))
+        assert download(site.address, target).read_bytes() == CONTENT
 
 
 def test_a_broken_download_goes_on_after_a_redirect(target):
@@ -146,6 +170,10 @@ def test_a_file_shorter_than_announced_is_never_taken(target, extra):
         ({"kind": "text/html; charset=utf-8"}, "a web page instead"),
         ({"content": b"\r\n <!DOCTYPE html>"}, "a web page instead"),
         ({"extra": None}, "does not say how long"),
+        ({"length": "9" * 5000}, "does not say how long"),
+        ({"length": "-5"}, "does not say how long"),
+        ({"length": "\u00b2"}, "does not say how long"),
+        ({"content": b""}, "an empty file"),
         ({"extra": 1}, "has a file of 3000001 bytes, not 3000000"),
     ],
     ids=lambda value: str(value)[:30],
@@ -223,6 +251,38 @@ def test_redirects_lead_to_https_only(target, location):
         download(site.address.replace("/file.bin", "/moved"), target)
 
 
+def test_a_redirect_from_https_never_leads_to_what_this_machine_serves(target, https, certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with serving(CONTENT) as inner, serving(CONTENT, https, location=inner.address) as outer:
+        with pytest.raises(FetchError, match=r"127\.0\.0\.1:\d+/file\.bin is not https"):
+            download(outer.address.replace("/file.bin", "/moved"), target)
+        assert inner.asked == []
+        outer.location = "/file.bin"
+        assert download(outer.address.replace("/file.bin", "/moved"), target).read_bytes() == CONTENT
+
+
+def test_only_printable_text_of_a_server_is_shown(target):
+    with serving(CONTENT, status=500, reason="a\x1b[31mb\u009b" + "x" * 9999) as site:
+        with pytest.raises(FetchError, match=r"^the server answered 500 a\?\[31mb\?x{90,}$") as caught:
+            download(site.address, target)
+        assert len(str(caught.value)) < 200
+    with serving(CONTENT, location="http://a\x1b]0;b\x07.example/") as site, pytest.raises(FetchError) as caught:
+        download(site.address.replace("/file.bin", "/moved"), target)
+    assert str(caught.value).isprintable()
+
+
+def test_a_header_that_comes_in_drops_is_given_up(target, monkeypatch):
+    monkeypatch.setattr(fetching, "STALL", 0.4)
+    with serving(CONTENT, drip=True) as site, pytest.raises(FetchError, match=r"no answer came in 0\.4 s"):
+        download(site.address, target)
+
+
+def test_a_signal_ends_the_wait_for_an_answer(target, monkeypatch):
+    monkeypatch.setattr(stopping, "_received", [15])
+    with serving(CONTENT, drip=True) as site, pytest.raises(StoppedError, match=r"file\.bin"):
+        download(site.address, target)
+
+
 def test_a_server_that_answers_is_reached_whatever_it_says():
     for status in (200, 404, 405, 503):
         with serving(CONTENT, status=status) as site:
@@ -281,7 +341,9 @@ def test_a_slow_server_is_there_once_the_encryption_stands(target, https, certif
         assert download(site.address, target).read_bytes() == CONTENT
     with serving(CONTENT, delay=0.7) as site, pytest.raises(FetchError, match=r"did not answer in 0\.5 s"):
         reach(site.address)
-    time.sleep(0.3)  # the threads that asked end
+    for thread in threading.enumerate():
+        if thread.name == fetching._ASKING:
+            thread.join(5)
 
 
 def test_an_unknown_certificate_is_refused(target, https):

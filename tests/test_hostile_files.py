@@ -8,13 +8,16 @@ import pickle
 import struct
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from cdistill.errors import CdistillError, CorruptFileError
+from cdistill.cli import guard
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
 from cdistill.formats.edm import read_edm
 from cdistill.formats.inert import to_array
+from cdistill.formats.mapped import map_file
 from cdistill.formats.opcodes import read_pickle
 from cdistill.formats.torch_files import read_torch_file
 from tests import assembler as a
@@ -35,6 +38,29 @@ from tests.assembler import (
 from tests.test_opcodes import NAMES
 
 EVIL = "touch hacked"
+
+
+@pytest.mark.parametrize(("place", "what"), [("/", "folder"), (os.devnull, "device")])
+def test_what_is_no_file_is_said(place, what):
+    with pytest.raises(MissingAssetError, match=f"^{place}: no such file, but a {what}; give the path of a file$"):
+        map_file(Path(place))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (IsADirectoryError(21, "Is a directory", "/"), "/: is a folder; a file is needed"),
+        (PermissionError(13, "Permission denied", "/"), "/: Permission denied; check its permissions"),
+        (PermissionError(13, "Permission denied", "/none"), "/none: Permission denied; choose another place"),
+        (OSError(28, "No space left", "/none"), "/none: No space left; choose another place, or make room"),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do(error, message, capsys):
+    def command():
+        raise error
+
+    assert guard(command) in (2, 7)
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 class Hook:

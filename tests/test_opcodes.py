@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.inert import as_bytes, container_names, numpy_names, to_array
-from cdistill.formats.opcodes import read_pickle, read_pickle_at
+from cdistill.formats.opcodes import LONGEST_LINE, read_pickle, read_pickle_at
 from cdistill.formats.values import LONG, Budget, LongBytes, LongText, Record
 from tests.assembler import program
 
@@ -130,8 +130,24 @@ def test_text_of_protocol_0_of_python_2_stays_bytes():
     assert read_pickle(rb"S'a\x00\'\\\n\t'" + b"\n.", {}) == b"a\0'\\\n\t"
     assert read_pickle(b"I01\n.", {}) is True
     assert read_pickle(b"L-12L\n.", {}) == -12
-    with pytest.raises(CorruptFileError, match="escape"):
-        read_pickle(rb"S'\q'" + b"\n.", {})
+    assert read_pickle(rb"S'\\q\xff\x41'" + b"\n.", {}) == b"\\q\xffA"
+    assert read_pickle(b"S'" + bytes(range(128, 256)) + b"'\n.", {}) == bytes(range(128, 256))
+    for text in (rb"\q", rb"a\101", rb"\x4", rb"\\\N{DIGIT ONE}", b"\\"):
+        with pytest.raises(CorruptFileError, match="escape"):
+            read_pickle(b"S'" + text + b"'\n.", {})
+
+
+@pytest.mark.parametrize("code", [b"S'", b"V", b"I", b"L", b"F", b"Np", b"g", b"c"])
+def test_endless_lines_are_refused_before_they_are_read(code):
+    with pytest.raises(CorruptFileError, match="a line of 65536 bytes or more"):
+        read_pickle(code + b"1" * LONGEST_LINE + b"'\n.", {})
+    assert len(read_pickle(b"V" + b"x" * (LONGEST_LINE - 1) + b"\n.", {})) == LONGEST_LINE - 1
+
+
+def test_lines_are_paid_for():
+    budget = Budget(100)
+    read_pickle(b"V" + b"x" * 90 + b"\n.", {}, budget=budget)
+    assert budget.work == Budget(100).work - 90
 
 
 REFUSED = {
@@ -190,7 +206,10 @@ def test_persistent_ids_are_given_to_the_caller_alone():
          + b"h\x01h\x00R" * 100_000 + b".", "unfold into much more"),
         (b"\x80\x04c__builtin__\nset\nq\x01](" + b"K\x01" * 20_000 + b"e\x85q\x00R" + b"h\x01h\x00R" * 50_000 + b".",
          "unfold into much more"),
-        (program(b"L" + b"9" * 100_000 + b"L\n"), "not a value"),
+        (program(b"L" + b"9" * 60_000 + b"L\n"), "not a value"),
+        (program(b"S'" + b"\\n" * 500_000 + b"'\n"), "a line of 65536 bytes or more"),
+        (program(b"V" + b"\\u1234" * 200_000 + b"\n"), "a line of 65536 bytes or more"),
+        (program(*[b"S'" + b"\\n" * 30_000 + b"'\n0"] * 20, b"\xff"), "0xff is no opcode"),
         (program(b"\x8b\x00\x10\x00\x00" + b"\x01" * 4096), "an integer of 4096 bytes"),
     ],
 )  # fmt: skip

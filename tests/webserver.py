@@ -24,10 +24,13 @@ class Site:
         status: What it answers instead of 200.
         kind: The content type.
         extra: How many bytes more than it has it says it has; None says nothing.
+        length: What it says about the length in place of the truth.
         cut: After how many bytes of the body it falls silent or hangs up.
         hang: For how many seconds it falls silent before it hangs up.
         pause: Seconds between pieces of 64 KiB.
         delay: Seconds before it answers.
+        drip: Whether its answer to GET is a header that never ends, in drops.
+        reason: What it says beside the status.
         location: Where it sends on those who ask for /moved.
         asked: Headers of the GET requests so far.
         sent: How many bytes of the body each of them got.
@@ -41,10 +44,13 @@ class Site:
     status: int = 200
     kind: str = "application/octet-stream"
     extra: int | None = 0
+    length: str = ""
     cut: int | None = None
     hang: float = 0
     pause: float = 0
     delay: float = 0
+    drip: bool = False
+    reason: str | None = None
     location: str = "/file.bin"
     asked: list[Message] = field(default_factory=list)
     sent: list[int] = field(default_factory=list)
@@ -56,6 +62,9 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if handler.path == "/moved":
         _redirect(handler, site.location)
         return
+    if site.drip and handler.command == "GET":
+        _drip(handler, site)
+        return
     begin = _begin(handler, site)
     if handler.command == "GET":
         site.asked.append(handler.headers)
@@ -63,16 +72,24 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if begin >= len(site.content) > 0:
         handler.send_error(416)
         return
-    handler.send_response(site.status if site.status != 200 else 206 if begin else 200)
+    handler.send_response(site.status if site.status != 200 else 206 if begin else 200, site.reason)
     if begin:
         handler.send_header("Content-Range", f"bytes {begin}-{len(site.content) - 1}/{len(site.content)}")
-    length = "" if site.extra is None else str(len(site.content) - begin + site.extra)
+    length = site.length or ("" if site.extra is None else str(len(site.content) - begin + site.extra))
     headers = {"ETag": site.tag, "Last-Modified": site.date, "Content-Type": site.kind, "Content-Length": length}
     for name in filter(headers.get, headers):
         handler.send_header(name, headers[name])
     handler.end_headers()
     if handler.command == "GET":
         _send(handler, site, begin)
+
+
+def _drip(handler: BaseHTTPRequestHandler, site: Site) -> None:
+    """Sends until the site closes, or the other side has gone."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    while site.drip:
+        handler.wfile.write(b"x")
+        time.sleep(0.02)
 
 
 def _redirect(handler: BaseHTTPRequestHandler, location: str) -> None:
@@ -136,6 +153,7 @@ def serving(content: bytes, context: Any = None, **how: Any) -> Iterator[Site]:
     try:
         yield site
     finally:
+        site.drip = False
         server.shutdown()
         server.server_close()
         thread.join()

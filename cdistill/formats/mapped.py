@@ -12,9 +12,13 @@ def map_file(path: Path) -> memoryview:
     """Returns the content of a file without reading it yet; the file must not be cut while it is used.
 
     Raises:
-        MissingAssetError: There is no such file, or it cannot be opened.
+        MissingAssetError: There is no such file but nothing, a folder or a device; or it cannot be opened.
         CorruptFileError: It is empty.
     """
+    if path.exists() and not path.is_file():
+        raise MissingAssetError(
+            f"{path}: no such file, but a {'folder' if path.is_dir() else 'device'}; give the path of a file"
+        )
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; put it there or give another path")
     try:

@@ -31,6 +31,7 @@ from cdistill.formats.values import (
 
 LONGEST_NAME = 256
 LONGEST_INTEGER = 255  # bytes
+LONGEST_LINE = 1 << 16  # bytes
 NEWEST_PROTOCOL = 5
 
 
@@ -123,15 +124,17 @@ class _Machine:
 
     def line(self) -> bytes:
         size = 64
-        while True:
+        while size <= LONGEST_LINE:
             found = bytes(self.data[self.place : self.place + size])
             end = found.find(b"\n")
             if end >= 0:
+                self.budget.spend(work=end)
                 self.place += end + 1
                 return found[:end]
             if len(found) < size:
                 raise CorruptFileError("a line without an end: truncated")
             size *= 2
+        raise CorruptFileError(f"a line of {LONGEST_LINE} bytes or more, which no such file needs")
 
     def top(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
@@ -269,19 +272,18 @@ def _line_integer(line: bytes) -> int | bool:
     return line == b"01" if line in (b"00", b"01") else int(line)
 
 
+_ESCAPED = re.compile(rb"""(?:[^\\]++|\\(?:x[0-9a-fA-F]{2}|[\\'"nrt]))*+""")  # as Python 2 wrote byte strings
+
+
 def _line_bytes(line: bytes) -> bytes:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise CorruptFileError("a text without its quotation marks")
-    return re.sub(rb"\\(x[0-9a-fA-F]{2}|.?)", _unescaped, line[1:-1])
-
-
-def _unescaped(found: re.Match[bytes]) -> bytes:
-    """Gives the byte that Python 2 wrote as an escape sequence."""
-    code = found[1]
-    plain = {b"\\": b"\\", b"'": b"'", b'"': b'"', b"n": b"\n", b"r": b"\r", b"t": b"\t"}
-    if len(code) != 3 and code not in plain:
-        raise CorruptFileError(f"a text with the escape {shown(code)}")
-    return bytes([int(code[1:], 16)]) if len(code) == 3 else plain[code]
+    text = line[1:-1]
+    known = _ESCAPED.match(text)
+    end = known.end() if known else 0
+    if end < len(text):
+        raise CorruptFileError(f"a text with the escape {shown(text[end + 1 : end + 2])}")
+    return text.decode("unicode-escape").encode("latin-1")
 
 
 def _on_line(make: Callable[[bytes], Any]) -> _Handler:
