@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from http.client import HTTPMessage as Message
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -327,7 +328,7 @@ def _open(
         web.ProxyHandler(),
         _Talker(connected, address.startswith(_HERE)),
         web.UnknownHandler(),
-        web.HTTPRedirectHandler(),
+        _Redirects(),
         web.HTTPErrorProcessor(),
         web.HTTPDefaultErrorHandler(),
     ):
@@ -365,6 +366,21 @@ class _Talker(web.AbstractHTTPHandler):
         if not self.plain or urlsplit(request.full_url).hostname not in _LOCAL:
             raise URLError(f"{request.full_url} is not https")
         return self.do_open(http.client.HTTPConnection, request)
+
+
+class _Redirects(web.HTTPRedirectHandler):
+    """Follows redirects; one that leads nowhere is closed, which urllib forgets."""
+
+    def http_error_302(self, req: web.Request, fp: IO[bytes], code: int, msg: str, headers: Message) -> Any:
+        """Called by the director for every redirect."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if not isinstance(error, HTTPError):  # that one carries the answer onwards
+                fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Connection(http.client.HTTPSConnection):
