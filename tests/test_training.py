@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cdistill.preconditionings import make_preconditioning
 from cdistill.randomness import generator
 from cdistill.recipe import DistillSection
 from cdistill.schedule import rho_grid
+from cdistill.training.batches import draw_data, draw_noise, own_rows
 from cdistill.training.consistency import CMTask, CTMTask, draw_ctm_times, draw_dsm_sigma
 from cdistill.training.cost import step_cost
 from cdistill.training.loop import check_finite
@@ -315,3 +317,16 @@ def test_costs_of_the_papers_grid():
     assert cost.teacher == pytest.approx(70 / 3)
     assert cost.frozen == pytest.approx(1 - 0.496, abs=1e-3)
     assert step_cost("cm", 18, 17, False).teacher == 2
+
+
+def test_each_process_reads_its_own_part_of_what_is_drawn_for_all():
+    """Two parts of the data and of the noise are the whole; nothing else is asked of the source."""
+    source, draws = load_source("digits"), (lambda: generator(0, "noise"))
+    whole, labels = draw_data(source, 0, 3, 12, True)
+    noise = draw_noise(whole, draws(), 12, slice(None))
+    for rank in range(2):
+        rows = own_rows(SimpleNamespace(num_processes=2, process_index=rank), 12)
+        x0, own_labels = draw_data(source, 0, 3, 12, True, rows)
+        assert torch.equal(x0, whole[6 * rank : 6 * rank + 6])
+        assert torch.equal(own_labels, labels[6 * rank : 6 * rank + 6])
+        assert torch.equal(draw_noise(x0, draws(), 12, rows), noise[6 * rank : 6 * rank + 6])

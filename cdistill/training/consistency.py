@@ -25,7 +25,7 @@ from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DistillSection
 from cdistill.schedule import EPS, RHO, T, rho_grid
 from cdistill.solvers import heun_step, jump, solve
-from cdistill.training.batches import check_divisible, draw_data, normal_like, own_part
+from cdistill.training.batches import check_divisible, draw_data, draw_noise, on_device, own_rows
 from cdistill.training.loop import Groups, Task, check_finite, check_gradients
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
@@ -145,7 +145,7 @@ class ConsistencyTask(Task):
 
     @abstractmethod
     def draw(self, index: int) -> tuple[Batch, int]:
-        """Draws the global batch of step `index`, on the CPU, and the number of solver steps h."""
+        """Draws the global batch of step `index`; returns this process's part, on the CPU, and the solver's steps h."""
 
     @abstractmethod
     def consistency_loss(self, batch: Batch, h: int) -> Tensor:
@@ -153,8 +153,8 @@ class ConsistencyTask(Task):
 
     def step(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`."""
-        whole, h = self.draw(index)
-        mine = Batch(*own_part(self.accelerator, whole.tensors()))
+        drawn, h = self.draw(index)
+        mine = Batch(*on_device(self.accelerator, drawn.tensors()))
         micros = mine.split(self.section.accumulation)
         torch.manual_seed(derive_seed(self.seed, "dropout", index, self.accelerator.process_index))
         self.optimizer.zero_grad()
@@ -254,7 +254,8 @@ class CTMTask(ConsistencyTask):
         section = self.section
         draw = generator(self.seed, "ctm", index)
         start, end, h = draw_ctm_times(section.points, section.max_ode_steps, section.batch_size, draw)
-        return draw_batch(self.source, self.seed, index, section, start, end, draw), h
+        rows = own_rows(self.accelerator, section.batch_size)
+        return draw_batch(self.source, self.seed, index, section, start, end, draw, rows), h
 
     def consistency_loss(self, batch: Batch, h: int) -> Tensor:
         """See :class:`ConsistencyTask`."""
@@ -279,7 +280,8 @@ class CMTask(ConsistencyTask):
         section = self.section
         draw = generator(self.seed, "cm", index)
         start = torch.randint(0, section.points - 1, (section.batch_size,), generator=draw)
-        return draw_batch(self.source, self.seed, index, section, start, start + 1, draw), 1
+        rows = own_rows(self.accelerator, section.batch_size)
+        return draw_batch(self.source, self.seed, index, section, start, start + 1, draw, rows), 1
 
     def consistency_loss(self, batch: Batch, h: int) -> Tensor:
         """See :class:`ConsistencyTask`; both networks use the same dropout mask."""
@@ -303,8 +305,11 @@ def draw_batch(
     start: Tensor,
     end: Tensor,
     draw: torch.Generator,
+    rows: slice,
 ) -> Batch:
-    """Draws data and noise of the global batch of step `index`, on the CPU."""
-    x0, labels = draw_data(source, seed, index, section.batch_size, section.flips)
-    x_t = x0 + broadcast(rho_grid(section.points)[start], x0) * normal_like(x0, draw)
-    return Batch(x0, labels, x_t, start, end, normal_like(x0, draw), draw_dsm_sigma(len(x0), draw))
+    """Draws data and noise of the global batch of step `index`, and returns its part `rows`, on the CPU."""
+    size = section.batch_size
+    x0, labels = draw_data(source, seed, index, size, section.flips, rows)
+    x_t = x0 + broadcast(rho_grid(section.points)[start[rows]], x0) * draw_noise(x0, draw, size, rows)
+    z = draw_noise(x0, draw, size, rows)
+    return Batch(x0, labels, x_t, start[rows], end[rows], z, draw_dsm_sigma(size, draw)[rows])

@@ -12,7 +12,7 @@ from cdistill.losses import dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DenoisingSection
-from cdistill.training.batches import check_divisible, draw_data, normal_like, own_part
+from cdistill.training.batches import check_divisible, draw_data, draw_noise, on_device, own_rows
 from cdistill.training.loop import Groups, Task, check_finite, check_gradients
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
@@ -77,8 +77,9 @@ class DenoisingTask(Task):
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns this process's part of step `index`: x0, z, sigma, labels."""
         section = self.section
-        x0, labels = draw_data(self.source, self.seed, index, section.batch_size, section.flips)
+        size, rows = section.batch_size, own_rows(self.accelerator, section.batch_size)
+        x0, labels = draw_data(self.source, self.seed, index, size, section.flips, rows)
         draw = generator(self.seed, "denoising", index)
-        z = normal_like(x0, draw)
-        log_sigma = section.p_mean + section.p_std * torch.randn(len(x0), generator=draw, dtype=torch.float64)
-        return own_part(self.accelerator, (x0, z, log_sigma.exp(), labels))
+        z = draw_noise(x0, draw, size, rows)
+        log_sigma = section.p_mean + section.p_std * torch.randn(size, generator=draw, dtype=torch.float64)[rows]
+        return on_device(self.accelerator, (x0, z, log_sigma.exp(), labels))
