@@ -116,9 +116,10 @@ def fit_source(teacher: Teacher, source: Source) -> Source:
     classes = teacher.denoiser.num_classes
     fits = not classes or 0 < source.num_classes <= classes
     if source.shape != teacher.shape or not fits:
+        example = f", {teacher.data!r} say" if teacher.data else ""
         raise MismatchError(
             f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
-            f"has shape {teacher.shape}, {classes} classes; choose data that fit, {teacher.data!r} say"
+            f"has shape {teacher.shape}, {classes} classes; choose data that fit{example}"
         )
     return source if classes else replace(source, labels=None, num_classes=0)
 
