@@ -108,39 +108,35 @@ def plan_distillation(
     Raises:
         RecipeError: The batch cannot be divided among them.
     """
-    section, evaluation = recipe.training, recipe.evaluation
+    section = recipe.training
     check_divisible(section.batch_size, devices, section.accumulation)
     student = hollow(teacher.student(section.method == "ctm", section.dropout))
     teaching, learning = network_cost(teacher), network_cost(student)
     frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
     forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    parts = [
-        Part("teacher (Heun's solver)", forwards.teacher, forwards.teacher * teaching.forward),
-        Part("targets, no gradient", forwards.target, forwards.target * learning.forward),
-        Part("targets, gradient to the input", forwards.frozen, forwards.frozen * _both(frozen)),
-        Part("student, with gradient", forwards.student, forwards.student * _both(learning)),
-        Part(f"distance {section.distance}", 0, 2 * comparing.forward + comparing.backward),
-    ]
-    averages = 1 if section.target_rate == section.ema_rate else 2
-    gradients = 2 if section.dsm else 1
-    calls = sum(evaluation.nfe)
-    rounds = math.ceil(section.iterations / evaluation.every) if evaluation.every else 0
+    copies = (2 if section.dsm else 1) + (1 if section.target_rate == section.ema_rate else 2)  # gradients, averages
+    kept = learning.saved + (frozen.saved if forwards.frozen else 0)
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
-    parts_of_data = 1 if evaluation.split == "train" else 2
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if estimates else 0
     vjp = input_cost(teacher)
     return Plan(
-        parts,
-        section.iterations,
-        section.batch_size,
-        count_parameters(teacher),
-        trained_parameters(student),
-        4.0 * count_parameters(teacher) + _state_bytes(student, gradients + averages, section.precision, devices),
-        _SHRINKS[section.precision] * (learning.saved + (frozen.saved if forwards.frozen else 0)) + comparing.saved,
-        section.batch_size // (devices * section.accumulation),
-        teacher_data_count(recipe.data) * parts_of_data * drawing,
-        pairs * (vjp.forward + 3 * vjp.backward),
-        evaluation.samples * ((rounds + 2) * calls * learning.forward + drawing),
+        parts=[
+            Part("teacher (Heun's solver)", forwards.teacher, forwards.teacher * teaching.forward),
+            Part("targets, no gradient", forwards.target, forwards.target * learning.forward),
+            Part("targets, gradient to the input", forwards.frozen, forwards.frozen * _both(frozen)),
+            Part("student, with gradient", forwards.student, forwards.student * _both(learning)),
+            Part(f"distance {section.distance}", 0, 2 * comparing.forward + comparing.backward),
+        ],
+        iterations=section.iterations,
+        batch_size=section.batch_size,
+        teacher=count_parameters(teacher),
+        student=trained_parameters(student),
+        state_bytes=4.0 * count_parameters(teacher) + _state_bytes(student, copies, section.precision, devices),
+        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved,
+        micro_batch=section.batch_size // (devices * section.accumulation),
+        data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
+        estimation=pairs * (vjp.forward + 3 * vjp.backward),
+        evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
     )
 
 
@@ -151,18 +147,25 @@ def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Pla
     network = denoiser.student(False)
     cost = network_cost(network)
     return Plan(
-        [Part("network, with gradient", 1, _both(cost))],
-        section.iterations,
-        section.batch_size,
-        0,
-        trained_parameters(network),
-        _state_bytes(network, 2, section.precision, devices),  # a gradient and an average
-        cost.saved * _SHRINKS[section.precision],
-        section.batch_size // devices,
-        0,
-        0,
-        0,
+        parts=[Part("network, with gradient", 1, _both(cost))],
+        iterations=section.iterations,
+        batch_size=section.batch_size,
+        teacher=0,
+        student=trained_parameters(network),
+        state_bytes=_state_bytes(network, 2, section.precision, devices),  # a gradient and an average
+        activation_bytes=cost.saved * _SHRINKS[section.precision],
+        micro_batch=section.batch_size // devices,
+        data=0,
+        estimation=0,
+        evaluation=0,
     )
+
+
+def _judged_calls(recipe: DistillRecipe) -> int:
+    """Network calls for each evaluated sample: within the run, at its end, and of the untrained student."""
+    every = recipe.evaluation.every
+    rounds = math.ceil(recipe.training.iterations / every) if every else 0
+    return (rounds + 2) * sum(recipe.evaluation.nfe)
 
 
 def trained_parameters(module: nn.Module) -> int:

@@ -49,8 +49,9 @@ _DHARIWAL: Mapping[str, tuple[str, Any]] = {
     "dropout": ("dropout", 0.10),
 }
 _ARGUMENTS = {"SongUNet": ("song", _SONG), "DhariwalUNet": ("adm", _DHARIWAL)}
-_FIXED = {"channel_mult_emb": 4, "decoder_type": "standard", "label_dropout": 0}  # what ours does not vary
-_WRAPPER = {"use_fp16", "sigma_min", "sigma_max", "sigma_data", "model_type"}
+_FIXED = {"channel_mult_emb": 4, "decoder_type": "standard"}  # what ours does not vary
+# What does not describe the network, or matters while it is trained only.
+_WRAPPER = {"use_fp16", "sigma_min", "sigma_max", "sigma_data", "model_type", "label_dropout"}
 
 
 @dataclass(frozen=True)
