@@ -13,7 +13,7 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -139,30 +139,48 @@ def estimate_coeffs(
         int,
         typer.Option(help="Noise levels; with fewer than 24 the grid adds an error that the error bars do not show."),
     ] = 120,
-    samples: Annotated[int, typer.Option(help="Samples at each noise level; the paper has 4096.")] = 1024,
+    samples: Annotated[int, typer.Option(help="Samples at each noise level, even; the paper has 4096.")] = 1024,
+    target_error: Annotated[
+        float | None,
+        typer.Option(help="Stop a noise level when the standard errors of l and s are this small; --samples at most."),
+    ] = None,
+    estimator: Annotated[
+        str, typer.Option(help="autodiff (the paper's), forward (four times cheaper), or auto: what suits the teacher.")
+    ] = "auto",
+    smoothing: Annotated[str, typer.Option(help="Of l and s over log t: none or spline.")] = "none",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 for forward on a GPU, otherwise fp32.")
+    ] = "auto",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run every estimator on the same samples and print how far they differ.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="File; coefficients-TEACHER.safetensors by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate l and s of a teacher, the coefficients of the analytic preconditioning.
+    """Estimate l and s of a teacher, the coefficients of the analytic preconditioning, with their standard errors.
 
-    Example:  cdistill estimate-coeffs --teacher digits --samples 256
+    Example:  cdistill estimate-coeffs --teacher digits --target-error 0.01
     """
     from cdistill.recipe import EstimationSection, check_section
     from cdistill.teachers.official import find_weights
 
-    values = {"grid": grid, "timesteps": timesteps, "samples": samples, "seed": seed}
+    values = {
+        "grid": grid, "timesteps": timesteps, "samples": samples, "target_error": target_error, "seed": seed,
+        "estimator": estimator, "smoothing": smoothing, "precision": precision,
+    }  # fmt: skip
     section = check_section(values, EstimationSection, "estimate-coeffs")
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)
     start()
-    from cdistill.commands.estimate import estimate_coefficients
+    from cdistill.commands.estimate import compare_estimators, estimate_coefficients
 
+    command = compare_estimators if compare else estimate_coefficients
     with console.json_only(as_json):
-        record = estimate_coefficients(teacher, weights, data, section, file, picture)
-    finish(as_json, record, f"coefficients: {record['file']}   plot: {record['plot']}")
+        record = command(teacher, weights, data, section, file, picture)
+    finish(as_json, record, "   ".join(f"{key}: {record[key]}" for key in ("file", "files", "plot") if key in record))
 
 
 @app.command()
@@ -375,7 +393,7 @@ def plot_coefficients(
 @app.command("ls")
 def list_names(
     kind: Annotated[
-        str, typer.Argument(help="teachers, recipes, preconditionings, data, distances or metrics.")
+        str, typer.Argument(help="teachers, recipes, preconditionings, estimators, data, distances or metrics.")
     ] = "recipes",
     as_json: JsonOption = False,
 ) -> None:
@@ -383,7 +401,7 @@ def list_names(
     from cdistill.recipe import shipped_recipes
 
     registries = {
-        "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "data": SOURCES,
+        "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
         "distances": DISTANCES, "metrics": METRICS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:

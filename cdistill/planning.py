@@ -94,7 +94,7 @@ class Plan:
 
 
 def plan_distillation(
-    recipe: DistillRecipe, teacher: Denoiser, distance: Distance, estimates: bool, devices: int
+    recipe: DistillRecipe, teacher: Denoiser, distance: Distance, backwards: int | None, devices: int
 ) -> Plan:
     """Counts a distillation.
 
@@ -102,7 +102,7 @@ def plan_distillation(
         recipe: The recipe.
         teacher: Its teacher, frozen, on the meta device.
         distance: Its distance, hollow.
-        estimates: Whether the coefficients are estimated first.
+        backwards: Backward passes of the estimator for each sample; None if no coefficients are estimated.
         devices: How many share the batch.
 
     Raises:
@@ -117,7 +117,7 @@ def plan_distillation(
     copies = (2 if section.dsm else 1) + (1 if section.target_rate == section.ema_rate else 2)  # gradients, averages
     kept = learning.saved + (frozen.saved if forwards.frozen else 0)
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
-    pairs = recipe.estimation.samples * recipe.estimation.timesteps if estimates else 0
+    pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)
     return Plan(
         parts=[
@@ -135,7 +135,7 @@ def plan_distillation(
         activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
-        estimation=pairs * (vjp.forward + 3 * vjp.backward),
+        estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
         evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
     )
 

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cdistill.estimation import Estimate
+from cdistill.estimation.jackknife import standard_error
 from cdistill.preconditionings import Preconditioning
-from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import log_uniform_grid
 
 mpl.use("Agg")
@@ -21,29 +22,27 @@ _COLOURS = {"analytic": "C0", "ctm": "C1", "analytic-forward": "C2", "bcm": "C3"
 def plot_coefficients(
     path: Path,
     title: str,
-    table: Coefficients,
-    errors: tuple[Tensor, Tensor],
+    estimate: Estimate,
     forms: Mapping[str, Preconditioning],
 ) -> None:
-    """Draws l and s_coef with error bars, f and g to eps (Fig. 2c), and g(t,s) of each form (Fig. 4).
+    """Draws l and s_coef, f and g to eps (Fig. 2c), all with standard errors, and g(t,s) of each form (Fig. 4).
 
     Args:
         path: PNG.
         title: Heading.
-        table: l and s.
-        errors: Their standard errors.
+        estimate: l and s with their errors.
         forms: Name -> preconditioning; the first two are shown as heat maps.
     """
     figure = Figure(figsize=(15, 7.5), layout="constrained")
     axes = figure.subplots(2, 3)
     figure.suptitle(title)
-    t = table.t.numpy()
+    table = estimate.table
     for axis, values, error, name in (
-        (axes[0, 0], table.l, errors[0], "$l_t$"),
-        (axes[1, 0], table.s, errors[1], "$s_t$"),
+        (axes[0, 0], table.l, estimate.l_error, "$l_t$"),
+        (axes[1, 0], table.s, estimate.s_error, "$s_t$"),
     ):
-        axis.errorbar(t, values, error.numpy(), lw=1.2, elinewidth=0.8)
-        _log_axis(axis, "t", f"{name} (bars: 1 standard error)")
+        _band(axis, table.t, values, error, "C0", "-", "")
+        _log_axis(axis, "t", f"{name} (band: 2 standard errors)")
     axes[0, 0].axhline(1, color="grey", lw=0.5)
     axes[0, 0].axhline(0, color="grey", lw=0.5)
 
@@ -52,15 +51,56 @@ def plot_coefficients(
     for end, style, text in ((grid[-1], "-", "s = eps"), (middle, "--", f"s = {float(middle):.2g}")):
         start = grid[grid >= end]
         for name, form in forms.items():
-            f, g = form(start, end.expand(len(start)))
-            for axis, values, symbol in ((axes[0, 1], f, "f"), (axes[1, 1], g, "g")):
-                axis.plot(start, values, style, color=_COLOURS.get(name), lw=1.2, label=f"{name}, {text}")
-                _log_axis(axis, "t", f"{symbol}(t, s)")
+            jump = start, end.expand(len(start))
+            bars = estimate.jump_errors(name, *jump) if form.needs_coefficients else (None, None)
+            for row, (values, bar, symbol) in enumerate(zip(form(*jump), bars, "fg", strict=True)):
+                _band(axes[row, 1], start, values, bar, _COLOURS.get(name), style, f"{name}, {text}")
+                _log_axis(axes[row, 1], "t", f"{symbol}(t, s)")
     axes[0, 1].legend(fontsize=8)
     axes[1, 1].legend(fontsize=8)
     for axis, (name, form) in zip(axes[:, 2], list(forms.items())[:2], strict=False):
         _heat_map(figure, axis, name, form, grid)
     _save(figure, path)
+
+
+def plot_estimates(path: Path, title: str, estimates: Mapping[str, Estimate]) -> None:
+    """Draws l and s_coef by several estimators from the same samples, and their differences from the first.
+
+    Args:
+        path: PNG.
+        title: Heading.
+        estimates: Name -> estimate, from the same samples in the same groups.
+    """
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    figure.suptitle(f"{title}: bands are 2 standard errors, below of the difference")
+    first, reference = next(iter(estimates.items()))
+    for number, (name, one) in enumerate(estimates.items()):
+        t, colour = one.table.t, f"C{number}"
+        for column, key in enumerate("ls"):
+            values, parts = getattr(one.table, key), torch.stack([getattr(part, key) for part in one.parts])
+            _band(axes[0, column], t, values, standard_error(parts), colour, "-", name)
+            if name != first:
+                error = standard_error(parts - torch.stack([getattr(part, key) for part in reference.parts]))
+                difference = values - getattr(reference.table, key)
+                _band(axes[1, column], t, difference, error, colour, "-", f"{name} - {first}")
+    for column, key in enumerate("ls"):
+        _log_axis(axes[0, column], "", f"${key}_t$")
+        _log_axis(axes[1, column], "t", "difference")
+        axes[1, column].axhline(0, color="grey", lw=0.5)
+    for axis in axes.flat:
+        axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _band(
+    axis: Axes, t: Tensor, values: Tensor, error: Tensor | None, colour: str | None, style: str, label: str
+) -> None:
+    """Draws a curve with a band of two standard errors."""
+    (line,) = axis.plot(t.numpy(), values.numpy(), style, color=colour, lw=1.2, label=label or None)
+    if error is not None:
+        low, high = (values - 2 * error).numpy(), (values + 2 * error).numpy()
+        axis.fill_between(t.numpy(), low, high, color=line.get_color(), alpha=0.3, lw=0)
 
 
 def plot_trajectories(

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from cdistill.errors import MissingAssetError, RecipeError, suggest
 from cdistill.registry import (
     DISTANCES,
+    ESTIMATORS,
     METRICS,
     PRECONDITIONINGS,
     SOURCES,
@@ -55,6 +56,11 @@ def _known_data_or_teacher(name: str) -> str:
         return f"teacher:{teacher_data_count(name)}" if is_teacher_data(name) else _known_data(name)
     except RecipeError as error:
         raise ValueError(str(error).removeprefix("data: ")) from error
+
+
+def _known_estimator(name: str) -> str:
+    """Checks the name of an estimator; "auto" passes."""
+    return name if name == "auto" else _known(ESTIMATORS)(name)
 
 
 class Section(BaseModel):
@@ -136,12 +142,20 @@ class PreconditioningSection(Section):
 
 
 class EstimationSection(Section):
-    """How l and s are estimated (Zheng et al. 2025, Appendix B.1)."""
+    """How l and s are estimated (Zheng et al. 2025, Appendix B.1); "auto" is what suits the teacher or the device.
 
+    With `target_error`, a noise level stops as soon as the standard errors of l and s are that small, and `samples` is
+    the most that it may take.
+    """
+
+    estimator: Annotated[str, AfterValidator(_known_estimator)] = "auto"
     grid: Literal["log-uniform", "rho"] = "log-uniform"
     timesteps: Annotated[int, Field(ge=3)] = 120
-    samples: Annotated[int, Field(ge=2)] = 4096
+    samples: Annotated[int, Field(ge=4, multiple_of=2)] = 4096
     seed: Annotated[int, Field(ge=0)] = 0
+    target_error: Positive | None = None
+    smoothing: Literal["none", "spline"] = "none"
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
 
 
 class DistillSection(Section):

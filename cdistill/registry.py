@@ -1,4 +1,4 @@
-"""Names for things that can be chosen: teachers, preconditionings, data, distances, metrics.
+"""Names for things that can be chosen: teachers, preconditionings, estimators, data, distances, metrics.
 
 A registry maps a name to ``"module:attribute"``, so that listing and checking names costs no import. Other
 packages add entries through a Python entry point of the registry's group, without touching this one::
@@ -162,6 +162,15 @@ DISTANCES = Registry(
         "pseudo-huber": "cdistill.losses:PseudoHuber",
     },
     "cdistill.distances",
+)
+
+ESTIMATORS = Registry(
+    "estimator",
+    {
+        "autodiff": "cdistill.estimation.autodiff:Autodiff",
+        "forward": "cdistill.estimation.forward:Forward",
+    },
+    "cdistill.estimators",
 )
 
 METRICS = Registry(

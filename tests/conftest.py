@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdistill.estimation import make_table
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import log_uniform_grid
-from tests.quadrature import mixture_statistics
+from tests.quadrature import exact_estimate
 
 os.environ["CDISTILL_OFFLINE"] = "1"  # no test downloads weights; those of downloading serve files of their own
 PACKAGE = Path(__file__).resolve().parents[1] / "cdistill"
@@ -32,7 +31,7 @@ def _threads() -> None:
 @pytest.fixture(scope="session")
 def exact_coefficients() -> Coefficients:
     """l and s of the paper's 1-D mixture by quadrature, on 120 log-uniform noise levels."""
-    return make_table(mixture_statistics(log_uniform_grid(120)))
+    return exact_estimate(None, log_uniform_grid(120)).table
 
 
 @pytest.fixture

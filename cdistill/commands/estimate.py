@@ -1,20 +1,23 @@
 """``cdistill estimate-coeffs``."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from cdistill.commands.common import open_data, versions
-from cdistill.console import progress, table
+from cdistill.console import progress, say, table
 from cdistill.data import Source
-from cdistill.errors import CdistillError
-from cdistill.estimation import collect_statistics, jackknife_errors, make_table
+from cdistill.errors import CdistillError, CorruptFileError
+from cdistill.estimation import Budget, Estimate, Part, Statistics, collect_statistics, solve
+from cdistill.estimation.comparison import Deviation, measure_deviations
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import Coefficients, load_coefficients, save_coefficients
+from cdistill.preconditionings.coefficients import load_coefficients, save_coefficients
 from cdistill.recipe import EstimationSection
+from cdistill.registry import ESTIMATORS
 from cdistill.schedule import log_uniform_grid, rho_grid
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
@@ -22,20 +25,48 @@ from cdistill.training.loop import make_accelerator
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
 
 
+@dataclass(frozen=True)
+class Found:
+    """An estimate and how it was made.
+
+    Attributes:
+        estimate: l, s and their errors.
+        statistics: The sums behind it.
+        header: Provenance.
+    """
+
+    estimate: Estimate
+    statistics: Statistics
+    header: dict[str, Any]
+
+
 def estimate_coefficients(
     teacher_name: str, weights: Path | None, data: str | None, section: EstimationSection, out: Path, plot: Path
 ) -> dict[str, object]:
     """Estimates, saves, prints and draws the coefficients of a teacher; returns them as JSON."""
-    teacher = load_teacher(teacher_name, weights)
+    teacher, source, accelerator = _open(teacher_name, weights, data)
+    found = estimate(teacher, source, section, out, accelerator)
+    print_coefficients(found)
+    if accelerator.is_main_process:
+        draw_coefficients(plot, found)
+    return {"file": str(out), "plot": str(plot), "teacher": teacher.name, **_as_lists(found)}
+
+
+def _open(name: str, weights: Path | None, data: str | None) -> tuple[Teacher, Source, Accelerator]:
+    teacher = load_teacher(name, weights)
     accelerator = make_accelerator("fp32")
     teacher.denoiser.to(accelerator.device)
-    source = open_data(data, "train", teacher, accelerator)
-    found, errors = estimate(teacher, source, section, out, accelerator)
-    print_coefficients(found, errors)
-    if accelerator.is_main_process:
-        draw_coefficients(plot, f"{teacher.name}: {section.samples} samples", found, errors)
-    lists = {name: values.tolist() for name, values in (("t", found.t), ("l", found.l), ("s", found.s))}
-    return {"file": str(out), "plot": str(plot), "teacher": teacher.name, **lists}
+    return teacher, open_data(data, "train", teacher, accelerator), accelerator
+
+
+def _as_lists(found: Found) -> dict[str, object]:
+    estimate = found.estimate
+    values = {"t": estimate.table.t, "l": estimate.table.l, "s": estimate.table.s}
+    errors = {"l_error": estimate.l_error, "s_error": estimate.s_error, "samples": found.statistics.samples}
+    return {
+        "estimator": found.header["estimator"],
+        **{key: part.tolist() for key, part in {**values, **errors}.items()},
+    }
 
 
 def estimate(
@@ -43,29 +74,85 @@ def estimate(
     source: Source,
     section: EstimationSection,
     out: Path,
-    accelerator: Accelerator | None = None,
-) -> tuple[Coefficients, tuple[Tensor, Tensor]]:
-    """Estimates l and s, writes them to `out` and returns them with their standard errors."""
-    grid = _GRIDS[section.grid](section.timesteps)
-    with progress(section.samples * section.timesteps, "coefficients", "pair") as advance:
-        sums = collect_statistics(teacher.denoiser, source, grid, section.samples, section.seed, advance, accelerator)
-    found, errors = make_table(sums), jackknife_errors(sums.t, sums.groups, sums.count, sums.dim)
+    accelerator: Accelerator,
+    paired: bool = False,
+) -> Found:
+    """Estimates l and s and writes them to `out`; goes on where the same estimation was interrupted.
+
+    Args:
+        teacher: On the accelerator's device.
+        source: Its data.
+        section: How.
+        out: The coefficient file.
+        accelerator: Devices and processes.
+        paired: Whether to take the points in pairs for estimators that do not need them, too.
+    """
+    name = _resolve(section, teacher)
+    estimator, grid = ESTIMATORS.get(name)(), _GRIDS[section.grid](section.timesteps)
+    identity = {**_identity(teacher, source, section), "paired": paired, "versions": versions()}
+    budget = Budget(section.samples, section.seed, section.target_error, paired, section.precision)
+    part = Part(out, identity, accelerator.process_index, accelerator.num_processes)
+    total = section.samples * section.timesteps
+    with progress(total, f"coefficients ({name})", "pair", part.finished_pairs(section.samples)) as advance:
+        statistics = collect_statistics(estimator, teacher.denoiser, source, grid, budget, advance, accelerator, part)
     header = {
         "teacher": teacher.name,
-        "teacher_sha256": teacher.digest,
         "data": source.name,
-        "data_sha256": source.digest,
-        "estimator": "autodiff",
-        "dim": sums.dim,
-        "versions": versions(),
-        **section.model_dump(),
+        **identity,
+        "dim": statistics.dim,
+        "sigma_data": teacher.denoiser.sigma_data,
+        "device": accelerator.device.type,
     }
-    statistics = {"sums": sums.sums, "variances": sums.variances, "groups": sums.groups}
-    if accelerator is None or accelerator.is_main_process:
-        save_coefficients(out, found, statistics, header)
-    if accelerator is not None:
-        accelerator.wait_for_everyone()
-    return found, errors
+    found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)
+    if accelerator.is_main_process:
+        _save(out, found)
+    accelerator.wait_for_everyone()
+    part.remove()
+    _tell_samples(found, section)
+    return found
+
+
+def _resolve(section: EstimationSection, teacher: Teacher) -> str:
+    return teacher.estimator if section.estimator == "auto" else section.estimator
+
+
+def _identity(teacher: Teacher, source: Source, section: EstimationSection) -> dict[str, Any]:
+    """What an estimate depends on."""
+    digests = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+    return {**digests, **section.model_dump(), "estimator": _resolve(section, teacher)}
+
+
+def _save(out: Path, found: Found) -> None:
+    estimate, statistics = found.estimate, found.statistics
+    t, s = estimate.pairs()
+    f, g = estimate.jump("analytic", t, s)
+    f_error, g_error = estimate.jump_errors("analytic", t, s)
+    behind = {
+        "l_error": estimate.l_error, "s_error": estimate.s_error,
+        "pairs": torch.stack([t, s], dim=1), "f": f, "g": g, "f_error": f_error, "g_error": g_error,
+        "sums": statistics.sums, "sizes": statistics.sizes, "stops": statistics.stops, "samples": statistics.samples,
+    }  # fmt: skip
+    save_coefficients(out, estimate.table, behind, found.header)
+
+
+def read_found(path: Path) -> Found:
+    """Reads a coefficient file with everything behind it.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged, or without the statistics of this version.
+        UnknownNameError: It was made by an estimator that is not installed here.
+    """
+    found, tensors, header = load_coefficients(path)
+    try:
+        statistics = Statistics(
+            found.t, int(header["dim"]), *(tensors[name] for name in ("sums", "sizes", "stops", "samples"))
+        )
+        estimator = ESTIMATORS.get(header["estimator"])()
+        solved = solve(estimator, statistics, float(header["sigma_data"]), header["smoothing"])
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        raise CorruptFileError(f"{path}: lacks {error}; estimate the coefficients again") from error
+    return Found(solved, statistics, header)
 
 
 def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection) -> bool:
@@ -74,37 +161,100 @@ def is_estimate(path: Path, teacher: Teacher, source: Source, section: Estimatio
         _, _, header = load_coefficients(path)
     except CdistillError:
         return False
-    expected = {"teacher_sha256": teacher.digest, "data_sha256": source.digest, **section.model_dump()}
-    return all(header.get(key) == value for key, value in expected.items())
+    return all(header.get(key) == value for key, value in _identity(teacher, source, section).items())
 
 
-def print_coefficients(found: Coefficients, errors: tuple[Tensor, Tensor], rows: int = 16) -> None:
+def _tell_samples(found: Found, section: EstimationSection) -> None:
+    """Says how many samples a target took, and where it was missed."""
+    if section.target_error is None:
+        return
+    samples, estimate = found.statistics.samples, found.estimate
+    missed = int((torch.maximum(estimate.l_error, estimate.s_error) > section.target_error).sum())
+    say(
+        f"target error {section.target_error:g}: {int(samples.min())} to {int(samples.max())} samples a noise level, "
+        f"{int(samples.sum()):,} pairs in place of {section.samples * section.timesteps:,}"
+        + (f"; {missed} of {len(samples)} levels are above it" if missed else "")
+    )
+
+
+def print_coefficients(found: Found, rows: int = 16) -> None:
     """Prints l and s, and f and g of halving the noise next to CTM's, at `rows` of the noise levels."""
-    chosen = torch.linspace(0, len(found.t) - 1, rows).round().long().unique()
-    t = found.t[chosen]
-    s = (t / 2).clamp(min=float(found.t[-1]))
-    f, g = make_preconditioning("analytic", table=found)(t, s)
+    estimate, samples = found.estimate, found.statistics.samples
+    levels = estimate.table.t
+    chosen = torch.linspace(0, len(levels) - 1, rows).round().long().unique()
+    t = levels[chosen]
+    s = (t / 2).clamp(min=float(levels[-1]))
+    f, g = estimate.jump("analytic", t, s)
+    f_error, g_error = estimate.jump_errors("analytic", t, s)
     ctm_f, ctm_g = make_preconditioning("ctm")(t, s)
     columns = {
         "t": (t, ".4g"),
-        "l": (found.l[chosen], ".5f"),
-        "+-": (errors[0][chosen], ".1e"),
-        "s_coef": (found.s[chosen], ".4f"),
-        "+- ": (errors[1][chosen], ".1e"),
+        "l": (estimate.table.l[chosen], ".5f"),
+        "+-": (estimate.l_error[chosen], ".1e"),
+        "s_coef": (estimate.table.s[chosen], ".4f"),
+        "+- ": (estimate.s_error[chosen], ".1e"),
         "f(t,t/2)": (f, ".4f"),
+        " +-": (f_error, ".0e"),
         "ctm": (ctm_f, ".4f"),
         "g(t,t/2)": (g, ".4f"),
+        " +- ": (g_error, ".0e"),
         "ctm ": (ctm_g, ".4f"),
     }
+    if len(samples.unique()) > 1:
+        columns["samples"] = (samples[chosen], ".0f")
     lines: Sequence[Sequence[str]] = [
         [format(float(values[k]), form) for values, form in columns.values()] for k in range(len(t))
     ]
-    table(f"{len(t)} of {len(found.t)} noise levels; +- is one standard error", [*columns], lines)
+    title = f"{len(t)} of {len(levels)} noise levels, estimator {found.header['estimator']}; +- is one standard error"
+    table(title, [*columns], lines)
 
 
-def draw_coefficients(path: Path, title: str, found: Coefficients, errors: tuple[Tensor, Tensor]) -> None:
+def draw_coefficients(path: Path, found: Found) -> None:
     """Draws l, s, f and g next to CTM's (Figs. 2c and 4)."""
     from cdistill.plots import plot_coefficients
 
-    forms = {name: make_preconditioning(name, table=found) for name in ("analytic", "ctm")}
-    plot_coefficients(path, title, found, errors, forms)
+    header, samples = found.header, found.statistics.samples
+    count = f"{int(samples.min())} to {int(samples.max())}" if samples.min() < samples.max() else str(int(samples[0]))
+    forms = {name: make_preconditioning(name, table=found.estimate.table) for name in ("analytic", "ctm")}
+    plot_coefficients(path, f"{header['teacher']}: {header['estimator']}, {count} samples", found.estimate, forms)
+
+
+def compare_estimators(
+    teacher_name: str, weights: Path | None, data: str | None, section: EstimationSection, out: Path, plot: Path
+) -> dict[str, object]:
+    """Runs every registered estimator on the same samples; prints, draws and returns how far they differ."""
+    teacher, source, accelerator = _open(teacher_name, weights, data)
+    found = {}
+    for name in ESTIMATORS.names():
+        only = section.model_copy(update={"estimator": name})
+        found[name] = estimate(teacher, source, only, _file_of(out, name), accelerator, paired=True)
+    first, *others = found
+    deviations = {name: measure_deviations(found[first].estimate, found[name].estimate) for name in others}
+    for name, rows in deviations.items():
+        print_deviations(teacher.name, first, name, rows)
+    if accelerator.is_main_process:
+        from cdistill.plots import plot_estimates
+
+        plot_estimates(plot, teacher.name, {name: one.estimate for name, one in found.items()})
+    compared = {name: [asdict(row) for row in rows] for name, rows in deviations.items()}
+    estimates = {name: _as_lists(one) for name, one in found.items()}
+    files = " ".join(str(_file_of(out, name)) for name in found)
+    return {
+        "teacher": teacher.name, "files": files, "plot": str(plot), "against": first, "deviations": compared,
+        "estimates": estimates,
+    }  # fmt: skip
+
+
+def _file_of(out: Path, estimator: str) -> Path:
+    return out.with_name(f"{out.stem}-{estimator}.safetensors")
+
+
+def print_deviations(teacher: str, first: str, second: str, rows: Sequence[Deviation]) -> None:
+    """Prints how far two estimators are from each other."""
+    columns = ["", "largest difference", "in error bars, rms", "in errors of the difference, rms", "beyond 2 of them"]
+    lines = [
+        [row.quantity, f"{row.largest:.2e}", f"{row.bars:.2f}", f"{row.paired:.2f}", f"{row.beyond:.0%}"]
+        for row in rows
+    ]
+    title = f"{teacher}: {first} minus {second} on the same samples; 1.0 and 5% are chance"
+    table(title, columns, lines)

@@ -12,8 +12,8 @@ from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.planning import Plan, hollow, plan_distillation, plan_teacher
 from cdistill.recipe import DistillRecipe, TeacherRecipe
-from cdistill.registry import PRECONDITIONINGS
-from cdistill.teachers import load_teacher
+from cdistill.registry import ESTIMATORS, PRECONDITIONINGS
+from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import OFFICIAL
 
 
@@ -27,9 +27,11 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
         return plan_teacher(recipe, network, devices)
     section = recipe.preconditioning
     estimates = PRECONDITIONINGS.get(section.name).needs_coefficients and section.coefficients is None
-    teacher = _hollow_teacher(recipe)
+    teacher, suited = _hollow_teacher(recipe)
     kind = check_distance(recipe.training.distance, teacher.sample_shape)
-    return plan_distillation(recipe, teacher, kind.hollow(), estimates, devices)
+    name = suited if recipe.estimation.estimator == "auto" else recipe.estimation.estimator
+    backwards = ESTIMATORS.get(name).backwards if estimates else None
+    return plan_distillation(recipe, teacher, kind.hollow(), backwards, devices)
 
 
 def print_plan(found: Plan, devices: int, tflops: float) -> None:
@@ -98,8 +100,10 @@ def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
     }
 
 
-def _hollow_teacher(recipe: DistillRecipe) -> Denoiser:
+def _hollow_teacher(recipe: DistillRecipe) -> tuple[Denoiser, str]:
+    """Returns a teacher on the meta device and the estimator that suits it."""
     if recipe.teacher in OFFICIAL:
         with torch.device("meta"):
-            return freeze(build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5))
-    return freeze(hollow(load_teacher(recipe.teacher, recipe.weights_path).denoiser))
+            return freeze(build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5)), Teacher.estimator
+    teacher = load_teacher(recipe.teacher, recipe.weights_path)
+    return freeze(hollow(teacher.denoiser)), teacher.estimator

@@ -7,16 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdistill.commands.estimate import draw_coefficients
+from cdistill.commands.estimate import draw_coefficients, read_found
 from cdistill.console import progress, table
 from cdistill.data import load_source
-from cdistill.errors import CorruptFileError
-from cdistill.estimation import collect_statistics, jackknife_errors, make_table
+from cdistill.estimation import Budget, collect_statistics, solve
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.plots import plot_trajectories
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.randomness import generator
+from cdistill.registry import ESTIMATORS
 from cdistill.sampling import teacher_trajectories, trajectories
 from cdistill.schedule import T, log_uniform_grid, rho_grid, sampling_grid
 from cdistill.teachers import load_teacher
@@ -59,7 +58,9 @@ def draw_trajectories(
     teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
     grid = log_uniform_grid(120)
     with progress(samples * len(grid), "coefficients", "pair") as advance:
-        found = make_table(collect_statistics(teacher.denoiser, source, grid, samples, seed, advance))
+        estimator = ESTIMATORS.get(teacher.estimator)()
+        sums = collect_statistics(estimator, teacher.denoiser, source, grid, Budget(samples, seed), advance)
+    found = solve(estimator, sums, teacher.denoiser.sigma_data).table
     x = torch.randn(count, 1, generator=generator(seed, "trajectories"), dtype=torch.float64) * T
     truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
     times = {"teacher": rho_grid(_FINER * nfe + 1)}
@@ -95,9 +96,4 @@ def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
 
 def redraw_coefficients(file: Path, out: Path) -> None:
     """Draws a coefficient file (Figs. 2c and 4)."""
-    found, tensors, header = load_coefficients(file)
-    try:
-        errors = jackknife_errors(found.t, tensors["groups"], int(header["samples"]), int(header["dim"]))
-    except KeyError as error:
-        raise CorruptFileError(f"{file}: lacks {error}; estimate the coefficients again") from error
-    draw_coefficients(out, f"{header['teacher']}: {header['samples']} samples", found, errors)
+    draw_coefficients(out, read_found(file))

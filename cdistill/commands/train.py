@@ -137,10 +137,10 @@ def prepare_preconditioning(
                 copy_file(given, folder.coefficients)
             accelerator.wait_for_everyone()
         elif not begun and not estimated:
-            found, errors = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
+            found = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
             if accelerator.is_main_process:
-                print_coefficients(found, errors, rows=8)
-                draw_coefficients(folder.path / "plots" / "coefficients.png", teacher.name, found, errors)
+                print_coefficients(found, rows=8)
+                draw_coefficients(folder.path / "plots" / "coefficients.png", found)
     return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
 
 

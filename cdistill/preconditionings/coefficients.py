@@ -1,17 +1,23 @@
 """The coefficient file: l_t and s_t of one teacher, with what they were computed from.
 
-Tensors, all float64 (n timesteps, G groups of samples):
+Tensors, float64 unless it says otherwise (n noise levels, R rounds, G groups of samples, k scalars, P jumps):
 
-=============  ==========  ==================================================================================
-``t``          (n,)        noise levels, strictly descending
-``l``          (n,)        1 - E[tr J]/d (Zheng et al. 2025, Eq. 15), not clipped
-``s``          (n,)        E[g.dg/dlam]/E[|g|^2] (Eq. 17); 0 where g vanishes, as for Gaussian data
-``sums``       (n, 6)      sums over the samples of tr J, x.x, x.D, D.D, D.Ddot, x.Ddot
-``variances``  (n, 6)      sample variances of the same
-``groups``     (G, n, 6)   the sums over each of G groups of samples, for error bars by the jackknife
-=============  ==========  ==================================================================================
+======================  =============  =====================================================================
+``t``                   (n,)           noise levels, strictly descending
+``l``                   (n,)           1 - E[tr J]/d (Zheng et al. 2025, Eq. 15), not clipped
+``s``                   (n,)           E[g.dg/dlam]/E[|g|^2] (Eq. 17); 0 where g vanishes, as for Gaussian data
+``l_error, s_error``    (n,)           their standard errors, by the jackknife over the groups
+``pairs``               (P, 2)         jumps (t, s) between 16 of the noise levels
+``f, g``                (P,)           the analytic preconditioning (backward) of these jumps
+``f_error, g_error``    (P,)           their standard errors
+``sums``                (R, G, n, k)   sums of the estimator's scalars in each round and group of samples
+``sizes``               (R, G)         how many rows were summed
+``stops``               (n,) int64     the last round of each noise level
+``samples``             (n,) int64     points of q(x_t) that each noise level took
+======================  =============  =====================================================================
 
-The header holds the teacher's name and digest, the data, the seed, sizes and versions.
+With ``sums`` alone l, s and all errors can be computed again. The header holds the teacher's name and digest, the
+data, the estimator, the seed, sizes and versions.
 """
 
 from dataclasses import dataclass

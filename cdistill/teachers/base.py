@@ -27,11 +27,13 @@ class Teacher:
         name: Name in the registry, or the path of its file.
         denoiser: D, in evaluation mode, without gradients.
         data: Name of the data source that it was trained on, "" if unknown.
+        estimator: Name of the estimator that suits it: "forward" only where it was shown to agree with "autodiff".
     """
 
     name: str
     denoiser: Denoiser
     data: str
+    estimator: str = "autodiff"
 
     @property
     def shape(self) -> tuple[int, ...]:

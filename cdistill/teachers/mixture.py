@@ -125,7 +125,7 @@ def mixture_1d() -> MixtureDenoiser:
 
 def load_mixture_1d() -> Teacher:
     """The paper's 1-D mixture with its exact denoiser."""
-    return Teacher("mixture-1d", mixture_1d(), "mixture-1d")
+    return Teacher("mixture-1d", mixture_1d(), "mixture-1d", estimator="forward")
 
 
 def draw_mixture_1d(split: str = "train") -> Source:
