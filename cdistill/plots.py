@@ -1,15 +1,19 @@
-"""The paper's figures, drawn with matplotlib: coefficients (Figs. 2c and 4) and trajectories (Fig. 7)."""
+"""Figures, drawn with matplotlib: the paper's (Figs. 2c, 4 and 7), and the laboratory's heat maps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cdistill.laboratory import Score
 from cdistill.preconditionings import Preconditioning
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import log_uniform_grid
@@ -104,6 +108,55 @@ def plot_trajectories(
         below.legend(fontsize=8)
     axes[0, 0].set_ylabel("$x_t / \\sqrt{1 + t^2}$")
     _save(figure, path)
+
+
+def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], bound: Tensor) -> None:
+    """Draws the consistency gap of each form over (t, s), and its jump error over the least possible one.
+
+    Args:
+        path: PNG.
+        title: Heading.
+        levels: Noise levels (L,), descending.
+        scores: The forms, from left to right.
+        bound: Least jump error of any f and g, (L-1, L-1), see `least_squares`.
+    """
+    figure = Figure(figsize=(1.2 + 3.1 * len(scores), 6.6), layout="constrained")
+    axes = figure.subplots(2, len(scores), sharex=True, sharey=True, squeeze=False)
+    figure.suptitle(title)
+    rows = (
+        ([one.gap for one in scores], "consistency gap $|D^*-D|$ (rms)", "viridis"),
+        ([one.jump_error / bound for one in scores], "jump error / least possible", "magma"),
+    )
+    for row, (panels, label, colours) in enumerate(rows):
+        norm = _log_colours(panels, 1.0 if row else None)
+        for axis, one, values in zip(axes[row], scores, panels, strict=True):
+            image = axis.pcolormesh(values.numpy(), norm=norm, cmap=colours)
+            axis.set_title(one.name, fontsize=11)
+        figure.colorbar(image, ax=list(axes[row]), label=label, extend="both")
+    _label_levels(axes, levels)
+    _save(figure, path)
+
+
+def _log_colours(panels: Sequence[Tensor], lowest: float | None) -> LogNorm:
+    """Returns one logarithmic scale for all panels, at most three decades, above `lowest` if it is given."""
+    values = torch.cat([panel[panel.isfinite() & (panel > 0)] for panel in panels])
+    if not len(values):
+        return LogNorm(1, 10)
+    low, high = (float(values.quantile(part)) for part in (0.02, 0.98))
+    low = lowest or max(low, high / 1000)
+    return LogNorm(low, max(min(high, 1000 * low), 1.01 * low))
+
+
+def _label_levels(axes: NDArray[Any], levels: Tensor) -> None:
+    """Writes noise levels beside a few cells of every outer panel; t starts at ``levels[0]``, s at ``levels[1]``."""
+    chosen = np.unique(np.linspace(0, len(levels) - 2, 5).round().astype(int))
+    for axis in axes[:, 0]:
+        axis.set_ylabel("t")
+        axis.set_yticks(chosen + 0.5, [f"{float(levels[k]):.2g}" for k in chosen])
+        axis.invert_yaxis()
+    for axis in axes[-1]:
+        axis.set_xlabel("s")
+        axis.set_xticks(chosen + 0.5, [f"{float(levels[k + 1]):.2g}" for k in chosen])
 
 
 def _draw_paths(axis: Axes, times: Tensor, points: Tensor, colour: str) -> None:
