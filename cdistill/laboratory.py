@@ -217,7 +217,7 @@ def least_squares(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns:
         f, g and the root mean square of the residual per element, each (n, n), NaN where s is not below t. Where D is
-        a multiple of x_t, as for Gaussian data, f and g are the smallest that do it.
+        a multiple of x_t, as for Gaussian data, many f and g do equally well; theirs add the same, f x_t = g D.
     """
     means = moments.means()
     f, g = _solve(means)
@@ -325,7 +325,7 @@ def score_bound(moments: Moments) -> Score:
     error = means.squared_residual(*_solve(means)).sqrt()
     f, g, best = least_squares(moments)
     return Score(
-        "any f, g (bound)", f, g, torch.full_like(best, math.nan), best, (math.nan, math.nan),
+        "any f, g", f, g, torch.full_like(best, math.nan), best, (math.nan, math.nan),
         jackknife(_root_mean_square(error, inside)), {1: jackknife(error[:, 0, -1])},
     )  # fmt: skip
 

@@ -110,50 +110,56 @@ def plot_trajectories(
     _save(figure, path)
 
 
-def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], bound: Tensor) -> None:
-    """Draws the consistency gap of each form over (t, s), and its jump error over the least possible one.
+def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], bound: Score) -> None:
+    """Draws the consistency gap (above) and the avoidable jump error (below) of each form over (t, s).
+
+    The best f and g leave a residual that is orthogonal to x_t and D, so that squared jump errors are those of the
+    best plus what another f and g would avoid: the mean square of (f-f*) x_t + (g-g*) D.
 
     Args:
         path: PNG.
         title: Heading.
         levels: Noise levels (L,), descending.
         scores: The forms, from left to right.
-        bound: Least jump error of any f and g, (L-1, L-1), see `least_squares`.
+        bound: The best f and g of all; the last panel below is their jump error, which no form avoids.
     """
-    figure = Figure(figsize=(1.2 + 3.1 * len(scores), 6.6), layout="constrained")
-    axes = figure.subplots(2, len(scores), sharex=True, sharey=True, squeeze=False)
+    columns = [*scores, bound]
+    figure = Figure(figsize=(1.5 + 2.6 * len(columns), 6), layout="constrained")
+    axes = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
     figure.suptitle(title)
-    rows = (
-        ([one.gap for one in scores], "consistency gap $|D^*-D|$ (rms)", "viridis"),
-        ([one.jump_error / bound for one in scores], "jump error / least possible", "magma"),
-    )
-    for row, (panels, label, colours) in enumerate(rows):
-        norm = _log_colours(panels, 1.0 if row else None)
-        for axis, one, values in zip(axes[row], scores, panels, strict=True):
-            image = axis.pcolormesh(values.numpy(), norm=norm, cmap=colours)
-            axis.set_title(one.name, fontsize=11)
-        figure.colorbar(image, ax=list(axes[row]), label=label, extend="both")
+    least = bound.jump_error
+    avoidable = [(one.jump_error.square() - least.square()).clamp(min=0).sqrt() for one in scores]
+    for lower, panels, label in (
+        (0, [one.gap for one in scores], "consistency gap: rms of $D^*-D$"),
+        (1, [*avoidable, least], "jump error, rms"),
+    ):
+        norm = _log_colours(panels)
+        for axis, one, values in zip(axes[lower], columns, panels, strict=False):
+            image = axis.pcolormesh(values.clamp(min=1e-300).numpy(), norm=norm, cmap="viridis")
+            axis.set_title(one.name if not lower else f"{one.name}: avoidable", fontsize=10)
+        figure.colorbar(image, ax=list(axes[lower]), label=label, extend="both")
+    axes[1, -1].set_title("unavoidable, by any f, g", fontsize=10)
+    axes[0, -1].axis("off")
     _label_levels(axes, levels)
     _save(figure, path)
 
 
-def _log_colours(panels: Sequence[Tensor], lowest: float | None) -> LogNorm:
-    """Returns one logarithmic scale for all panels, at most three decades, above `lowest` if it is given."""
+def _log_colours(panels: Sequence[Tensor]) -> LogNorm:
+    """Returns one logarithmic scale for all panels, of three decades at most."""
     values = torch.cat([panel[panel.isfinite() & (panel > 0)] for panel in panels])
-    if not len(values):
-        return LogNorm(1, 10)
-    low, high = (float(values.quantile(part)) for part in (0.02, 0.98))
-    low = lowest or max(low, high / 1000)
-    return LogNorm(low, max(min(high, 1000 * low), 1.01 * low))
+    high = float(values.quantile(0.98)) if len(values) else 1.0
+    low = float(values.min()) if len(values) else 0.1
+    return LogNorm(min(max(low, high / 1000), 0.9 * high), high)
 
 
 def _label_levels(axes: NDArray[Any], levels: Tensor) -> None:
-    """Writes noise levels beside a few cells of every outer panel; t starts at ``levels[0]``, s at ``levels[1]``."""
+    """Writes noise levels beside some cells: t from ``levels[:-1]`` grows upwards, s from ``levels[1:]`` rightwards."""
     chosen = np.unique(np.linspace(0, len(levels) - 2, 5).round().astype(int))
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].invert_xaxis()
     for axis in axes[:, 0]:
         axis.set_ylabel("t")
         axis.set_yticks(chosen + 0.5, [f"{float(levels[k]):.2g}" for k in chosen])
-        axis.invert_yaxis()
     for axis in axes[-1]:
         axis.set_xlabel("s")
         axis.set_xticks(chosen + 0.5, [f"{float(levels[k + 1]):.2g}" for k in chosen])

@@ -200,7 +200,7 @@ def report(
     by_name = {one.name: one for one in scores}
     ordered = [by_name[place.name] for place in ranks]
     write_text(out / "compare.json", json.dumps(record, indent=1) + "\n")
-    plot_gaps(out / "compare.png", title, moments.levels, ordered, bound.jump_error)
+    plot_gaps(out / "compare.png", title, moments.levels, ordered, bound)
     print_ranking(title, ordered, bound, ranks, record["nfe"])
     if record["left_out"]:
         facts("left out", list(record["left_out"].items()))
@@ -209,24 +209,32 @@ def report(
 def print_ranking(
     title: str, ordered: Sequence[Score], bound: Score, ranks: Sequence[Rank], nfe: Sequence[int]
 ) -> None:
-    """Prints a line for each form in the order of `ranks`, and the bound below them."""
-    columns = [
-        "preconditioning",
-        "rank",
-        *[f"{k} NFE" for k in nfe],
-        "all NFE",
-        "jump error",
-        "gap",
-        "max |f|",
-        "max |g|",
+    """Prints two tables with a line for each form in the order of `ranks`, and the bound below them."""
+    missing = (math.nan, math.nan)
+    rows = [
+        [
+            one.name,
+            "-" if place.place is None else f"{place.place}{'=' if place.tied else ''}",
+            *[compact(*one.ends.get(calls, missing)) for calls in nfe],
+            "-" if place.ratio is None else f"{compact(*percent(place.ratio))}%",
+        ]
+        for one, place in zip([*ordered, bound], [*ranks, Rank(bound.name, None)], strict=True)
     ]
-    rows = [_row(one, nfe, _place(place)) for one, place in zip(ordered, ranks, strict=True)]
     table(
-        f"{title}, no training; root mean squares per element; (digits): one standard error\n"
-        "NFE: end points against the teacher's; jump error, gap: all pairs; =: within two standard errors of the next",
-        columns,
-        [*rows, _row(bound, nfe, "")],
+        f"{title}; untrained students' end points against the teacher's\n"
+        "rms per element (standard error); behind: the form above, over all NFE",
+        ["preconditioning", "rank", *[f"{calls} NFE" for calls in nfe], "behind"],
+        rows,
     )
+    table(
+        "over all pairs (t, s)",
+        ["preconditioning", "jump error", "gap", "max |f|", "max |g|"],
+        [
+            [one.name, compact(*one.mean_jump_error), compact(*one.mean_gap),
+             f"{_largest(one.f):.3g}", f"{_largest(one.g):.3g}"]
+            for one in [*ordered, bound]
+        ],
+    )  # fmt: skip
 
 
 def compact(value: float, error: float) -> str:
@@ -276,23 +284,14 @@ def _finite(values: Any) -> Any:
     return values if math.isfinite(values) else None
 
 
-def _row(one: Score, nfe: Sequence[int], place: str) -> list[str]:
-    missing = (math.nan, math.nan)
-    overall = float(one.overall[0].exp())
-    return [
-        one.name,
-        place,
-        *[compact(*one.ends.get(calls, missing)) for calls in nfe],
-        compact(overall, 0.0),
-        compact(*one.mean_jump_error),
-        compact(*one.mean_gap),
-        f"{_largest(one.f):.3g}",
-        f"{_largest(one.g):.3g}",
-    ]
+def percent(ratio: Number) -> Number:
+    """Returns ln of a ratio and its error as a difference in percent; what is below 1e-6 % is rounding.
 
-
-def _place(one: Rank) -> str:
-    return "-" if one.place is None else f"{one.place}{'=' if one.tied else ''}"
+    >>> percent((0.0099503308531681, 0.0))
+    (1.0, 0.0)
+    """
+    value = 100 * math.expm1(ratio[0])
+    return round(value, 6), round((100 + value) * ratio[1], 6)
 
 
 def _largest(values: Tensor) -> float:
