@@ -334,9 +334,10 @@ def rank(scores: Sequence[Score]) -> list[Rank]:
     """Orders forms by the geometric mean of their end-point errors.
 
     Two neighbours share a place when their difference is below two standard errors of the paired difference: all use
-    the same trajectories. Sharing is not transitive: the first and the last of a place may differ by more.
+    the same trajectories. Sharing is not transitive: the first and the last of a place may differ by more. Forms
+    that are the same function stand in the order of their names.
     """
-    able = sorted((one for one in scores if _is_finite(one)), key=lambda one: float(one.overall[0]))
+    able = sorted(filter(_is_finite, scores), key=lambda one: (round(float(one.overall[0]), 9), one.name))
     unable = [Rank(one.name, None) for one in scores if not _is_finite(one)]
     ratios = [None, *(jackknife(lower.overall - upper.overall) for upper, lower in pairwise(able))]
     joined = [ratio is not None and ratio[0] < max(_NEEDED * ratio[1], _SAME) for ratio in ratios]

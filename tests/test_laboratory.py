@@ -220,7 +220,7 @@ def test_neighbours_share_a_place_unless_the_paired_difference_is_significant():
     d = named("d", [float(part) for part in c.overall])
     found = rank([named("e", [math.nan]), d, b, c, a])
     assert [(one.name, one.place, one.tied) for one in found] == [
-        ("a", 1, False), ("b", 2, True), ("d", 2, True), ("c", 2, True), ("e", None, False),
+        ("a", 1, False), ("b", 2, True), ("c", 2, True), ("d", 2, True), ("e", None, False),
     ]  # fmt: skip
     assert found[1].ratio == pytest.approx((0.1, 0.0))
     assert found[2].ratio[1] > 0.05
