@@ -86,6 +86,15 @@ def calls(text: str) -> list[int]:
     return found
 
 
+def known_forms(text: str) -> list[str]:
+    """Parses names of preconditionings with commas between them; one that is named twice counts once.
+
+    Raises:
+        UnknownNameError: One is not registered.
+    """
+    return list(dict.fromkeys(PRECONDITIONINGS.check(name.strip()) for name in text.split(",")))
+
+
 def distinct(seeds: list[int]) -> list[int]:
     """Returns `seeds` if none occurs twice; a seed has one image.
 
@@ -356,6 +365,47 @@ def evaluate(
     finish(as_json, record, "")
 
 
+@app.command()
+def compare(
+    teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
+    weights: WeightsOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data that coefficients are estimated on; the teacher's own by default.")
+    ] = None,
+    nfe: Annotated[str, typer.Option(help="Network calls of the untrained students.")] = "1,2,3,5",
+    preconditionings: Annotated[str | None, typer.Option(help="Names with commas; all by default.")] = None,
+    coefficients: Annotated[Path | None, typer.Option(help="A coefficient file; estimated by default.")] = None,
+    points: Annotated[int, typer.Option(min=2, max=1000, help="Noise levels whose pairs are judged.")] = 18,
+    trajectories: Annotated[int, typer.Option(min=2, max=MOST)] = 256,
+    substeps: Annotated[int, typer.Option(min=1, max=1000, help="Heun's steps from one level to the next.")] = 4,
+    timesteps: Annotated[int, typer.Option(help="Noise levels of the coefficient estimation.")] = 120,
+    samples: Annotated[int, typer.Option(help="Samples of the coefficient estimation.")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, max=MOST)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder; compare-TEACHER by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge preconditionings before training, on the teacher's own trajectories.
+
+    Example:  cdistill compare --teacher digits --nfe 1,2,3,5
+    """
+    from cdistill.recipe import EstimationSection, check_section
+    from cdistill.teachers.official import find_weights
+
+    names = known_forms(preconditionings) if preconditionings else PRECONDITIONINGS.names()
+    wanted = list(dict.fromkeys(calls(nfe)))
+    section = check_section({"timesteps": timesteps, "samples": samples, "seed": seed}, EstimationSection, "compare")
+    find_weights(teacher, weights)
+    start()
+    from cdistill.commands.compare import Request
+    from cdistill.commands.compare import compare as run_compare
+
+    request = Request(names, wanted, points, trajectories, substeps, seed)
+    folder = out or Path(f"compare-{Path(teacher).stem}")
+    with console.json_only(as_json):
+        record = run_compare(teacher, weights, data, request, coefficients, section, folder)
+    finish(as_json, record, f"results: {folder / 'compare.json'}   heat maps: {folder / 'compare.png'}")
+
+
 @plot_app.command("trajectories")
 def plot_trajectories(
     preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
@@ -367,7 +417,7 @@ def plot_trajectories(
     as_json: JsonOption = False,
 ) -> None:
     """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser."""
-    names = [PRECONDITIONINGS.check(name.strip()) for name in preconditionings.split(",")]
+    names = known_forms(preconditionings)
     start()
     from cdistill.commands.plot import draw_trajectories, print_trajectories
 

@@ -1,17 +1,21 @@
-"""The paper's figures, drawn with matplotlib: coefficients (Figs. 2c and 4) and trajectories (Fig. 7)."""
+"""Figures, drawn with matplotlib: the paper's (Figs. 2c, 4 and 7), and the laboratory's heat maps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.estimation import Estimate
 from cdistill.estimation.jackknife import standard_error
+from cdistill.laboratory import Score
 from cdistill.preconditionings import Preconditioning
 from cdistill.schedule import log_uniform_grid
 
@@ -144,6 +148,61 @@ def plot_trajectories(
         below.legend(fontsize=8)
     axes[0, 0].set_ylabel("$x_t / \\sqrt{1 + t^2}$")
     _save(figure, path)
+
+
+def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], bound: Score) -> None:
+    """Draws the consistency gap (above) and the avoidable jump error (below) of each form over (t, s).
+
+    The best f and g leave a residual that is orthogonal to x_t and D, so that squared jump errors are those of the
+    best plus what another f and g would avoid: the mean square of (f-f*) x_t + (g-g*) D.
+
+    Args:
+        path: PNG.
+        title: Heading.
+        levels: Noise levels (L,), descending.
+        scores: The forms, from left to right.
+        bound: The best f and g of all; the last panel below is their jump error, which no form avoids.
+    """
+    columns = [*scores, bound]
+    figure = Figure(figsize=(1.5 + 2.6 * len(columns), 6), layout="constrained")
+    axes = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
+    figure.suptitle(title)
+    least = bound.jump_error
+    avoidable = [(one.jump_error.square() - least.square()).clamp(min=0).sqrt() for one in scores]
+    for lower, panels, label in (
+        (0, [one.gap for one in scores], "consistency gap: rms of $D^*-D$"),
+        (1, [*avoidable, least], "jump error, rms"),
+    ):
+        norm = _log_colours(panels)
+        for axis, one, values in zip(axes[lower], columns, panels, strict=False):
+            image = axis.pcolormesh(values.clamp(min=1e-300).numpy(), norm=norm, cmap="viridis")
+            axis.set_title(one.name if not lower else f"{one.name}: avoidable", fontsize=10)
+        figure.colorbar(image, ax=list(axes[lower]), label=label, extend="both")
+    axes[1, -1].set_title("unavoidable, by any f, g", fontsize=10)
+    axes[0, -1].axis("off")
+    _label_levels(axes, levels)
+    _save(figure, path)
+
+
+def _log_colours(panels: Sequence[Tensor]) -> LogNorm:
+    """Returns one logarithmic scale for all panels, of three decades at most."""
+    values = torch.cat([panel[panel.isfinite() & (panel > 0)] for panel in panels])
+    high = float(values.quantile(0.98)) if len(values) else 1.0
+    low = float(values.min()) if len(values) else 0.1
+    return LogNorm(min(max(low, high / 1000), 0.9 * high), high)
+
+
+def _label_levels(axes: NDArray[Any], levels: Tensor) -> None:
+    """Writes noise levels beside some cells: t from ``levels[:-1]`` grows upwards, s from ``levels[1:]`` rightwards."""
+    chosen = np.unique(np.linspace(0, len(levels) - 2, 5).round().astype(int))
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].invert_xaxis()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("t")
+        axis.set_yticks(chosen + 0.5, [f"{float(levels[k]):.2g}" for k in chosen])
+    for axis in axes[-1]:
+        axis.set_xlabel("s")
+        axis.set_xticks(chosen + 0.5, [f"{float(levels[k + 1]):.2g}" for k in chosen])
 
 
 def _draw_paths(axis: Axes, times: Tensor, points: Tensor, colour: str) -> None:

@@ -5,7 +5,8 @@ alone: not on the batch, not on the other seeds, not on the number of processes.
 clamped but the final picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -59,6 +60,67 @@ def teacher_sampler(denoiser: Denoiser, points: int = TEACHER_POINTS) -> Sampler
     return sample
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """What a network sees at once: the noise and the labels of consecutive seeds.
+
+    Attributes:
+        rows: Positions (r,) in the list of wanted seeds.
+        places: Where those seeds are in the chunk (r,).
+        x: Points at noise level T, (size, ...), float64 on the CPU.
+        labels: Classes (size,), int64 on the CPU, or None.
+        draws: The generator of each seed, from which its noise and label have been drawn.
+        mine: Whether the chunk falls to this process.
+    """
+
+    rows: Tensor
+    places: Tensor
+    x: Tensor
+    labels: Tensor | None
+    draws: list[torch.Generator]
+    mine: bool
+
+    def noise(self, device: torch.device | str) -> Noise:
+        """Returns the source of more noise, (size, ...), float64."""
+        shape = self.x.shape[1:]
+        return lambda: torch.stack([torch.randn(shape, generator=draw) for draw in self.draws]).double().to(device)
+
+
+def draw_chunks(
+    shape: tuple[int, ...],
+    seeds: Sequence[int],
+    num_classes: int = 0,
+    classes: Sequence[int] | None = None,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Chunk]:
+    """Draws noise and labels as EDM does, latent first, label second, in whole chunks aligned to the seed.
+
+    Args:
+        shape: Shape of one sample.
+        seeds: Non-negative integers, in any order.
+        num_classes: Number of classes, 0 when unconditional.
+        classes: The class of each seed, in place of the drawn one.
+        accelerator: Its processes take turns at the chunks.
+
+    Yields:
+        Every chunk with a wanted seed in it, also those of the other processes.
+    """
+    size = chunk_size(shape)
+    wanted = torch.tensor(seeds, dtype=torch.int64)
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    for number, chunk in enumerate(torch.unique(wanted // size)):
+        rows = (wanted // size == chunk).nonzero()[:, 0]
+        places = wanted[rows] % size
+        draws = [torch.Generator().manual_seed(int(chunk) * size + k) for k in range(size)]
+        x = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double() * T
+        labels = None
+        if num_classes:
+            labels = torch.stack([torch.randint(num_classes, (), generator=draw) for draw in draws])
+            if classes is not None:
+                labels[places] = torch.tensor(classes)[rows]
+        yield Chunk(rows, places, x, labels, draws, number % world == rank)
+
+
 def generate(
     sampler: Sampler,
     shape: tuple[int, ...],
@@ -69,7 +131,7 @@ def generate(
     advance: Callable[[int, str], None] = lambda count, note: None,
     accelerator: Accelerator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws one sample for each seed; seed by seed as EDM does: latent first, label second.
+    """Draws one sample for each seed, see `draw_chunks`.
 
     Args:
         sampler: What maps noise to samples.
@@ -87,28 +149,19 @@ def generate(
     Raises:
         StoppedError: A signal came.
     """
-    size = chunk_size(shape)
-    wanted = torch.tensor(seeds, dtype=torch.int64)
     samples = torch.zeros(len(seeds), *shape, dtype=torch.float64)
     labels = torch.zeros(len(seeds), dtype=torch.int64) if num_classes else None
-    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for number, chunk in enumerate(torch.unique(wanted // size)):
+    world = accelerator.num_processes if accelerator else 1
+    for chunk in draw_chunks(shape, seeds, num_classes, classes, accelerator):
         stopping.check("sampling")
-        rows = (wanted // size == chunk).nonzero()[:, 0]
-        places = wanted[rows] % size
-        draws = [torch.Generator().manual_seed(int(chunk) * size + k) for k in range(size)]
-        x = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double() * T
-        drawn = None
-        if labels is not None:
-            drawn = torch.stack([torch.randint(num_classes, (), generator=draw) for draw in draws])
-            if classes is not None:
-                drawn[places] = torch.tensor(classes)[rows]
-            labels[rows] = drawn[places]
-            drawn = drawn.to(device)
-        if number % world == rank:
+        if labels is not None and chunk.labels is not None:
+            labels[chunk.rows] = chunk.labels[chunk.places]
+        if chunk.mine:
+            drawn = None if chunk.labels is None else chunk.labels.to(device)
             with torch.inference_mode():
-                samples[rows] = sampler(x.to(device), drawn, _noise(draws, shape, device)).cpu()[places]
-            advance(len(rows) * world, "")
+                found = sampler(chunk.x.to(device), drawn, chunk.noise(device))
+            samples[chunk.rows] = found.cpu()[chunk.places]
+            advance(len(chunk.rows) * world, "")
     if accelerator and world > 1:
         samples = accelerator.reduce(samples.to(accelerator.device), "sum").cpu()
     return samples, labels
@@ -151,7 +204,3 @@ def _multistep(
         f, g = preconditioning(t.cpu(), end.cpu())
         x = jump(denoiser, x, t, end, (f.to(x.device), g.to(x.device)), labels)
     return x
-
-
-def _noise(draws: list[torch.Generator], shape: tuple[int, ...], device: torch.device | str) -> Noise:
-    return lambda: torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double().to(device)

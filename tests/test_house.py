@@ -17,7 +17,7 @@ ROOMS = [
     ["cli"],
     ["commands"],
     ["plots", "pictures", "evaluation"],
-    ["planning", "synthetic"],
+    ["laboratory", "planning", "synthetic"],
     ["sampling", "training", "student"],
     ["estimation"],
     ["perceptual"],
