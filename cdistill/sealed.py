@@ -31,7 +31,7 @@ _TYPES = {
     "F8_E4M3": ("float8_e4m3fn", 1), "F8_E4M3FNUZ": ("float8_e4m3fnuz", 1), "F8_E5M2": ("float8_e5m2", 1),
     "F8_E5M2FNUZ": ("float8_e5m2fnuz", 1),
 }  # fmt: skip
-_NUMBERS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i"}  # those that `numbers` reads
+NUMBERS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i"}  # those that `numbers` reads
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,15 @@ def canonical(header: Mapping[str, Any] | None) -> str:
     return json.dumps(header, sort_keys=True)
 
 
+def is_shallow(value: Any) -> bool:
+    """Whether lists and dicts are nested no deeper in `value` than any honest file needs; deep ones exhaust a stack."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [child for children in inner for child in children]
+    return not level
+
+
 def read_layout(path: Path) -> Layout:
     """Reads where the tensors of a safetensors file are.
 
@@ -134,7 +143,7 @@ def unseal(path: Path, metadata: Mapping[str, str], kind: str = "") -> Seal:
     try:
         sealed = json.loads(metadata.get("cdistill", "null"))
         header = sealed.get("header") if isinstance(sealed, dict) else None
-        shallow = _depth_within(header, _DEEPEST)
+        shallow = is_shallow(header)
         canonical(header)
     except (ValueError, RecursionError) as error:
         told = printable(str(error))
@@ -177,11 +186,11 @@ def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float,
         CorruptFileError: There is no such tensor of float64, float32, int64 or int32, or not so many rows.
     """
     entry = layout.entries.get(name)
-    if entry is None or entry.dtype not in _NUMBERS or len(entry.shape) not in (1, 2):
+    if entry is None or entry.dtype not in NUMBERS or len(entry.shape) not in (1, 2):
         raise CorruptFileError(f"{layout.path}: holds no table {name!r}; make or fetch it again")
     if rows and max(rows) >= entry.shape[0]:
         raise CorruptFileError(f"{layout.path}: table {name!r} has {entry.shape[0]} rows only; make or fetch it again")
-    form = Struct(f"<{entry.count // max(1, entry.shape[0])}{_NUMBERS[entry.dtype]}")
+    form = Struct(f"<{entry.count // max(1, entry.shape[0])}{NUMBERS[entry.dtype]}")
     with layout.path.open("rb") as file:
         return [form.unpack(_bytes(layout.path, file, entry.start + row * form.size, form.size)) for row in rows]
 
@@ -267,14 +276,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
-
-
-def _depth_within(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
-        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
-        level = [child for children in inner for child in children]
-    return not level
 
 
 def _pieces(path: Path, file: BinaryIO, entry: Entry) -> Iterator[bytes]:
