@@ -214,7 +214,7 @@ def check_manifest(folder: Path) -> list[str]:
 
 def _is_name(name: str) -> bool:
     """Whether `name` is that of a file in the folder itself."""
-    return Path(name).name == name
+    return Path(name).name == name and name not in ("", "..")
 
 
 def _header_length(first: bytes, size: int) -> int:
