@@ -143,6 +143,7 @@ HOSTILE = {
     "three offsets": ({"a": tensor(offsets=[0, 8, 8])}, bytes(8)),
     "beyond the end": ({"a": tensor(shape=[2**40], offsets=[0, 2**42])}, bytes(8)),
     "overlap": ({"a": tensor(), "b": tensor()}, bytes(8)),
+    "overlap and a hole": ({"a": tensor(), "b": tensor()}, bytes(16)),
     "partial overlap": ({"a": tensor(), "b": tensor(offsets=[4, 12])}, bytes(12)),
     "hole": ({"a": tensor(), "b": tensor(offsets=[12, 20])}, bytes(20)),
     "hole before": ({"a": tensor(offsets=[4, 12])}, bytes(12)),
@@ -499,8 +500,9 @@ def test_the_page_of_a_run(mixture_run, capsys):
     "text",
     ["", "[]", "7", "\x1b[31m", "[" * 100_000, '{"rows": 3, "kind": [], "state": {"a": ' + "[" * 400 + "]" * 400 + "}}",
      '{"rows": [1, {"values": {"\\u001b": "\\u001b"}}], "kind": 5, "state": "\\u001b"}', "a" + ".a" * 5000 + "=1",
+     "a" + ".a" * 400 + "=1",
      "a = 0x" + "f" * 9000, "training = 3\npreconditioning = []\nteacher = 1979-05-27"],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_small_files_of_a_run_may_hold_anything(tmp_path, capsys, text):
     for name in ("status.json", "env.json", "metrics.jsonl", "evaluation.json", "recipe.resolved.toml"):
