@@ -18,9 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError
+from cdistill.sealed import SCHEMA, canonical, check_manifest, check_seal, unseal
 from cdistill.storage import disk_full, file_digest, list_checkpoints, replacing, sync, write_text
-
-SCHEMA = 1
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -48,7 +47,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: M
     whole = {**header, "kind": kind, "schema": SCHEMA}
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        sealed = {"header": whole, "sha256": tensor_digest(ready, _canonical(whole))}
+        sealed = {"header": whole, "sha256": tensor_digest(ready, canonical(whole))}
         save_file(ready, temporary, {"cdistill": json.dumps(sealed, sort_keys=True)})
 
 
@@ -68,30 +67,15 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        sealed = json.loads(metadata.get("cdistill", "null"))
-        header = sealed.get("header") if isinstance(sealed, dict) else None
-        text = _canonical(header)
     except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CorruptFileError(
             f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again"
         ) from error
-    if not isinstance(header, dict):
-        raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill; a {kind} file is needed")
-    if tensor_digest(tensors, text) != sealed.get("sha256"):
-        raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
-    _check_header(path, header, kind)
-    return tensors, header
-
-
-def _check_header(path: Path, header: Mapping[str, Any], kind: str) -> None:
-    """Raises CorruptFileError unless a header is of this schema and of `kind`."""
-    schema, found = header.get("schema"), header.get("kind")
-    if not isinstance(schema, int) or not (isinstance(found, str) and found.isprintable()):
-        raise CorruptFileError(f"{path}: its header names no kind or schema; make or fetch it again")
-    if schema > SCHEMA:
-        raise CorruptFileError(f"{path}: has schema {schema}, newer than {SCHEMA}; update cdistill")
-    if found != kind:
-        raise CorruptFileError(f"{path}: is a {found} file; a {kind} file is needed")
+    seal = unseal(path, metadata, kind)
+    check_seal(path, seal, tensor_digest(tensors, seal.text))
+    if seal.header["kind"] != kind:
+        raise CorruptFileError(f"{path}: is a {seal.header['kind']} file; a {kind} file is needed")
+    return tensors, seal.header
 
 
 def save_checkpoint(
@@ -162,24 +146,3 @@ def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str
             f"{folder}: made with another {', '.join(key.removesuffix('_sha256') for key in wrong)} than is here now; "
             "bring that one back, or start again with another --out"
         )
-
-
-def check_manifest(folder: Path) -> list[str]:
-    """Returns the names of a checkpoint's files.
-
-    Raises:
-        CorruptFileError: One of them has not the digest that the manifest states.
-    """
-    advice = "remove this folder to go on from the checkpoint before it"
-    try:
-        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
-        wrong = [name for name, digest in manifest.items() if file_digest(folder / name) != digest]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
-    if wrong:
-        raise CorruptFileError(f"{folder}: {', '.join(wrong)} was altered; {advice}")
-    return sorted(manifest)
-
-
-def _canonical(header: Mapping[str, Any] | None) -> str:
-    return json.dumps(header, sort_keys=True)

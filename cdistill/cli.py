@@ -304,6 +304,23 @@ def convert(
 
 
 @app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that cdistill made, the folder of a checkpoint or of a run.")],
+    full: Annotated[bool, typer.Option("--full", help="Every tensor and noise level, and the whole recipe.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a file is and where it comes from, and verify its checksum.
+
+    Example:  cdistill inspect coefficients-digits.safetensors
+    """
+    from cdistill.commands.inspection import inspect as run_inspect
+
+    with console.json_only(as_json):
+        record = run_inspect(file, full)
+    finish(as_json, record, "")
+
+
+@app.command()
 def sample(
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,

@@ -10,12 +10,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from cdistill.errors import printable
 from cdistill.launch import is_main_process
 
 out = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 err = Console(stderr=True, emoji=False)
 _verbosity = 0
 _PLAIN_EVERY = 10.0  # seconds between plain progress lines
+_LONGEST = 10_000  # characters of a line of an error
 _tables = out
 
 Advance = Callable[[int, str], None]
@@ -37,7 +39,8 @@ def say(message: str) -> None:
 def fail(message: str) -> None:
     """Prints an error on stderr, from the main process."""
     if is_main_process():
-        err.print(f"error: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+        lines = "\n".join(printable(line, _LONGEST) for line in message.split("\n"))  # names of files and headers too
+        err.print(f"error: {lines}", style="red", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

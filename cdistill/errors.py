@@ -87,6 +87,16 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def printable(text: str, longest: int = 200) -> str:
+    r"""Returns a stranger's text in one line of bounded length, with whatever could steer a terminal written out.
+
+    >>> print(printable("red \x1b[31m and \u202e back"))
+    red \x1b[31m and \u202e back
+    """
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[: longest + 1])
+    return shown if len(text) <= longest and len(shown) <= longest else f"{shown[:longest]}..."
+
+
 def suggest(got: str, known: Iterable[str]) -> str:
     """Returns a list of the known names, with the nearest one as a question.
 

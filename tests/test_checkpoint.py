@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from cdistill.checkpoint import (
-    check_manifest,
     load_checkpoint,
     load_tensors,
     save_checkpoint,
@@ -17,6 +16,7 @@ from cdistill.checkpoint import (
     tensor_digest,
 )
 from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, MissingAssetError
+from cdistill.sealed import check_manifest
 from cdistill.storage import list_checkpoints, read_json
 
 TENSORS = {

@@ -183,21 +183,21 @@ def test_the_gap_between_the_estimators_is_what_the_derivation_says():
 
     class Wrong(MixtureDenoiser):
         def forward(self, x, t, s=None, labels=None):
-            return 0.9 * super().forward(x, t) + 0.1 * torch.tanh(3 * x)
+            return 0.8 * super().forward(x, t) + 0.4 * torch.tanh(3 * x)
 
     right = mixture_1d()
     wrong = Wrong(right.weights, right.means, right.covariances)
-    grid, source = log_uniform_grid(60), load_source("mixture-1d")
-    budget = Budget(32768, paired=True)
+    grid, source = log_uniform_grid(24), load_source("mixture-1d")
+    budget = Budget(16384, paired=True)
     a, b = (solve(e, collect_statistics(e, wrong, source, grid, budget), 0.5).table for e in BOTH)
-    level = 30
+    level = 12
     draw = generator(0, "gap")
     x0 = source.samples[:]
     x = (x0 + grid[level] * torch.randn(x0.shape, generator=draw, dtype=x0.dtype)).requires_grad_()
     denoised = wrong(x, grid[level].expand(len(x)))
     residual = denoised - (1 - a.l[level]) * x
     (pulled,) = torch.autograd.grad(residual, x, residual.detach())
-    expected = ((denoised - x0) * pulled).mean() / residual.square().mean()
+    expected = ((denoised - x0) * pulled).mean().detach() / residual.square().mean().detach()
     assert abs(float(expected)) > 0.1
     assert float(a.s[level] - b.s[level]) == pytest.approx(float(expected), abs=0.03)
 
@@ -503,7 +503,7 @@ def test_the_spline_of_logit_l_beats_central_differences(exact_coefficients, mon
     assert float((exact_coefficients.s - exact).abs().max()) < 5e-5
     grid = exact_coefficients.t
     differences = torch.gradient(exact_coefficients.l, spacing=(lam_of(grid),), edge_order=2)[0]
-    monkeypatch.setattr(module, "logit_slope", lambda lam, l, stops: differences)
+    monkeypatch.setattr(module, "logit_slope", lambda *arguments: differences)
     plain = exact_estimate(None, grid).table
     assert float((plain.s - exact).abs().max()) > 2e-2
 

@@ -30,6 +30,7 @@ ROOMS = [
     ["assets"],
     ["fetching"],
     ["checkpoint", "schedule", "randomness", "stopping", "console"],
+    ["sealed"],
     ["registry", "launch", "storage"],
     ["errors"],
     ["__init__"],

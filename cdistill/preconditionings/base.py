@@ -11,7 +11,8 @@ every command::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
@@ -21,6 +22,8 @@ from cdistill.registry import PRECONDITIONINGS
 from cdistill.schedule import EPS, SIGMA_DATA
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from cdistill.preconditionings.coefficients import Coefficients
@@ -38,11 +41,13 @@ class Preconditioning(ABC):
         multiplies: What g multiplies, "denoiser" (D) or "network" (the free network F).
         needs_coefficients: Whether `table` must be given.
         to_eps_only: Whether s must be eps (consistency models).
+        provenance: Header of the coefficient file, {} for one that was not made from a file.
     """
 
     multiplies: ClassVar[Literal["denoiser", "network"]] = "denoiser"
     needs_coefficients: ClassVar[bool] = False
     to_eps_only: ClassVar[bool] = False
+    provenance: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None) -> None:
         if self.needs_coefficients and table is None:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.registry import TEACHERS
-from cdistill.teachers.official import OFFICIAL, WEIGHT_SUFFIXES, find_weights
+from cdistill.teachers.official import LICENCE, OFFICIAL, WEIGHT_SUFFIXES, find_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cdistill.networks.denoiser import Denoiser
+
+UNKNOWN = "unknown"  # a licence that nothing states
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Teacher:
         name: Name in the registry, or the path of its file.
         denoiser: D, in evaluation mode, without gradients.
         data: Name of the data source that it was trained on, "" if unknown.
+        licence: Of the weights, and of the data they come from where that is known; `UNKNOWN` if nothing says.
         estimator: Name of the estimator that suits it: "forward" only where it was shown to agree with "autodiff".
     """
 
     name: str
     denoiser: Denoiser
     data: str
+    licence: str = UNKNOWN
     estimator: str = "autodiff"
 
     @property
@@ -57,12 +61,14 @@ class Weights:
         sigma_data: Standard deviation of the data that it was scaled for.
         tensors: Its weights.
         data: Name of the data source that it was trained on, "" if unknown.
+        licence: What the file says of its licence, else `UNKNOWN`.
     """
 
     architecture: Mapping[str, Any]
     sigma_data: float
     tensors: dict[str, Tensor]
     data: str
+    licence: str = UNKNOWN
 
 
 def load_teacher(name: str, weights: Path | None = None) -> Teacher:
@@ -112,14 +118,21 @@ def load_official(name: str, weights: Path | None = None) -> Teacher:
         raise MismatchError(f"{path}: holds another network than {name!r} ({'; '.join(wrong)})")
     if found.data not in ("", official.data):
         raise MismatchError(f"{path}: was trained on {found.data}; {name!r} was trained on {official.data}")
-    return Teacher(name, teacher.denoiser, official.data)
+    # A plain state dict names no licence but may be NVIDIA's; under NVIDIA's name it is taken to be so.
+    licence = LICENCE if LICENCE in found.licence else found.licence
+    return Teacher(name, teacher.denoiser, official.data, licence)
 
 
 def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], header: dict[str, Any]) -> None:
-    """Writes a network teacher as safetensors, its `architecture` (see `cdistill.networks`) in the header."""
+    """Writes a network teacher as safetensors, its `architecture` (see `cdistill.networks`) in the header.
+
+    Its licence is written where it is known; otherwise a licence in `header` stays.
+    """
     from cdistill.checkpoint import save_tensors
 
     facts = {"architecture": architecture, "data": teacher.data, "sigma_data": teacher.denoiser.sigma_data}
+    if teacher.licence != UNKNOWN:
+        facts["licence"] = teacher.licence
     save_tensors(path, teacher.denoiser.state_dict(), "teacher", {**header, **facts})
 
 
@@ -143,14 +156,16 @@ def read_weights(path: Path) -> Weights:
         if foreign.preconditioning is not None:
             raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
         data = official_data(foreign.architecture, path.name)
-        return Weights(foreign.architecture, foreign.sigma_data, foreign.tensors, data)
+        return Weights(foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence)
     from cdistill.checkpoint import load_tensors
 
     tensors, header = load_tensors(path, "teacher")
     try:
         if "network" not in header["architecture"]:
             raise CorruptFileError(f"{path}: made by an older cdistill; train it again, or convert it again")
-        return Weights(header["architecture"], header["sigma_data"], tensors, str(header["data"]))
+        licence = header.get("licence")
+        stated = licence if isinstance(licence, str) and licence else UNKNOWN
+        return Weights(header["architecture"], header["sigma_data"], tensors, str(header["data"]), stated)
     except (KeyError, TypeError) as error:
         raise CorruptFileError(f"{path}: its header is not that of a teacher ({error}); make it again") from error
 
@@ -163,4 +178,4 @@ def _build(name: str, weights: Weights, path: Path) -> Teacher:
         denoiser = load_denoiser(weights.architecture, weights.sigma_data, weights.tensors)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
-    return Teacher(name, freeze(denoiser), weights.data)
+    return Teacher(name, freeze(denoiser), weights.data, weights.licence)

@@ -13,6 +13,7 @@ from cdistill.schedule import SIGMA_DATA
 from cdistill.teachers.base import Teacher
 
 _DRAWS = 65536
+LICENCE = "none needed: an exact formula, without trained weights or data"
 
 
 class MixtureDenoiser(Denoiser):
@@ -125,7 +126,7 @@ def mixture_1d() -> MixtureDenoiser:
 
 def load_mixture_1d() -> Teacher:
     """The paper's 1-D mixture with its exact denoiser."""
-    return Teacher("mixture-1d", mixture_1d(), "mixture-1d", estimator="forward")
+    return Teacher("mixture-1d", mixture_1d(), "mixture-1d", LICENCE, "forward")
 
 
 def draw_mixture_1d(split: str = "train") -> Source:
