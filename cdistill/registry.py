@@ -85,6 +85,7 @@ PRECONDITIONINGS = Registry(
     "preconditioning",
     {
         "analytic": "cdistill.preconditionings.analytic:Analytic",
+        "analytic-bounded": "cdistill.preconditionings.analytic:AnalyticBounded",
         "analytic-forward": "cdistill.preconditionings.analytic:AnalyticForward",
         "bcm": "cdistill.preconditionings.handcrafted:BCM",
         "cm": "cdistill.preconditionings.handcrafted:CM",
