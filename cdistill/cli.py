@@ -158,7 +158,7 @@ def estimate_coeffs(
     ] = "auto",
     smoothing: Annotated[str, typer.Option(help="Of l and s over log t: none or spline.")] = "none",
     precision: Annotated[
-        str, typer.Option(help="fp32, fp16, bf16, or auto: fp16 for forward on a GPU, otherwise fp32.")
+        str, typer.Option(help="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32.")
     ] = "auto",
     compare: Annotated[
         bool, typer.Option("--compare", help="Run every estimator on the same samples and print how far they differ.")

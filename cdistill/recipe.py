@@ -155,7 +155,7 @@ class EstimationSection(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     target_error: Positive | None = None
     smoothing: Literal["none", "spline"] = "none"
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "fp16"] = "auto"
 
 
 class DistillSection(Section):

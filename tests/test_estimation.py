@@ -78,10 +78,10 @@ def test_with_exact_expectations_both_estimators_are_one(dim):
 @pytest.mark.parametrize("dim", [1, 2, 8, 64])
 @pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
 def test_estimates_lie_within_three_of_their_errors(estimator, dim):
-    """At 95 % or more of 60 noise levels, l and s; the truth is taken from a grid that is twice as fine."""
-    grid = log_uniform_grid(60)
+    """At 95 % or more of 40 noise levels, l and s; the truth is taken from a grid that is twice as fine."""
+    grid = log_uniform_grid(40)
     mixture = None if dim == 1 else random_mixture(dim, seed=dim)
-    fine = exact_estimate(mixture, log_uniform_grid(119)).table
+    fine = exact_estimate(mixture, log_uniform_grid(79)).table
     denoiser = mixture_1d() if mixture is None else mixture.denoiser
     statistics = collect(estimator, denoiser, mixture_source(denoiser), grid, 1024)
     found = solve(estimator, statistics, 0.5)
@@ -89,7 +89,7 @@ def test_estimates_lie_within_three_of_their_errors(estimator, dim):
         (found.table.l, fine.l[::2], found.l_error),
         (found.table.s, fine.s[::2], found.s_error),
     ):
-        resolved = 1e-9 + 2e-4 * (values is found.table.s)  # of l in float64; of s between 60 points
+        resolved = 1e-9 + 1e-3 * (values is found.table.s)  # of l in float64; of s between 40 points
         outside = (values - truth).abs() > 3 * error + resolved
         assert float(outside.double().mean()) <= 0.05
 
@@ -187,10 +187,10 @@ def test_the_gap_between_the_estimators_is_what_the_derivation_says():
 
     right = mixture_1d()
     wrong = Wrong(right.weights, right.means, right.covariances)
-    grid, source = log_uniform_grid(24), load_source("mixture-1d")
-    budget = Budget(16384, paired=True)
+    grid, source = log_uniform_grid(8, 0.004, 0.1), load_source("mixture-1d")
+    budget = Budget(4096, paired=True)
     a, b = (solve(e, collect_statistics(e, wrong, source, grid, budget), 0.5).table for e in BOTH)
-    level = 12
+    level = 4
     draw = generator(0, "gap")
     x0 = source.samples[:]
     x = (x0 + grid[level] * torch.randn(x0.shape, generator=draw, dtype=x0.dtype)).requires_grad_()
@@ -198,8 +198,8 @@ def test_the_gap_between_the_estimators_is_what_the_derivation_says():
     residual = denoised - (1 - a.l[level]) * x
     (pulled,) = torch.autograd.grad(residual, x, residual.detach())
     expected = ((denoised - x0) * pulled).mean().detach() / residual.square().mean().detach()
-    assert abs(float(expected)) > 0.1
-    assert float(a.s[level] - b.s[level]) == pytest.approx(float(expected), abs=0.03)
+    assert abs(float(expected)) > 8e-3
+    assert float(a.s[level] - b.s[level]) == pytest.approx(float(expected), abs=1e-3)
 
 
 class Counting(MixtureDenoiser):
@@ -292,15 +292,15 @@ def test_more_samples_take_no_more_memory(monkeypatch):
 
 
 def test_a_target_stops_each_level_when_it_is_precise_enough():
-    grid = log_uniform_grid(40)
-    budget = {"samples": 8192, "target_error": 0.02}
+    grid = log_uniform_grid(16)
+    budget = {"samples": 4096, "target_error": 0.04}
     for estimator in BOTH:
         statistics = collect_1d(estimator, grid, **budget)
         found = solve(estimator, statistics, 0.5)
-        assert statistics.samples.min() < statistics.samples.max() < 8192  # none needed them all
-        assert float(found.l_error.max()) <= 0.02
-        assert float(found.s_error.max()) <= 0.02 * 1.3  # a level's slope also hangs on neighbours that stopped before
-        everything = collect_1d(estimator, grid, 8192)
+        assert statistics.samples.min() < statistics.samples.max() < 4096  # none needed them all
+        assert float(found.l_error.max()) <= 0.04
+        assert float(found.s_error.max()) <= 0.04 * 1.3  # a level's slope also hangs on neighbours that stopped before
+        everything = collect_1d(estimator, grid, 4096)
         for column, stop in enumerate(statistics.stops.tolist()):
             taken = int(statistics.samples[column]) // (2 if estimator.paired else 1)
             assert float(statistics.sizes[: stop + 1].sum()) == taken
@@ -318,7 +318,7 @@ def test_a_target_that_cannot_be_reached_takes_all_samples_and_changes_nothing()
         for mine, other in zip(
             coefficient_errors(estimator, driven), coefficient_errors(estimator, plain), strict=True
         ):
-            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-12)
+            torch.testing.assert_close(mine, other, rtol=2e-3, atol=1e-12)  # |g|^2 is 1e-11 of |D|^2 at t = eps
 
 
 def test_rounds_grow_by_half_and_end_at_the_budget():
@@ -394,7 +394,7 @@ def test_unfinished_statistics_of_something_else_are_not_gone_on_from(tmp_path, 
 def test_processes_that_were_killed_in_different_rounds_go_on_in_the_earlier(tmp_path, monkeypatch):
     budget = Budget(1024, 0, 1e-9)  # rounds of 256, 384, ...
     part = Part(tmp_path / "c", {})
-    interrupted(Forward(), part, budget, 30, monkeypatch)  # 20 calls in the first round, then in the second
+    interrupted(Forward(), part, budget, 25, monkeypatch)  # 20 calls in the first round, then 5 of 10 in the second
 
     class Late(Half):
         def gather(self, tensor):
@@ -414,22 +414,23 @@ def test_processes_that_were_killed_in_different_rounds_go_on_in_the_earlier(tmp
 def test_precision_is_half_only_where_forward_passes_run_on_a_gpu():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert [network_precision(e, "auto", d) for e in BOTH for d in (cpu, cuda)] == ["fp32", "fp32", "fp32", "fp16"]
-    assert network_precision(Forward(), "bf16", cpu) == "bf16"
+    assert network_precision(Forward(), "fp16", cpu) == "fp16"
     with pytest.raises(RecipeError, match="backward passes underflow"):
         network_precision(Autodiff(), "fp16", cuda)
 
 
 def test_half_precision_moves_the_coefficients_less_than_their_errors():
-    """bf16 keeps 8 bits: the noise of F averages out over elements and samples."""
+    """The rounding of F averages out over elements and samples; below t = 0.01 the teacher runs in float32."""
     teacher, source = load_teacher("digits"), load_source("digits")
-    grid = rho_grid(8)
+    grid = log_uniform_grid(8)
     full, half = (
         solve(Forward(), collect(Forward(), teacher.denoiser, source, grid, 256, precision=p), 0.5)
-        for p in ("fp32", "bf16")
+        for p in ("fp32", "fp16")
     )
     assert float((full.table.l - half.table.l).abs().max()) > 0
-    assert bool(((full.table.l - half.table.l).abs() < 0.5 * full.l_error + 1e-5).all())
-    assert bool(((full.table.s - half.table.s).abs() < 0.5 * full.s_error + 1e-3).all())
+    assert full.table.l[-1] == half.table.l[-1]
+    assert bool(((full.table.l - half.table.l).abs() < 0.1 * full.l_error).all())
+    assert bool(((full.table.s - half.table.s).abs() < 0.3 * full.s_error).all())
 
 
 def test_outputs_that_are_not_finite_are_refused():
