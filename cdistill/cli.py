@@ -166,6 +166,7 @@ def estimate_coeffs(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="File; coefficients-TEACHER.safetensors by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
+    processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate l and s of a teacher, the coefficients of the analytic preconditioning, with their standard errors.
@@ -183,6 +184,7 @@ def estimate_coeffs(
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)
+    start_processes(processes)
     start()
     from cdistill.commands.estimate import compare_estimators, estimate_coefficients
 
@@ -214,8 +216,7 @@ def distill(
     found = load_recipe(recipe, DistillRecipe, [*override, *named])
     if dry_run:
         return dry(found, processes, as_json)
-    if processes > 1:
-        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
+    start_processes(processes)
     find_weights(found.teacher, found.weights_path)
     start()
     from cdistill.commands.train import distill as run_distill
@@ -270,8 +271,7 @@ def train_teacher(
     found = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
         return dry(found, processes, False)
-    if processes > 1:
-        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
+    start_processes(processes)
     start()
     from cdistill.commands.train import train_teacher as run_train
 
@@ -399,6 +399,7 @@ def compare(
     samples: Annotated[int, typer.Option(help="Samples of the coefficient estimation.")] = 1024,
     seed: Annotated[int, typer.Option(min=0, max=MOST)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; compare-TEACHER by default.")] = None,
+    processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Judge preconditionings before training, on the teacher's own trajectories.
@@ -412,6 +413,7 @@ def compare(
     wanted = list(dict.fromkeys(calls(nfe)))
     section = check_section({"timesteps": timesteps, "samples": samples, "seed": seed}, EstimationSection, "compare")
     find_weights(teacher, weights)
+    start_processes(processes)
     start()
     from cdistill.commands.compare import Request
     from cdistill.commands.compare import compare as run_compare
@@ -532,6 +534,12 @@ def dry(recipe: Any, devices: int, as_json: bool) -> None:
         return finish(True, {**recipe.model_dump(), "plan": as_record(cost, devices, TFLOPS)}, "")
     console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
     return print_plan(cost, devices, TFLOPS)
+
+
+def start_processes(processes: int) -> None:
+    """Runs this command in several processes in place of this one, if more than one are asked for."""
+    if processes > 1:
+        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
 
 
 def start() -> None:

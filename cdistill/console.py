@@ -1,5 +1,6 @@
 """What a person sees: progress on stderr, tables on stdout; plain lines where there is no terminal."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,3 +132,17 @@ def json_only(active: bool) -> Iterator[None]:
         yield
     finally:
         _tables = out
+
+
+def compact(value: float, error: float) -> str:
+    """Writes a value with its standard error in units of its last digit.
+
+    >>> compact(0.03124, 0.00042), compact(-52.31, 2.4), compact(0.5, 0.0), compact(0.99999, 2e-9)
+    ('0.0312(4)', '-52(2)', '0.5', '0.9999900')
+    """
+    if not math.isfinite(value):
+        return "-"
+    if not 0 < error < math.inf or not 1e-4 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    digits = max(0, -math.floor(math.log10(error)))
+    return f"{value:.{digits}f}({round(error * 10**digits)})" if digits < 8 else f"{value:.7f}"

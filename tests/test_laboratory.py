@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cdistill.cli import run
-from cdistill.commands.compare import compact, percent
+from cdistill.commands.compare import percent
+from cdistill.console import compact
 from cdistill.errors import CdistillError
 from cdistill.laboratory import (
     GROUPS,

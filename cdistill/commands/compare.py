@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdistill.commands.common import open_data, versions
 from cdistill.commands.estimate import estimate, is_estimate
-from cdistill.console import facts, progress, table
+from cdistill.console import compact, facts, progress, table
 from cdistill.errors import CdistillError, brief
 from cdistill.laboratory import (
     Moments,
@@ -235,20 +235,6 @@ def print_ranking(
             for one in [*ordered, bound]
         ],
     )  # fmt: skip
-
-
-def compact(value: float, error: float) -> str:
-    """Writes a value with its standard error in units of its last digit.
-
-    >>> compact(0.03124, 0.00042), compact(52.31, 2.4), compact(0.5, 0.0)
-    ('0.0312(4)', '52(2)', '0.5')
-    """
-    if not math.isfinite(value):
-        return "-"
-    if not 0 < error < math.inf or not 1e-4 <= value < 1e5:
-        return f"{value:.3g}"
-    digits = max(0, -math.floor(math.log10(error)))
-    return f"{value:.{digits}f}({round(error * 10**digits)})"
 
 
 def as_record(

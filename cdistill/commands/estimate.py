@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from cdistill.commands.common import open_data, versions
-from cdistill.console import progress, say, table
+from cdistill.console import compact, progress, say, table
 from cdistill.data import Source
 from cdistill.errors import CdistillError, CorruptFileError
 from cdistill.estimation import Budget, Estimate, Part, Statistics, collect_statistics, solve
@@ -102,6 +103,7 @@ def estimate(
         "dim": statistics.dim,
         "sigma_data": teacher.denoiser.sigma_data,
         "device": accelerator.device.type,
+        "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
     }
     found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)
     if accelerator.is_main_process:
@@ -178,7 +180,7 @@ def _tell_samples(found: Found, section: EstimationSection) -> None:
 
 
 def print_coefficients(found: Found, rows: int = 16) -> None:
-    """Prints l and s, and f and g of halving the noise next to CTM's, at `rows` of the noise levels."""
+    """Prints l and s, and f and g of halving the noise (0.5 in CTM), at `rows` of the noise levels."""
     estimate, samples = found.estimate, found.statistics.samples
     levels = estimate.table.t
     chosen = torch.linspace(0, len(levels) - 1, rows).round().long().unique()
@@ -186,27 +188,22 @@ def print_coefficients(found: Found, rows: int = 16) -> None:
     s = (t / 2).clamp(min=float(levels[-1]))
     f, g = estimate.jump("analytic", t, s)
     f_error, g_error = estimate.jump_errors("analytic", t, s)
-    ctm_f, ctm_g = make_preconditioning("ctm")(t, s)
     columns = {
-        "t": (t, ".4g"),
-        "l": (estimate.table.l[chosen], ".5f"),
-        "+-": (estimate.l_error[chosen], ".1e"),
-        "s_coef": (estimate.table.s[chosen], ".4f"),
-        "+- ": (estimate.s_error[chosen], ".1e"),
-        "f(t,t/2)": (f, ".4f"),
-        " +-": (f_error, ".0e"),
-        "ctm": (ctm_f, ".4f"),
-        "g(t,t/2)": (g, ".4f"),
-        " +- ": (g_error, ".0e"),
-        "ctm ": (ctm_g, ".4f"),
+        "l": _with_errors(estimate.table.l[chosen], estimate.l_error[chosen]),
+        "s_coef": _with_errors(estimate.table.s[chosen], estimate.s_error[chosen]),
+        "f(t,t/2)": _with_errors(f, f_error),
+        "g(t,t/2)": _with_errors(g, g_error),
     }
     if len(samples.unique()) > 1:
-        columns["samples"] = (samples[chosen], ".0f")
-    lines: Sequence[Sequence[str]] = [
-        [format(float(values[k]), form) for values, form in columns.values()] for k in range(len(t))
-    ]
-    title = f"{len(t)} of {len(levels)} noise levels, estimator {found.header['estimator']}; +- is one standard error"
-    table(title, [*columns], lines)
+        columns["samples"] = [str(count) for count in samples[chosen].tolist()]
+    lines = [[f"{level:.4g}", *row] for level, *row in zip(t.tolist(), *columns.values(), strict=True)]
+    name = found.header["estimator"]
+    title = f"{len(t)} of {len(levels)} noise levels, {name}; CTM's f and g: 0.5; in brackets: standard error"
+    table(title, ["t", *columns], lines)
+
+
+def _with_errors(values: Tensor, errors: Tensor) -> list[str]:
+    return [compact(value, error) for value, error in zip(values.tolist(), errors.tolist(), strict=True)]
 
 
 def draw_coefficients(path: Path, found: Found) -> None:

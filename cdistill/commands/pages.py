@@ -37,6 +37,11 @@ _LABELS = {
     "grid": "grid",
     "timesteps": "noise levels",
     "samples": "samples",
+    "target_error": "target error",
+    "smoothing": "smoothing",
+    "paired": "in pairs",
+    "precision": "precision",
+    "device": "device",
     "seed": "seed",
     "dim": "numbers in a sample",
     "preconditioning": "preconditioning",
@@ -225,7 +230,7 @@ def _print_pairs(columns: Mapping[str, Sequence[float]] | None, full: bool) -> N
     count = len(columns["t"])
     shown = [name for name in ("t", "s", "f", "f_error", "g", "g_error") if name in columns]
     cells = [[f"{columns[name][row]:.5g}" for name in shown] for row in range(count if full else min(count, PAIRS))]
-    table(f"{len(cells)} of {count} pairs of noise levels, estimated one by one", shown, cells)
+    table(f"{len(cells)} of {count} jumps of the analytic preconditioning, with standard errors", shown, cells)
 
 
 def _print_tensors(tensors: Sequence[Mapping[str, Any]], full: bool) -> None:

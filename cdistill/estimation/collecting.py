@@ -240,9 +240,16 @@ class _Collection:
         return total
 
     def stop_precise_levels(self, position: Position, target: float) -> None:
-        """Stops the noise levels at which the standard errors of l and s are at most `target`."""
+        """Stops the noise levels at which the standard errors of l and s are at most `target`.
+
+        A level's slope hangs on its neighbours too: it goes on with one of them that is not precise enough yet.
+        """
         l_error, s_error = coefficient_errors(self.estimator, self.statistics(position))
-        done = (position.stops < 0) & (torch.maximum(l_error, s_error) <= target)
+        loose = (torch.maximum(l_error, s_error) > target) & (position.stops < 0)
+        needed = loose.clone()
+        needed[1:] |= loose[:-1]
+        needed[:-1] |= loose[1:]
+        done = (position.stops < 0) & ~needed
         position.stops = torch.where(done, len(position.ends) - 1, position.stops)
         self.advance(int(done.sum()) * (self.budget.samples - position.ends[-1]), "")
 
