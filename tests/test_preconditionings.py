@@ -229,3 +229,44 @@ def test_coefficients_that_overflow_are_named_with_the_pair():
     form = make_preconditioning("analytic", table=constant_table(0.5, -300.0))
     with pytest.raises(CdistillError, match=r"t = 80, s = 0\.002; f or g is not finite"):
         form(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
+
+
+@pytest.fixture
+def triangle() -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs s < t of 60 noise levels."""
+    t, s = torch.meshgrid(GRID, GRID, indexing="ij")
+    return t[s < t], s[s < t]
+
+
+def test_bounded_is_the_forward_form_where_its_g_is_at_most_one_and_keeps_g_at_one_elsewhere(
+    exact_coefficients, triangle
+):
+    forward, bounded = (
+        make_preconditioning(name, table=exact_coefficients)(*triangle)
+        for name in ("analytic-forward", "analytic-bounded")
+    )
+    small = forward[1] <= 1
+    assert 0.1 < float(small.double().mean()) < 0.9  # both happen
+    assert torch.equal(forward[0][small], bounded[0][small])
+    assert torch.equal(forward[1][small], bounded[1][small])
+    torch.testing.assert_close(bounded[1][~small], torch.ones_like(bounded[1][~small]), rtol=1e-12, atol=0)
+
+
+def test_bounded_is_a_theta_method(exact_coefficients, triangle):
+    """f and g are means of the forward and the backward form, with the same weight."""
+    (f_fwd, g_fwd), (f_bwd, g_bwd), (f, g) = (
+        make_preconditioning(name, table=exact_coefficients)(*triangle)
+        for name in ("analytic-forward", "analytic", "analytic-bounded")
+    )
+    # f = ((1-theta) f_F + theta q_B f_B) / q and the same for g, with q = 1-theta + theta q_B: a mean of the two forms.
+    weight = torch.where((g_bwd - g_fwd).abs() > 1e-9, (g - g_fwd) / (g_bwd - g_fwd), torch.zeros_like(g))
+    assert bool(((weight >= -1e-9) & (weight <= 1 + 1e-9)).all())
+    torch.testing.assert_close(f, f_fwd + weight * (f_bwd - f_fwd), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("l", "s"), [(0.0, -1.0), (1.0, 0.0)])
+def test_bounded_is_ctm_where_the_others_are(l, s, triangle):  # noqa: E741
+    f, g = make_preconditioning("analytic-bounded", table=constant_table(l, s))(*triangle)
+    t, end = triangle
+    torch.testing.assert_close(f, end / t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(g, 1 - end / t, rtol=1e-9, atol=1e-12)

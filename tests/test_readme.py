@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from cdistill.cli import run
-from cdistill.registry import DISTANCES, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
 from tests.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALLER = {
     "distill": [part for value in [*FAST, "training.iterations=2"] for part in ("--set", value)],
     "estimate-coeffs": ["--samples", "64", "--timesteps", "8"],
@@ -46,7 +47,7 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
 
 
 def test_every_registered_name_is_named():
-    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, DISTANCES, METRICS):
+    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, METRICS):
         assert all(f"`{name}`" in README for name in registry.names())
 
 
@@ -57,12 +58,22 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / (first or second)).exists(), first or second
 
 
+def test_the_loader_of_three_lines_works_on_a_coefficient_file(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    command = ["estimate-coeffs", "--teacher", "patches", "--samples", "64", "--timesteps", "12"]
+    assert run(command) == 0
+    scope = {"t": torch.tensor([80.0, 1.0]), "s": torch.tensor([1.0, 1.0])}
+    exec(PYTHON[0], scope)
+    assert 0 < float(scope["g"][0]) < 1
+    assert (float(scope["f"][1]), float(scope["g"][1])) == (1, 0)
+
+
 def test_the_example_preconditioning_passes_the_boundary_condition():
     import torch
 
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
     scope: dict[str, type] = {}
-    exec(code[1], scope)
+    exec(PYTHON[1], scope)
     f, g = scope["Squared"]()(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 0.5]))
     assert (f.tolist(), g.tolist()) == ([1.0, 0.25], [0.0, 0.75])
