@@ -90,7 +90,8 @@ def estimate(
     """
     name = _resolve(section, teacher)
     estimator, grid = ESTIMATORS.get(name)(), _GRIDS[section.grid](section.timesteps)
-    identity = {**_identity(teacher, source, section), "paired": paired, "versions": versions()}
+    device = accelerator.device.type
+    identity = {**_identity(teacher, source, section), "paired": paired, "versions": versions(), "device": device}
     budget = Budget(section.samples, section.seed, section.target_error, paired, section.precision)
     part = Part(out, identity, accelerator.process_index, accelerator.num_processes)
     total = section.samples * section.timesteps
@@ -102,7 +103,6 @@ def estimate(
         **identity,
         "dim": statistics.dim,
         "sigma_data": teacher.denoiser.sigma_data,
-        "device": accelerator.device.type,
         "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
     }
     found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)

@@ -163,6 +163,7 @@ class _Collection:
         for start in starts[position.chunk :]:
             count = min(self.chunk, end - start)
             points, owners = self.draw(start, count)
+            self.source.prefetch(self._rows(start + self.world * self.chunk))
             for level in active[position.level :]:
                 if stopping.requested():
                     self.stopped = True
@@ -195,19 +196,20 @@ class _Collection:
 
     def _draw_units(self, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Draws x_0, z, probes and labels of the points of a chunk, or of its pairs; probes for every point."""
+        x0, labels = self.source.batch(self._rows(start))
         each = 2 if self.paired else 1
-        count = self.block // each
-        parts, probes, labels = [], [], []
+        noise, probes = [], []
         for first in range(start, start + self.chunk, self.block):
-            x0, label = self.source.batch(shuffled_indices(len(self.source), self.budget.seed, first // each, count))
+            shape = self.block // each, *self.source.shape
             draw = generator(self.budget.seed, "estimation", first)
-            parts.append((x0, torch.randn(x0.shape, generator=draw, dtype=x0.dtype)))
-            signs = torch.randint(0, 2, (each, *x0.shape), generator=draw).to(x0.dtype)
-            probes.append(signs * 2 - 1)
-            labels.append(label)
-        x0, z = (torch.cat(part) for part in zip(*parts, strict=True))
-        known = [label for label in labels if label is not None]
-        return x0, z, torch.cat(probes, dim=1).flatten(0, 1), torch.cat(known) if known else None
+            noise.append(torch.randn(shape, generator=draw, dtype=x0.dtype))
+            probes.append(torch.randint(0, 2, (each, *shape), generator=draw).to(x0.dtype) * 2 - 1)
+        return x0, torch.cat(noise), torch.cat(probes, dim=1).flatten(0, 1), labels
+
+    def _rows(self, start: int) -> Tensor:
+        """Positions in the data of the points of a chunk, or of its pairs."""
+        each = 2 if self.paired else 1
+        return shuffled_indices(len(self.source), self.budget.seed, start // each, self.chunk // each)
 
     def measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""
@@ -245,7 +247,7 @@ class _Collection:
         A level's slope hangs on its neighbours too: it goes on with one of them that is not precise enough yet.
         """
         l_error, s_error = coefficient_errors(self.estimator, self.statistics(position))
-        loose = (torch.maximum(l_error, s_error) > target) & (position.stops < 0)
+        loose = ~(torch.maximum(l_error, s_error) <= target) & (position.stops < 0)
         needed = loose.clone()
         needed[1:] |= loose[:-1]
         needed[:-1] |= loose[1:]
