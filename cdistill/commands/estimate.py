@@ -12,7 +12,7 @@ from torch import Tensor
 from cdistill.commands.common import open_data, versions
 from cdistill.console import compact, progress, say, table
 from cdistill.data import Source
-from cdistill.errors import CdistillError, CorruptFileError
+from cdistill.errors import CdistillError, CorruptFileError, brief
 from cdistill.estimation import Budget, Estimate, Part, Statistics, collect_statistics, solve
 from cdistill.estimation.comparison import Deviation, measure_deviations
 from cdistill.preconditionings import make_preconditioning
@@ -24,6 +24,9 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
+_BEHIND = ("sums", "sizes", "stops", "samples")
+_FACTS = ("estimator", "dim", "sigma_data", "smoothing")
+_FEWEST_GROUPS = 2  # that have an error
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def estimate(
     """
     name = _resolve(section, teacher)
     estimator, grid = ESTIMATORS.get(name)(), _GRIDS[section.grid](section.timesteps)
-    identity = {**_identity(teacher, source, section), "paired": paired, "versions": versions()}
+    made_by = {"versions": versions(), "device": accelerator.device.type}  # a GPU's chunks are not a CPU's
+    identity = {**_identity(teacher, source, section), "paired": paired, **made_by}
     budget = Budget(section.samples, section.seed, section.target_error, paired, section.precision)
     part = Part(out, identity, accelerator.process_index, accelerator.num_processes)
     total = section.samples * section.timesteps
@@ -102,7 +106,6 @@ def estimate(
         **identity,
         "dim": statistics.dim,
         "sigma_data": teacher.denoiser.sigma_data,
-        "device": accelerator.device.type,
         "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
     }
     found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)
@@ -146,15 +149,38 @@ def read_found(path: Path) -> Found:
         UnknownNameError: It was made by an estimator that is not installed here.
     """
     found, tensors, header = load_coefficients(path)
+    lacking = [name for name in _BEHIND if name not in tensors] + [name for name in _FACTS if name not in header]
+    if lacking:
+        raise CorruptFileError(f"{path}: lacks {', '.join(lacking)}; estimate the coefficients again")
+    statistics = Statistics(found.t, header["dim"], *(tensors[name] for name in _BEHIND))
     try:
-        statistics = Statistics(
-            found.t, int(header["dim"]), *(tensors[name] for name in ("sums", "sizes", "stops", "samples"))
-        )
-        estimator = ESTIMATORS.get(header["estimator"])()
+        estimator = ESTIMATORS.get(str(header["estimator"]))()
+        _check_statistics(statistics, len(estimator.scalars))
         solved = solve(estimator, statistics, float(header["sigma_data"]), header["smoothing"])
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise CorruptFileError(f"{path}: lacks {error}; estimate the coefficients again") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(
+            f"{path}: its statistics make no estimate ({brief(error)}); estimate the coefficients again"
+        ) from error
     return Found(solved, statistics, header)
+
+
+def _check_statistics(statistics: Statistics, scalars: int) -> None:
+    """Raises ValueError unless shapes and numbers are such as a collection leaves."""
+    levels, (rounds, groups) = len(statistics.t), statistics.sizes.shape
+    expected = {
+        "sums": (statistics.sums, torch.float64, (rounds, groups, levels, scalars)),
+        "sizes": (statistics.sizes, torch.float64, (rounds, groups)),
+        "stops": (statistics.stops, torch.int64, (levels,)),
+        "samples": (statistics.samples, torch.int64, (levels,)),
+    }
+    for name, (tensor, dtype, shape) in expected.items():
+        if tensor.shape != shape or tensor.dtype != dtype or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} are not {' x '.join(map(str, shape))} finite numbers of {dtype}")
+    counts = statistics.sizes
+    if rounds < 1 or groups < _FEWEST_GROUPS or not bool((counts >= 0).all() and (counts[0] > 0).all()):
+        raise ValueError("sizes are not those of groups of samples")
+    if not bool(((statistics.stops >= 0) & (statistics.stops < rounds)).all()):
+        raise ValueError("stops name rounds that are not there")
 
 
 def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection) -> bool:
