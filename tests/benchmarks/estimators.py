@@ -146,9 +146,9 @@ def main() -> None:
     cost = network_cost(hollow(denoiser)).forward / 1e9
     size, threads = count_parameters(denoiser), torch.get_num_threads()
     say(f"DDPM++ of {size:,} parameters, {cost:.1f} GFLOP a forward; {threads} threads")
-    print_ratios(denoiser, chosen.device, chosen.repeats)
-    if chosen.memory:
+    if chosen.memory:  # first, and the thriftier estimator first: a process's peak never falls
         print_memory(denoiser, chosen.device, chosen.memory)
+    print_ratios(denoiser, chosen.device, chosen.repeats)
     if chosen.official:
         print_official(chosen.levels, chosen.samples)
 
