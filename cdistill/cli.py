@@ -181,6 +181,8 @@ def estimate_coeffs(
         "estimator": estimator, "smoothing": smoothing, "precision": precision,
     }  # fmt: skip
     section = check_section(values, EstimationSection, "estimate-coeffs")
+    if compare and estimator != "auto":
+        raise RecipeError(f"--compare: runs every estimator, not {estimator!r} alone; leave --estimator out")
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)

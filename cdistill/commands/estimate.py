@@ -1,7 +1,7 @@
 """``cdistill estimate-coeffs``."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from cdistill.commands.common import open_data, versions
 from cdistill.console import compact, progress, say, table
 from cdistill.data import Source
-from cdistill.errors import CdistillError, CorruptFileError
-from cdistill.estimation import Budget, Estimate, Part, Statistics, collect_statistics, solve
+from cdistill.errors import CdistillError
+from cdistill.estimation import Budget, Part, collect_statistics, solve
 from cdistill.estimation.comparison import Deviation, measure_deviations
+from cdistill.estimation.files import Found, save_found
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import load_coefficients, save_coefficients
+from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.recipe import EstimationSection
 from cdistill.registry import ESTIMATORS
 from cdistill.schedule import log_uniform_grid, rho_grid
@@ -24,21 +25,6 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
-
-
-@dataclass(frozen=True)
-class Found:
-    """An estimate and how it was made.
-
-    Attributes:
-        estimate: l, s and their errors.
-        statistics: The sums behind it.
-        header: Provenance.
-    """
-
-    estimate: Estimate
-    statistics: Statistics
-    header: dict[str, Any]
 
 
 def estimate_coefficients(
@@ -90,8 +76,8 @@ def estimate(
     """
     name = _resolve(section, teacher)
     estimator, grid = ESTIMATORS.get(name)(), _GRIDS[section.grid](section.timesteps)
-    device = accelerator.device.type
-    identity = {**_identity(teacher, source, section), "paired": paired, "versions": versions(), "device": device}
+    made_by = {"versions": versions(), "device": accelerator.device.type}  # a GPU's chunks are not a CPU's
+    identity = {**_identity(teacher, source, section), "paired": paired, **made_by}
     budget = Budget(section.samples, section.seed, section.target_error, paired, section.precision)
     part = Part(out, identity, accelerator.process_index, accelerator.num_processes)
     total = section.samples * section.timesteps
@@ -107,7 +93,7 @@ def estimate(
     }
     found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)
     if accelerator.is_main_process:
-        _save(out, found)
+        save_found(out, found)
     accelerator.wait_for_everyone()
     part.remove()
     _tell_samples(found, section)
@@ -122,39 +108,6 @@ def _identity(teacher: Teacher, source: Source, section: EstimationSection) -> d
     """What an estimate depends on."""
     digests = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
     return {**digests, **section.model_dump(), "estimator": _resolve(section, teacher)}
-
-
-def _save(out: Path, found: Found) -> None:
-    estimate, statistics = found.estimate, found.statistics
-    t, s = estimate.pairs()
-    f, g = estimate.jump("analytic", t, s)
-    f_error, g_error = estimate.jump_errors("analytic", t, s)
-    behind = {
-        "l_error": estimate.l_error, "s_error": estimate.s_error,
-        "pairs": torch.stack([t, s], dim=1), "f": f, "g": g, "f_error": f_error, "g_error": g_error,
-        "sums": statistics.sums, "sizes": statistics.sizes, "stops": statistics.stops, "samples": statistics.samples,
-    }  # fmt: skip
-    save_coefficients(out, estimate.table, behind, found.header)
-
-
-def read_found(path: Path) -> Found:
-    """Reads a coefficient file with everything behind it.
-
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is damaged, or without the statistics of this version.
-        UnknownNameError: It was made by an estimator that is not installed here.
-    """
-    found, tensors, header = load_coefficients(path)
-    try:
-        statistics = Statistics(
-            found.t, int(header["dim"]), *(tensors[name] for name in ("sums", "sizes", "stops", "samples"))
-        )
-        estimator = ESTIMATORS.get(header["estimator"])()
-        solved = solve(estimator, statistics, float(header["sigma_data"]), header["smoothing"])
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise CorruptFileError(f"{path}: lacks {error}; estimate the coefficients again") from error
-    return Found(solved, statistics, header)
 
 
 def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection) -> bool:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdistill.commands.estimate import draw_coefficients, read_found
+from cdistill.commands.estimate import draw_coefficients
 from cdistill.console import progress, table
 from cdistill.data import load_source
 from cdistill.estimation import Budget, collect_statistics, solve
+from cdistill.estimation.files import read_found
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.plots import plot_trajectories
 from cdistill.preconditionings import make_preconditioning

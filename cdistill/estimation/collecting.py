@@ -104,6 +104,11 @@ def round_ends(budget: Budget) -> list[int]:
     return ends
 
 
+def is_fast(estimator: Estimator, device: torch.device) -> bool:
+    """Whether forward passes alone run on a GPU: compiled, several blocks at once, in half precision unless told."""
+    return device.type == "cuda" and not estimator.backwards
+
+
 def network_precision(estimator: Estimator, precision: str, device: torch.device) -> str:
     """Returns the precision that the teacher runs in, where the noise is not too small for it.
 
@@ -111,7 +116,7 @@ def network_precision(estimator: Estimator, precision: str, device: torch.device
         RecipeError: Half precision for an estimator with backward passes, which would underflow.
     """
     if precision == "auto":
-        return "fp16" if device.type == "cuda" and not estimator.backwards else "fp32"
+        return "fp16" if is_fast(estimator, device) else "fp32"
     if precision != "fp32" and estimator.backwards:
         raise RecipeError(f"precision: got {precision}; backward passes underflow in it: fp32, or estimator forward")
     return precision
@@ -140,7 +145,7 @@ class _Collection:
         self.paired = budget.paired or estimator.paired
         self.groups = min(GROUPS, budget.samples // (2 if self.paired else 1))
         self.block = chunk_size(source.shape)
-        fast = self.device.type == "cuda" and not estimator.backwards
+        fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
         self.denoiser = cast(Denoiser, torch.compile(denoiser, dynamic=False)) if fast else denoiser
         self.stopped = False

@@ -65,7 +65,8 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
     tensors, header = load_tensors(path, KIND)
     try:
         table = Coefficients(tensors.pop("t"), tensors.pop("l"), tensors.pop("s"))
-        sound = table.t.diff().max() < 0 and table.t.min() > 0 and len(table.t) == len(table.l) == len(table.s)
+        same = table.t.ndim == 1 and table.t.shape == table.l.shape == table.s.shape
+        sound = same and table.t.diff().max() < 0 and table.t.min() > 0
         finite = all(bool(part.isfinite().all()) for part in (table.t, table.l, table.s))
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(
@@ -73,7 +74,7 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
         ) from error
     if not (sound and finite):
         raise CorruptFileError(
-            f"{path}: t must be positive and descend, l and s be finite; estimate the coefficients again"
+            f"{path}: t must be positive and descend, l and s be finite and as many; estimate the coefficients again"
         )
     return table, tensors, header
 
