@@ -154,7 +154,8 @@ def estimate_coeffs(
         typer.Option(help="Stop a noise level when the standard errors of l and s are this small; --samples at most."),
     ] = None,
     estimator: Annotated[
-        str, typer.Option(help="autodiff (the paper's), forward (four times cheaper), or auto: what suits the teacher.")
+        str,
+        typer.Option(help="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher."),
     ] = "auto",
     smoothing: Annotated[str, typer.Option(help="Of l and s over log t: none or spline.")] = "none",
     precision: Annotated[
@@ -181,8 +182,11 @@ def estimate_coeffs(
         "estimator": estimator, "smoothing": smoothing, "precision": precision,
     }  # fmt: skip
     section = check_section(values, EstimationSection, "estimate-coeffs")
-    if compare and estimator != "auto":
-        raise RecipeError(f"--compare: runs every estimator, not {estimator!r} alone; leave --estimator out")
+    if compare and (estimator, target_error, precision == "fp16") != ("auto", None, False):
+        raise RecipeError(
+            "--compare: runs every estimator, in fp32, on the same samples; leave --estimator, --target-error and "
+            "--precision fp16 out"
+        )
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)
@@ -414,6 +418,10 @@ def compare(
     names = known_forms(preconditionings) if preconditionings else PRECONDITIONINGS.names()
     wanted = list(dict.fromkeys(calls(nfe)))
     section = check_section({"timesteps": timesteps, "samples": samples, "seed": seed}, EstimationSection, "compare")
+    if (seed + 1) * trajectories > LARGEST:
+        raise RecipeError(
+            f"--seed: got {seed}; with {trajectories} trajectories each at most {LARGEST // trajectories - 1}"
+        )
     find_weights(teacher, weights)
     start_processes(processes)
     start()

@@ -137,12 +137,12 @@ def json_only(active: bool) -> Iterator[None]:
 def compact(value: float, error: float) -> str:
     """Writes a value with its standard error in units of its last digit.
 
-    >>> compact(0.03124, 0.00042), compact(-52.31, 2.4), compact(0.5, 0.0), compact(0.99999, 2e-9)
-    ('0.0312(4)', '-52(2)', '0.5', '0.9999900')
+    >>> compact(0.03124, 0.00042), compact(-52.31, 2.4), compact(0.5, 0.0), compact(0.99999, 2e-9), compact(0, 0.1)
+    ('0.0312(4)', '-52(2)', '0.5', '0.9999900', '0.0(1)')
     """
     if not math.isfinite(value):
         return "-"
-    if not 0 < error < math.inf or not 1e-4 <= abs(value) < 1e5:
+    if not 0 < error < math.inf or not abs(value) < 1e5:
         return f"{value:.3g}"
     digits = max(0, -math.floor(math.log10(error)))
     return f"{value:.{digits}f}({round(error * 10**digits)})" if digits < 8 else f"{value:.7f}"

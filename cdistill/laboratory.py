@@ -115,7 +115,7 @@ def collect_moments(
         denoiser: The teacher.
         points: Noise levels of the rho-grid, L; CTM's training draws its pairs (t, s) from 18.
         count: Number of trajectories, at least 2; their noise is that of the image seeds from ``seed * count`` on.
-        seed: Which trajectories; others share none.
+        seed: Which trajectories; other seeds share none, with the same `count`.
         substeps: Heun's steps from one level to the next.
         samplers: What else maps the same noise to points at eps, compared with the ends of the trajectories.
         advance: Told the number of finished trajectories.

@@ -27,6 +27,7 @@ from cdistill.registry import (
 )
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 
+SMOOTHED = 5  # points that a smoothing spline needs
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -156,6 +157,12 @@ class EstimationSection(Section):
     target_error: Positive | None = None
     smoothing: Literal["none", "spline"] = "none"
     precision: Literal["auto", "fp32", "fp16"] = "auto"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EstimationSection":
+        if self.smoothing != "none" and self.timesteps < SMOOTHED:
+            raise ValueError(f"smoothing: needs {SMOOTHED} timesteps or more, got {self.timesteps}")
+        return self
 
 
 class DistillSection(Section):

@@ -103,5 +103,7 @@ def load_preconditioning(
     table = None
     if PRECONDITIONINGS.get(name).needs_coefficients and coefficients is not None:
         table, _, header = load_coefficients(coefficients)
-        check_teacher(coefficients, header, teacher.name, teacher.digest, allow_other_teacher)
+        if not allow_other_teacher:
+            otherwise = ", or --set preconditioning.allow_other_teacher=true"
+            check_teacher(coefficients, header, teacher.name, teacher.digest, otherwise)
     return make_preconditioning(name, teacher.denoiser.sigma_data, table=table)

@@ -393,16 +393,21 @@ def test_unfinished_statistics_of_something_else_are_not_gone_on_from(tmp_path, 
 
 
 def test_processes_that_were_killed_in_different_rounds_go_on_in_the_earlier(tmp_path, monkeypatch):
+    """One process had come to the second round, the other had not finished the first: both begin the first again."""
     budget = Budget(1024, 0, 1e-9)  # rounds of 256, 384, ...
     part = Part(tmp_path / "c", {})
     interrupted(Forward(), part, budget, 25, monkeypatch)  # 20 calls in the first round, then 5 of 10 in the second
+    assert len(part.load().ends) == 1
 
-    class Late(Half):
+    class Ahead(Half):
         def gather(self, tensor):
-            return torch.cat([tensor, torch.zeros_like(tensor)])  # the other one has not finished the first
+            return torch.cat([tensor, torch.zeros_like(tensor)])
 
+    arguments = Forward(), mixture_1d(), load_source("mixture-1d"), rho_grid(5), budget
+    again = collect_statistics(*arguments, accelerator=Ahead(0), part=part)
+    fresh = collect_statistics(*arguments, accelerator=Ahead(0))
+    assert torch.equal(again.sums, fresh.sums)
     position = part.load()
-    assert len(position.ends) == 1
     position.back_to(0)
     assert (position.ends, position.chunk, position.level, position.pairs) == ([], 0, 0, 0)
     assert float(position.current.abs().sum()) == 0

@@ -270,3 +270,16 @@ def test_bounded_is_ctm_where_the_others_are(l, s, triangle):  # noqa: E741
     t, end = triangle
     torch.testing.assert_close(f, end / t, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(g, 1 - end / t, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("l", "s"), [(0.9, 0.0), (0.97, 0.3), (0.999, 0.5), (0.5, 1.0), (0.3, -1.5), (1.0, 0.4)])
+def test_bounded_keeps_g_below_one_or_the_backward_forms(l, s, triangle):  # noqa: E741
+    """Where the backward form's own g exceeds 1, which happens for l near 1, nothing between the forms is lower."""
+    table = constant_table(l, s)
+    (f, g), (_, limit), (_, forward) = (
+        make_preconditioning(name, table=table)(*triangle)
+        for name in ("analytic-bounded", "analytic", "analytic-forward")
+    )
+    assert f.isfinite().all()
+    assert bool((g <= limit.clamp(min=1) * (1 + 1e-9)).all())
+    assert bool((g <= forward * (1 + 1e-9)).all())

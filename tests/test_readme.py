@@ -58,6 +58,27 @@ def test_every_file_that_is_named_exists():
         assert (ROOT / (first or second)).exists(), first or second
 
 
+@pytest.mark.slow
+def test_the_commands_about_coefficients_run_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for block in BLOCKS if "--target-error" in block)
+    for line in block.strip().splitlines():
+        _, *arguments = shlex.split(line)
+        smaller = ["--samples", "64", "--timesteps", "8"] if "--teacher" in arguments else []
+        assert run([*arguments, *smaller]) == 0, line
+
+
+def test_nothing_is_left_to_be_filled_in():
+    for name in ("README.md", "CHANGELOG.md"):
+        assert not re.search(r"@[A-Z]+@", (ROOT / name).read_text())
+
+
+def test_every_module_that_is_named_exists():
+    named = re.findall(r"python -m (tests[\w.]+)", README)
+    assert named
+    assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in named)
+
+
 def test_the_loader_of_three_lines_works_on_a_coefficient_file(tmp_path, monkeypatch):
     import torch
 

@@ -34,7 +34,7 @@ from cdistill.training.loop import effective_precision
 
 # What may change when a run goes on. A teacher's learning rate depends on the length of its training.
 _FREE = {DistillRecipe: ("training.iterations", "evaluation", "checkpoint", "weights"), TeacherRecipe: ("checkpoint",)}
-_PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scikit-learn")
+_PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def compare(
         scores, bound, ranks, refused,
         teacher=teacher.name,
         teacher_sha256=teacher.digest,
-        coefficients=None if coefficients is None else str(coefficients),
+        coefficients=None if coefficients is None else _provenance(coefficients),
         levels=moments.levels.tolist(),
         device=str(accelerator.device),
         versions=versions(),
@@ -138,7 +138,7 @@ def find_coefficients(
         MismatchError: The given one was made for another teacher.
     """
     if given is not None:
-        check_teacher(given, load_coefficients(given)[2], teacher.name, teacher.digest, False)
+        check_teacher(given, load_coefficients(given)[2], teacher.name, teacher.digest)
         return given
     source = open_data(data, "train", teacher, accelerator)
     there = is_estimate(own, teacher, source, section)
@@ -282,6 +282,10 @@ def percent(ratio: Number) -> Number:
 
 def _largest(values: Tensor) -> float:
     return float(values[values.isfinite()].abs().max())
+
+
+def _provenance(coefficients: Path) -> dict[str, Any]:
+    return {"file": str(coefficients), **load_coefficients(coefficients)[2]}
 
 
 def _needs_coefficients(name: str) -> bool:

@@ -14,8 +14,9 @@ from cdistill.console import compact, progress, say, table
 from cdistill.data import Source
 from cdistill.errors import CdistillError
 from cdistill.estimation import Budget, Part, collect_statistics, solve
+from cdistill.estimation.collecting import network_precision
 from cdistill.estimation.comparison import Deviation, measure_deviations
-from cdistill.estimation.files import Found, save_found
+from cdistill.estimation.files import Found, read_found, save_found
 from cdistill.preconditionings import make_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.recipe import EstimationSection
@@ -74,19 +75,23 @@ def estimate(
         accelerator: Devices and processes.
         paired: Whether to take the points in pairs for estimators that do not need them, too.
     """
-    name = _resolve(section, teacher)
-    estimator, grid = ESTIMATORS.get(name)(), _GRIDS[section.grid](section.timesteps)
+    asked = _identity(teacher, source, section, paired)
+    name, grid = asked["estimator"], _GRIDS[section.grid](section.timesteps)
+    estimator = ESTIMATORS.get(name)()
     made_by = {"versions": versions(), "device": accelerator.device.type}  # a GPU's chunks are not a CPU's
-    identity = {**_identity(teacher, source, section), "paired": paired, **made_by}
     budget = Budget(section.samples, section.seed, section.target_error, paired, section.precision)
-    part = Part(out, identity, accelerator.process_index, accelerator.num_processes)
-    total = section.samples * section.timesteps
-    with progress(total, f"coefficients ({name})", "pair", part.finished_pairs(section.samples)) as advance:
+    part = Part(out, {**asked, **made_by}, accelerator.process_index, accelerator.num_processes)
+    total, done = section.samples * section.timesteps, part.finished_pairs(section.samples)
+    if done:
+        say(f"{out}: goes on after {done:,} of {total:,} pairs of sample and noise level")
+    with progress(total, f"coefficients ({name})", "pair", done) as advance:
         statistics = collect_statistics(estimator, teacher.denoiser, source, grid, budget, advance, accelerator, part)
     header = {
         "teacher": teacher.name,
         "data": source.name,
-        **identity,
+        **asked,
+        **made_by,
+        "ran_in": network_precision(estimator, section.precision, accelerator.device),
         "dim": statistics.dim,
         "sigma_data": teacher.denoiser.sigma_data,
         "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
@@ -104,19 +109,21 @@ def _resolve(section: EstimationSection, teacher: Teacher) -> str:
     return teacher.estimator if section.estimator == "auto" else section.estimator
 
 
-def _identity(teacher: Teacher, source: Source, section: EstimationSection) -> dict[str, Any]:
-    """What an estimate depends on."""
+def _identity(teacher: Teacher, source: Source, section: EstimationSection, paired: bool) -> dict[str, Any]:
+    """What an estimate depends on, but for the machine."""
     digests = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
-    return {**digests, **section.model_dump(), "estimator": _resolve(section, teacher)}
+    name = _resolve(section, teacher)
+    pairs = paired or ESTIMATORS.get(name).paired
+    return {**digests, **section.model_dump(), "estimator": name, "paired": pairs}
 
 
-def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection) -> bool:
-    """Whether `path` holds the whole estimate that `section` asks for, of this teacher on these data."""
+def is_estimate(path: Path, teacher: Teacher, source: Source, section: EstimationSection, paired: bool = False) -> bool:
+    """Whether `path` holds the whole estimate that `estimate` would make of this teacher on these data."""
     try:
         _, _, header = load_coefficients(path)
     except CdistillError:
         return False
-    return all(header.get(key) == value for key, value in _identity(teacher, source, section).items())
+    return all(header.get(key) == value for key, value in _identity(teacher, source, section, paired).items())
 
 
 def _tell_samples(found: Found, section: EstimationSection) -> None:
@@ -149,6 +156,8 @@ def print_coefficients(found: Found, rows: int = 16) -> None:
     }
     if len(samples.unique()) > 1:
         columns["samples"] = [str(count) for count in samples[chosen].tolist()]
+    for column in ("f(t,t/2)", "g(t,t/2)"):
+        columns[column] = [text if level > end else "-" for text, level, end in zip(columns[column], t, s, strict=True)]
     lines = [[f"{level:.4g}", *row] for level, *row in zip(t.tolist(), *columns.values(), strict=True)]
     name = found.header["estimator"]
     title = f"{len(t)} of {len(levels)} noise levels, {name}; CTM's f and g: 0.5; in brackets: standard error"
@@ -176,8 +185,10 @@ def compare_estimators(
     teacher, source, accelerator = _open(teacher_name, weights, data)
     found = {}
     for name in ESTIMATORS.names():
-        only = section.model_copy(update={"estimator": name})
-        found[name] = estimate(teacher, source, only, _file_of(out, name), accelerator, paired=True)
+        only, file = section.model_copy(update={"estimator": name}), _file_of(out, name)
+        there = is_estimate(file, teacher, source, only, paired=True)
+        accelerator.wait_for_everyone()  # every process has looked before the main one writes
+        found[name] = read_found(file) if there else estimate(teacher, source, only, file, accelerator, paired=True)
     first, *others = found
     deviations = {name: measure_deviations(found[first].estimate, found[name].estimate) for name in others}
     for name, rows in deviations.items():

@@ -41,6 +41,7 @@ _LABELS = {
     "smoothing": "smoothing",
     "paired": "in pairs",
     "precision": "precision",
+    "ran_in": "ran in",
     "device": "device",
     "seed": "seed",
     "dim": "numbers in a sample",

@@ -1,10 +1,11 @@
-"""Estimates in coefficient files, with the sums behind them; `cdistill.preconditionings.coefficients` has the format."""
+"""Estimates in coefficient files, with the sums behind them; the format: `cdistill.preconditionings.coefficients`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cdistill.errors import CorruptFileError, brief
 from cdistill.estimation.base import Statistics
@@ -63,11 +64,18 @@ def read_found(path: Path) -> Found:
         estimator = ESTIMATORS.get(str(header["estimator"]))()
         _check_statistics(statistics, len(estimator.scalars))
         solved = solve(estimator, statistics, float(header["sigma_data"]), header["smoothing"])
+        if not (_agree(solved.table.l, found.l) and _agree(solved.table.s, found.s)):
+            raise ValueError("they do not give its l and s")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptFileError(
             f"{path}: its statistics make no estimate ({brief(error)}); estimate the coefficients again"
         ) from error
     return Found(solved, statistics, header)
+
+
+def _agree(solved: Tensor, stored: Tensor) -> bool:
+    """Whether values are the same but for the rounding of other versions."""
+    return torch.allclose(solved, stored, rtol=1e-4, atol=1e-6)
 
 
 def _check_statistics(statistics: Statistics, scalars: int) -> None:

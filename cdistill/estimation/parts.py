@@ -1,5 +1,6 @@
 """Unfinished statistics: what an interrupted estimation leaves behind and goes on from."""
 
+import glob
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from cdistill.checkpoint import load_tensors, save_tensors
 from cdistill.errors import CorruptFileError, MissingAssetError
 
 _KIND = "unfinished statistics"
+_LAYOUT = 1  # to be raised whenever the same identity comes to mean other samples or sums
 _SAVE_EVERY = 20.0  # seconds of work that a kill -9 can lose
 
 
@@ -90,7 +92,7 @@ class Part:
             tensors, header = load_tensors(self.path, _KIND)
         except (MissingAssetError, CorruptFileError):
             return None
-        if header.get("identity") != self.identity:
+        if header.get("identity") != self.identity or header.get("layout") != _LAYOUT:
             return None
         ends, place = tensors["ends"].tolist(), tensors["place"].tolist()
         return Position(tensors["sums"], ends, tensors["stops"], tensors["current"], *place)
@@ -114,7 +116,7 @@ class Part:
                 "current": position.current,
                 "place": torch.tensor([position.chunk, position.level, position.pairs]),
             }
-            save_tensors(self.path, tensors, _KIND, {"identity": self.identity})
+            save_tensors(self.path, tensors, _KIND, {"identity": self.identity, "layout": _LAYOUT})
         self._saved = time.monotonic()
 
     def save_sometimes(self, position: Position) -> None:
@@ -123,6 +125,8 @@ class Part:
             self.save(position)
 
     def remove(self) -> None:
-        """Removes the file, once the statistics are in their place."""
+        """Removes the file, and what other numbers of processes left, once the statistics are in their place."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            name = self.path.name.rpartition("-of-")[0].rpartition("-")[0]
+            for path in self.path.parent.glob(f"{glob.escape(name)}-*-of-*"):
+                path.unlink(missing_ok=True)

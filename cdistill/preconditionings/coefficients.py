@@ -79,7 +79,7 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
     return table, tensors, header
 
 
-def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, allow_other: bool) -> None:
+def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, otherwise: str = "") -> None:
     """Refuses coefficients that were made for another teacher.
 
     Args:
@@ -87,14 +87,13 @@ def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, al
         header: Its header.
         name: The teacher in use.
         digest: Its digest.
-        allow_other: Whether to let it pass.
+        otherwise: What else can be done, for the message.
 
     Raises:
-        MismatchError: The digests differ and `allow_other` is false.
+        MismatchError: The digests differ.
     """
-    if header.get("teacher_sha256") != digest and not allow_other:
+    if header.get("teacher_sha256") != digest:
         raise MismatchError(
             f"{path}: made for teacher {header.get('teacher')!r} ({str(header.get('teacher_sha256'))[:12]}), not for "
-            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher, or "
-            "--set preconditioning.allow_other_teacher=true"
+            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher{otherwise}"
         )
