@@ -284,8 +284,10 @@ def test_compare_goes_on_where_it_was_stopped(monkeypatch):
         (["--smoothing", "x"], ["smoothing: got 'x'", "spline"]),
         (["--precision", "bf16"], ["precision: got 'bf16'", "fp16"]),
         (["--precision", "fp16", "--estimator", "autodiff"], ["precision: got fp16", "fp32, or estimator forward"]),
-        (["--precision", "fp16", "--compare"], ["precision: got fp16", "fp32, or estimator forward"]),
-        (["--compare", "--estimator", "forward"], ["--compare", "leave --estimator out"]),
+        (["--precision", "fp16", "--compare"], ["--compare", "leave", "--precision fp16 out"]),
+        (["--compare", "--estimator", "forward"], ["--compare", "leave --estimator"]),
+        (["--compare", "--target-error", "0.1"], ["--compare", "the same samples", "--target-error"]),
+        (["--smoothing", "spline", "--timesteps", "4"], ["smoothing", "5 timesteps or more"]),
     ],
     ids=lambda value: " ".join(value),
 )
