@@ -3,7 +3,8 @@ import torch
 
 from cdistill.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
-from tests.quadrature import COMPONENTS
+
+COMPONENTS = ((1 / 3, -2.0, 1.0), (2 / 3, 1.0, 0.25))  # weight, mean, variance
 
 
 def random_mixture(components: int, dim: int) -> MixtureDenoiser:

@@ -221,7 +221,7 @@ class _Collection:
         t = self.t[level].expand(len(points.x0)).to(self.device)
         with self._autocast(level):
             rows = self.estimator.measure(self.denoiser, points, t)
-        if self.paired and len(rows) == len(t):
+        if self.paired and not self.estimator.paired:
             rows = (rows[: len(t) // 2] + rows[len(t) // 2 :]) / 2
         return rows
 
