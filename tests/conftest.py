@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdistill import console
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import log_uniform_grid
 from tests.quadrature import exact_estimate
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def audible() -> None:
+    """Takes back what an earlier test's --quiet left behind."""
+    console.set_verbosity(0)
 
 
 @pytest.fixture(scope="session")

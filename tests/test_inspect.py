@@ -325,7 +325,7 @@ def test_errors_and_pairs_are_shown_where_they_are(tmp_path, capsys):
     save_tensors(tmp_path / "p.safetensors", {**TABLE, **errors, **columns}, "coefficients", HEADER)
     text = inspected(capsys, tmp_path / "p.safetensors")
     assert re.search(r"│ 79.43 +│ 0.79433 +│ 7.9e-03 +│ -1.5887 +│ 7.9e-02 │", text)
-    assert "6 of 10 pairs of noise levels" in text
+    assert "6 of 10 jumps" in text
     assert re.search(r"│ 80 +│ +1 │ 0.125 │ +0.375 │ 0.25 │ +0.5 │", text)
     record = json.loads(inspected(capsys, tmp_path / "p.safetensors", "--json"))
     assert record["table"]["l_error"] == errors["l_error"].tolist()
@@ -358,7 +358,7 @@ def test_empty_tables_give_a_page(tmp_path, capsys):
     save_tensors(tmp_path / "x.safetensors", {**empty, "pairs": torch.ones(0, 2)}, "coefficients", {})
     text = inspected(capsys, tmp_path / "x.safetensors")
     assert "0 of 0 noise levels" in " ".join(text.split())
-    assert "0 of 0 pairs" in " ".join(text.split())
+    assert "0 of 0 jumps" in " ".join(text.split())
 
 
 def test_rows_are_read_at_their_place(file, tmp_path):
