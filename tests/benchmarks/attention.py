@@ -5,7 +5,6 @@ python -m tests.benchmarks.attention [--device cuda]
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdistill.networks.unet import plain_attention, split_heads
+from tests.benchmarks.clock import seconds
 
 SHAPES = {  # (images, channels, side, channels of a head) as the networks have them
     "digits 4x4": (64, 64, 4, 64),
@@ -21,14 +21,6 @@ SHAPES = {  # (images, channels, side, channels of a head) as the networks have 
     "ADM 16x16": (16, 576, 16, 64),
     "ADM 32x32": (4, 384, 32, 64),
 }
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def ratios(shape: tuple[int, ...], device: str, repeats: int = 15) -> tuple[float, float]:

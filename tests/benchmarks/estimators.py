@@ -8,7 +8,6 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from cdistill.planning import hollow, network_cost
 from cdistill.randomness import generator
 from cdistill.schedule import log_uniform_grid
 from cdistill.teachers.official import OFFICIAL
+from tests.benchmarks.clock import seconds
 from tests.edm_teacher import random_denoiser
 
 PROMISED = {"forward": 1.15, "autodiff": 5.0}  # times the forward passes alone
@@ -35,14 +35,6 @@ PEAK = 989.0  # TFLOP/s of an H100 in half precision, without sparsity
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def images(count: int = 512) -> Source:
