@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError
 from cdistill.sealed import SCHEMA, canonical, check_manifest, check_seal, unseal
-from cdistill.storage import disk_full, file_digest, list_checkpoints, replacing, sync, write_text
+from cdistill.storage import disk_full, file_digest, list_checkpoints, read_steadily, replacing, sync, write_text
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -61,6 +61,10 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         MissingAssetError: There is no such file.
         CorruptFileError: It is truncated, altered, not made by cdistill, of a newer schema or of another kind.
     """
+    return read_steadily(path, lambda: _load_tensors(path, kind))
+
+
+def _load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; a {kind} file is needed here")
     try:

@@ -5,14 +5,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from cdistill.errors import CdistillError, DiskFullError
+from cdistill.errors import CdistillError, CorruptFileError, DiskFullError
+
+Result = TypeVar("Result")
 
 FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
 _CHECKPOINT = re.compile(r"step-(\d{8})")
@@ -80,6 +82,29 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_steadily(path: Path, read: Callable[[], Result]) -> Result:
+    """Returns what `read` makes of a file; again where the file was replaced while it read and so looked damaged.
+
+    A reader that opens a path more than once (safetensors does) may see one file's header and the next one's numbers.
+    """
+    while True:
+        before = _version(path)
+        try:
+            return read()
+        except CorruptFileError:
+            if _version(path) == before:
+                raise
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Tells a file from the one that takes its place."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 @contextmanager

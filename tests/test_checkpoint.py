@@ -1,13 +1,18 @@
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cdistill import checkpoint
 from cdistill.checkpoint import (
     load_checkpoint,
     load_tensors,
@@ -224,3 +229,47 @@ def test_the_state_is_plain_json(tmp_path):
     folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {"x": 1}, keep=1)
     assert json.loads((folder / "state.json").read_text())["x"] == 1
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    """safetensors opens a path twice; the second time another file may be there."""
+    path = tmp_path / "x.safetensors"
+    contents = [{"a": torch.full((1000,), float(value))} for value in range(3)]
+    save_tensors(path, contents[0], "coefficients", {})
+    waiting, honest = contents[1:], checkpoint.safe_open
+
+    def replaced_in_between(*arguments):
+        opened = honest(*arguments)
+        metadata = opened.metadata()
+        if waiting:
+            save_tensors(path, waiting.pop(0), "coefficients", {"step": len(waiting)})
+            again = honest(*arguments)
+            return SimpleNamespace(metadata=lambda: metadata, keys=again.keys, get_tensor=again.get_tensor)
+        return opened
+
+    monkeypatch.setattr(checkpoint, "safe_open", lambda *given: nullcontext(replaced_in_between(*given)))
+    tensors, header = load_tensors(path, "coefficients")
+    assert torch.equal(tensors["a"], contents[2]["a"])
+    assert header["step"] == 0
+
+
+def test_many_readers_of_a_file_that_is_written_again_and_again_see_whole_files(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"a": torch.zeros(100)}, "coefficients", {"value": 0})
+    ended = threading.Event()
+
+    def write():
+        for value in itertools.count(1):
+            if ended.is_set():
+                return
+            save_tensors(path, {"a": torch.full((100,), float(value))}, "coefficients", {"value": value})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(200):
+            tensors, header = load_tensors(path, "coefficients")
+            assert (tensors["a"] == header["value"]).all()
+    finally:
+        ended.set()
+        writer.join()

@@ -80,7 +80,7 @@ def start_saving(*arguments: str) -> subprocess.Popen[str]:
 
 def wait_for_pairs(name: str, pairs: int, process: subprocess.Popen[str]) -> None:
     """Waits until a part file holds so many (sample, timestep) pairs of the round in progress."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while True:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

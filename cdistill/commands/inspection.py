@@ -19,7 +19,7 @@ from cdistill.sealed import (
     read_layout,
     unseal,
 )
-from cdistill.storage import list_checkpoints, read_json
+from cdistill.storage import list_checkpoints, read_json, read_steadily
 
 _FOREIGN = (".pkl", ".pt", ".pth")
 _STEP = re.compile(r"step-\d+")
@@ -63,6 +63,10 @@ def describe_file(path: Path) -> dict[str, Any]:
             f"{path}: someone else's weights, which are not inspected; cdistill convert says what they are, and makes "
             "them safetensors without executing anything in them"
         )
+    return read_steadily(path, lambda: _describe_file(path))
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
     layout = read_layout(path)
     record: dict[str, Any] = {
         "file": str(path), "kind": None, "schema": None, "bytes": layout.size, "checksum": None, "sha256": None,
