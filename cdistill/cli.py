@@ -34,6 +34,14 @@ LARGEST = 2**32  # torch's generator on a CPU keeps 32 bits of a seed
 TFLOPS = 42.0  # what an A800 of the paper sustained on CIFAR-10, by its hours and our count
 _arguments: list[str] = []  # of this run, for the processes that it starts
 
+
+def micro_batch_size(text: str | None) -> str | None:
+    """Checks a number of images, or "auto"."""
+    if text is None or text == "auto" or (text.isdecimal() and int(text)):
+        return text
+    raise RecipeError(f"--micro-batch: got {text!r}; needs a number of images, or auto")
+
+
 RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.")
@@ -43,6 +51,14 @@ ResumeOption = Annotated[
     typer.Option(help="auto: go on where the run stopped; never: refuse a folder with a run; or a run folder."),
 ]
 ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+MicroBatchOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=micro_batch_size,
+        metavar="N|auto",
+        help="Images that a device works on at once; auto: as many as fit. The recipe's accumulation by default.",
+    ),
+]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
@@ -208,6 +224,7 @@ def distill(
     override: SetOption = [],  # noqa: B006
     resume: ResumeOption = "auto",
     processes: ProcessesOption = 1,
+    micro_batch: MicroBatchOption = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -229,7 +246,7 @@ def distill(
 
     with console.json_only(as_json):
         folder = run_folder(recipe, out, resume)
-        run_distill(found, folder, resume)
+        run_distill(found, folder, resume, micro_batch)
     return finish(as_json, RunFolder(folder).results(), "")
 
 
@@ -557,6 +574,7 @@ def start() -> None:
     from cdistill import stopping
 
     stopping.install_handlers()
+    launch.keep_memory()
     launch.set_threads()
 
 

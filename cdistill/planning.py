@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.losses import Distance
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
-from cdistill.recipe import DistillRecipe, Precision, TeacherRecipe
+from cdistill.recipe import DistillRecipe, Precision, TeacherRecipe, precision_of_teacher
 from cdistill.registry import teacher_data_count
 from cdistill.sampling import TEACHER_POINTS
 from cdistill.training.batches import check_divisible
@@ -83,6 +83,11 @@ class Plan:
     evaluation: float
 
     @property
+    def device_bytes(self) -> float:
+        """Bytes that a device needs, an estimate."""
+        return self.state_bytes + self.activation_bytes * self.micro_batch
+
+    @property
     def training(self) -> float:
         """FLOPs of all training steps."""
         return sum(part.flop for part in self.parts) * self.batch_size * self.iterations
@@ -114,8 +119,10 @@ def plan_distillation(
     teaching, learning = network_cost(teacher), network_cost(student)
     frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
     forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    copies = (2 if section.dsm else 1) + (1 if section.target_rate == section.ema_rate else 2)  # gradients, averages
-    kept = learning.saved + (frozen.saved if forwards.frozen else 0)
+    alone = section.accumulation == 1  # then both losses go back at once, and need one gradient
+    copies = (1 if alone or not section.dsm else 2) + (1 if section.target_rate == section.ema_rate else 2)
+    kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
+    teaching_bytes = 4.0 if precision_of_teacher(section) == "fp32" else 6.0  # the half copy beside the whole one
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)
@@ -131,7 +138,8 @@ def plan_distillation(
         batch_size=section.batch_size,
         teacher=count_parameters(teacher),
         student=trained_parameters(student),
-        state_bytes=4.0 * count_parameters(teacher) + _state_bytes(student, copies, section.precision, devices),
+        state_bytes=teaching_bytes * count_parameters(teacher)
+        + _state_bytes(student, copies, section.precision, devices),
         activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
@@ -159,6 +167,15 @@ def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Pla
         estimation=0,
         evaluation=0,
     )
+
+
+def fewest_micro_batches(size: int, fits: Callable[[int], bool]) -> int:
+    """Returns into how few equal micro-batches `size` images can be cut so that `fits(count)`; else `size`.
+
+    >>> fewest_micro_batches(12, lambda count: 12 / count <= 5)
+    3
+    """
+    return next((count for count in range(1, size) if size % count == 0 and fits(count)), size)
 
 
 def _judged_calls(recipe: DistillRecipe) -> int:

@@ -198,6 +198,11 @@ class DistillSection(Section):
         return self
 
 
+def precision_of_teacher(section: DistillSection) -> Precision:
+    """Returns the precision that a recipe asks for its teacher."""
+    return section.precision if section.teacher_precision == "same" else section.teacher_precision
+
+
 class EvaluationSection(Section):
     """What is measured, when, and on how many images; `every` = 0 means at the end only."""
 

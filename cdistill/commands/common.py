@@ -31,9 +31,13 @@ from cdistill.storage import list_checkpoints, read_json, write_text
 from cdistill.synthetic import teacher_data
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
+from cdistill.training.speed import choose_speed
 
 # What may change when a run goes on. A teacher's learning rate depends on the length of its training.
-_FREE = {DistillRecipe: ("training.iterations", "evaluation", "checkpoint", "weights"), TeacherRecipe: ("checkpoint",)}
+_FREE = {
+    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "weights"),
+    TeacherRecipe: ("checkpoint",),
+}
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 
@@ -61,7 +65,7 @@ def opened_run(
             raise failure or CdistillError(f"{folder.path}: the main process refused it")
         if accelerator.is_main_process:
             write_text(folder.recipe, to_toml(recipe))
-            _write_environment(folder, accelerator)
+            _write_environment(folder, recipe, accelerator)
             kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
             folder.write_status(state="preparing", kind=kind, error=None, exit_code=None)
         accelerator.wait_for_everyone()
@@ -159,21 +163,30 @@ def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: 
             )
 
 
-def _write_environment(folder: RunFolder, accelerator: Accelerator) -> None:
+def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> None:
     facts: dict[str, Any] = {
         "command": sys.argv[1:],
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": effective_precision(accelerator),
+        **_engine(recipe, accelerator),
         "versions": versions(),
     }
     old = read_json(folder.path / "env.json")
     changed = [
         f"{key} {old[key]} -> {facts[key]}"
-        for key in ("device", "processes", "threads")
+        for key in ("device", "processes", "threads", "micro-batches", "networks")
         if old.get(key, facts[key]) != facts[key]
     ]
     if changed and list_checkpoints(folder.checkpoints):
         say(f"{folder.path}: goes on with {', '.join(changed)}: the same algorithm, no longer the same last bits")
     write_text(folder.path / "env.json", json.dumps(facts, indent=1) + "\n")
+
+
+def _engine(recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what else the last bits depend on."""
+    if isinstance(recipe, TeacherRecipe):
+        return {}
+    speed = str(choose_speed(recipe.training, accelerator))
+    return {"micro-batches": recipe.training.accumulation, "networks": speed}

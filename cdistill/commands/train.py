@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
+from cdistill.commands.micro import with_micro_batches
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
@@ -29,6 +30,7 @@ from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
+from cdistill.training.speed import tolerate_compiler
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
@@ -58,13 +60,24 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     return path
 
 
-def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
-    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
+def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> list[Row]:
+    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder.
+        resume: "auto" or "never".
+        micro_batch: See `with_micro_batches`; None for the recipe's own `training.accumulation`.
+    """
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
     distance = check_distance(recipe.training.distance, teacher.shape)()
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
+    if micro_batch is not None:
+        recipe = with_micro_batches(recipe, micro_batch, accelerator)
+    if recipe.training.compile == "auto":
+        tolerate_compiler()
     check_run(folder, recipe, resume)  # before anything that takes long
     accelerator.wait_for_everyone()  # every process has looked before the main one writes
     teacher.denoiser.to(accelerator.device)
@@ -81,7 +94,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
         say(
             f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
-            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}"
+            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, {task.speed}"
         )
 
         def evaluate_now(step: int) -> None:
