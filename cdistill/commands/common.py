@@ -33,7 +33,10 @@ from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
 
 # What may change when a run goes on. A teacher's learning rate depends on the length of its training.
-_FREE = {DistillRecipe: ("training.iterations", "evaluation", "checkpoint", "weights"), TeacherRecipe: ("checkpoint",)}
+_FREE = {
+    DistillRecipe: ("training.iterations", "evaluation", "checkpoint", "logging", "weights"),
+    TeacherRecipe: ("checkpoint", "logging"),
+}
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 

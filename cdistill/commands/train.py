@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
+from cdistill.commands.tracking import check_trackers, tracked
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
@@ -36,6 +37,7 @@ _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
@@ -45,7 +47,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         torch.manual_seed(recipe.seed)
         denoiser = build_denoiser(architecture, section.sigma_data)
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
@@ -60,6 +62,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
     distance = check_distance(recipe.training.distance, teacher.shape)()
@@ -71,7 +74,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
     judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
