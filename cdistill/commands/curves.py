@@ -125,12 +125,15 @@ def _read_run(path: Path, name: str) -> Run:
 
 
 def evaluation_curves(records: Iterable[dict[str, Any]], sampler: str = STUDENT) -> dict[tuple[int, str], Points]:
-    """Returns (NFE, metric) -> points (step, value) of a sampler; of two values at one step the later record's."""
+    """Returns (NFE, metric) -> points (step, value) of a sampler.
+
+    Of two values at one step the later record's counts; what is not finite is left out.
+    """
     found: dict[tuple[int, str], dict[float, float]] = {}
     for record in records:
         for row in record.get("rows", []):
             for metric, value in row["values"].items():
-                if row["sampler"] == sampler:
+                if row["sampler"] == sampler and math.isfinite(value):
                     found.setdefault((row["nfe"], metric), {})[record["step"]] = float(value)
     return {key: sorted(points.items()) for key, points in found.items()}
 
@@ -190,14 +193,14 @@ def crossing(points: Points, value: float, logarithmic: bool) -> float | None:
     (5.0, None)
 
     Args:
-        points: (iterations or images, value), from left to right; an evaluation that is not finite reaches nothing.
+        points: (iterations or images, value), from left to right.
         value: What is to be reached; positive if `logarithmic`.
         logarithmic: Whether to interpolate the logarithm.
     """
     before: tuple[float, float] | None = None
     for x, y in points:
         if y <= value:
-            if before is None or not math.isfinite(before[1]):
+            if before is None:
                 return x
             high, goal, low = (math.log(z) if logarithmic else z for z in (before[1], value, y))
             return before[0] + (x - before[0]) * (high - goal) / (high - low)

@@ -2,16 +2,16 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
+from cdistill.console import say
 from cdistill.errors import CdistillError, RecipeError, brief
 from cdistill.recipe import DistillRecipe, TeacherRecipe
 from cdistill.runs import RunFolder
@@ -38,15 +38,16 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> Iterator[RunFolder]:
     """Yields the folder with the recipe's trackers as listeners, on the main process; closes them in any case.
 
+    One that fails later is left out with a line on stderr: a run of days does not end for a tracker.
+
     Raises:
         CdistillError: A tracker could not be started: nobody is logged in, say.
     """
     with ExitStack() as stack:
         listeners = []
         for name in recipe.logging.trackers if accelerator.is_main_process else ():
-            tracker = _start(name, folder, recipe)
-            stack.callback(tracker.finish)
-            listeners.append(partial(_pass_on, tracker))
+            listeners.append(_Listener(name, _start(name, folder, recipe)))
+            stack.callback(listeners[-1].close)
         yield replace(folder, listeners=(*folder.listeners, *listeners))
 
 
@@ -68,8 +69,26 @@ def scalars(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _pass_on(tracker: GeneralTracker, record: dict[str, Any]) -> None:
-    tracker.log(scalars(record), step=record["step"])
+class _Listener:
+    """Passes records on to a tracker until that fails."""
+
+    def __init__(self, name: str, tracker: GeneralTracker) -> None:
+        self.name, self.tracker, self.failed = name, tracker, False
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        self._attempt(lambda: self.tracker.log(scalars(record), step=record["step"]))
+
+    def close(self) -> None:
+        self._attempt(self.tracker.finish)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        if self.failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self.failed = True
+            say(f"{self.name}: left out from here on, metrics.jsonl goes on: {type(error).__name__}: {brief(error)}")
 
 
 def _start(name: str, folder: RunFolder, recipe: DistillRecipe | TeacherRecipe) -> GeneralTracker:
@@ -80,7 +99,7 @@ def _start(name: str, folder: RunFolder, recipe: DistillRecipe | TeacherRecipe) 
     except Exception as error:
         raise CdistillError(
             f"logging.trackers: {name} does not start: {type(error).__name__}: {brief(error)}; mend that, "
-            "or --set logging.trackers=[]"
+            "or leave it out: --set logging.trackers=[]"
         ) from error
 
 
