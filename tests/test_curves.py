@@ -106,7 +106,7 @@ def test_twice_as_fast_is_a_ratio_of_two(capsys):
     assert (code, err) == (0, err)
     record = json.loads(out)
     assert (record["metric"], record["nfe"], record["unit"]) == ("fid", [1, 2], "iterations")
-    assert record["runs"] == ["ctm (ctm)", "analytic (analytic)"]
+    assert record["runs"] == ["ctm", "analytic"]
     assert [one["ratio"] for one in record["reached"]] == pytest.approx([1, 2, 1, 2])
     assert [one["at"] for one in record["reached"]] == pytest.approx([400, 200, 400, 200])
     assert record["reached"][2]["value"] == pytest.approx(32 * math.exp(-4))  # the first run's best at 2 NFE
@@ -120,7 +120,7 @@ def test_the_printed_table_says_what_was_not_reached(capsys):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     assert code == 0
     assert rows == [
-        ["ctm (ctm)", "2", "8", "139", "1.00"],
+        ["ctm", "2", "8", "139", "1.00"],
         ["slow (bcm)", "2", "8", "not by 400", "-"],
         ["late (analytic)", "2", "8", "<= 100", "-"],
     ]
@@ -207,6 +207,15 @@ def test_what_does_not_compare_is_said(capsys):
     assert "the runs differ in evaluation.samples (500, 100)" in err
     assert "the runs differ in training.batch_size (32, 64); --images" in err
     assert "batch_size" not in called(capsys, "a", "b", "--images")[2]
+
+
+def test_a_run_that_was_measured_only_once_is_drawn_and_named(capsys):
+    make_run("a")
+    make_run("b", steps=(400,))
+    code, _, err = called(capsys, "a", "b")
+    assert code == 0
+    assert "b has one evaluation so far; a curve needs --set evaluation.every=N" in err
+    assert "a has one" not in err
 
 
 def test_the_default_is_what_all_runs_share():

@@ -216,6 +216,7 @@ def test_a_resumed_run_hides_what_tensorboard_had_behind_the_checkpoint_and_goes
     assert len({told[1]["id"] for told in heard.begun if told[0] == "wandb"}) == 1
 
 
+@pytest.mark.slow
 def test_a_training_tells_the_trackers_what_metrics_jsonl_says(heard, tmp_path):
     assert run(fast_distill(Path("run"), "evaluation.every=10", BOTH)) == 0
     expected = [

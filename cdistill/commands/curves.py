@@ -22,7 +22,7 @@ Points = list[tuple[float, float]]
 
 STUDENT, TEACHER = "student", "teacher (Heun)"
 _SHOWN = 150  # points of a line of losses; neighbours are averaged
-_SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # without these two values are not comparable
+_SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # where they differ, values do not compare
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Run:
 
     @property
     def label(self) -> str:
-        """Name and preconditioning."""
+        """Name and preconditioning; once where they are the same."""
         form = self.recipe.get("preconditioning.name")
-        return f"{self.name} ({form})" if form else self.name
+        return f"{self.name} ({form})" if form not in (None, self.name) else self.name
 
     @property
     def metrics(self) -> list[str]:
@@ -318,7 +318,10 @@ def averaged(points: Points, most: int = _SHOWN) -> Points:
 
 
 def _warn(runs: Sequence[Run], images: bool) -> None:
-    """Says what makes the runs' values or iterations hard to compare."""
+    """Says what makes the runs' values or iterations hard to compare, and which runs have no curve."""
+    for run in runs:
+        if all(len(points) == 1 for points in run.evaluations.values()):
+            say(f"plot curves: {run.name} has one evaluation so far; a curve needs --set evaluation.every=N")
     for key in (*_SHARED, *(() if images else ("training.batch_size",))):
         values = [str(run.recipe.get(key)) for run in runs]
         if len(set(values)) > 1:
