@@ -473,6 +473,38 @@ def plot_trajectories(
     finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
 
 
+@plot_app.command("curves")
+def plot_curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
+    metric: Annotated[str | None, typer.Option(help="A metric; the first that the runs share by default.")] = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; all that the runs share by default.")] = None,
+    reach: Annotated[float | None, typer.Option(help="Value to reach; the first run's best by default.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Count images seen, not iterations.")] = False,
+    losses: Annotated[bool, typer.Option("--losses", help="Draw what the training logged instead.")] = False,
+    out: Annotated[Path, typer.Option(help="PNG; a CSV of the same name goes beside it.")] = Path("plots/curves.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Figs. 2 and 3: training curves of runs, finished or not, and how much sooner each reaches a value.
+
+    Example:  cdistill plot curves runs/digits-ctm runs/digits --nfe 2
+    """
+    if losses and (metric, nfe, reach) != (None, None, None):
+        raise RecipeError("--losses: goes with none of --metric, --nfe and --reach")
+    if not math.isfinite(reach or 0):
+        raise RecipeError(f"--reach: got {reach}; needs a number")
+    wanted = calls(nfe) if nfe else None
+    from cdistill.commands.curves import draw_evaluations, draw_losses, read_runs
+
+    picture = with_suffix(out, ".png")
+    with console.json_only(as_json):
+        found = read_runs(runs)
+        if losses:
+            record = draw_losses(found, images, picture)
+        else:
+            record = draw_evaluations(found, metric, wanted, reach, images, picture)
+    finish(as_json, record, f"plot: {record['plot']}   numbers: {record['csv']}")
+
+
 @plot_app.command("coefficients")
 def plot_coefficients(
     file: Annotated[Path, typer.Argument(help="A coefficient file.")],

@@ -77,6 +77,19 @@ class CheckpointSection(Section):
     keep: Count = 2
 
 
+class LoggingSection(Section):
+    """Training steps between lines of metrics.jsonl, and accelerate's trackers that get the same numbers."""
+
+    every: Count = 10
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LoggingSection":
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: got {self.trackers}; name each once")
+        return self
+
+
 class NetworkSection(Section):
     """A small DDPM++ (arguments of SongUNet)."""
 
@@ -128,6 +141,7 @@ class TeacherRecipe(Section):
     network: NetworkSection
     training: DenoisingSection
     checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
 
     def architecture(self, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
         """Returns the description of the network for images of `shape`, see `cdistill.networks.architecture`."""
@@ -226,6 +240,7 @@ class DistillRecipe(Section):
     training: DistillSection
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
 
     @property
     def weights_path(self) -> Path | None:

@@ -9,13 +9,14 @@
         coefficients.safetensors
         checkpoints/step-N/    weights, optimiser, counters, manifest
         samples/  plots/       pictures
+        tracking/              TensorBoard's and Weights & Biases' files, where the recipe asks for them
 """
 
 import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,11 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        listeners: Called with every record behind its line in metrics.jsonl.
     """
 
     path: Path
+    listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
 
     @property
     def recipe(self) -> Path:
@@ -99,9 +102,11 @@ class RunFolder:
         return read_json(self.path / "evaluation.json")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+        """Appends a line to metrics.jsonl, and tells the listeners."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+        for listener in self.listeners:
+            listener(record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl; a half-written last line is left out."""

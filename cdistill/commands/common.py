@@ -35,8 +35,8 @@ from cdistill.training.speed import choose_speed
 
 # What may change when a run goes on. A teacher's learning rate depends on the length of its training.
 _FREE = {
-    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "weights"),
-    TeacherRecipe: ("checkpoint",),
+    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
+    TeacherRecipe: ("checkpoint", "logging"),
 }
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 

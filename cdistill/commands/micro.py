@@ -29,7 +29,7 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
     Raises:
         RecipeError: The batch cannot be divided among the processes.
     """
-    processes = accelerator.num_processes
+    processes: int = accelerator.num_processes
     check_divisible(recipe.training.batch_size, processes, 1)
     own = recipe.training.batch_size // processes
     if wanted == "auto":
@@ -38,8 +38,7 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
         parts = plan(_divided(recipe, own), processes)
 
         def fits(count: int) -> bool:
-            needed = replace(whole if count == 1 else parts, micro_batch=own // count).device_bytes
-            return needed <= limit
+            return replace(whole if count == 1 else parts, micro_batch=own // count).device_bytes <= limit
     else:
 
         def fits(count: int) -> bool:

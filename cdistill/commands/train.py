@@ -11,6 +11,7 @@ from cdistill.commands.common import check_distance, check_run, open_data, opene
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
 from cdistill.commands.micro import with_micro_batches
+from cdistill.commands.tracking import check_trackers, tracked
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
@@ -38,6 +39,7 @@ _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
@@ -47,13 +49,13 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         torch.manual_seed(recipe.seed)
         denoiser = build_denoiser(architecture, section.sigma_data)
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
         task.identity = {"data_sha256": source.digest}
-        train(task, folder, section.iterations, checkpoint, section.patience)
+        train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
         if accelerator.is_main_process:
             save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
             folder.write_status(state="finished", exit_code=0)
@@ -69,6 +71,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         resume: "auto" or "never".
         micro_batch: See `with_micro_batches`; None for the recipe's own `training.accumulation`.
     """
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
     distance = check_distance(recipe.training.distance, teacher.shape)()
@@ -84,7 +87,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
     judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
@@ -104,8 +107,10 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
-        patience = recipe.training.patience
-        train(task, folder, iterations, checkpoint, patience, evaluate_every=section.every, evaluate=evaluate_now)
+        train(
+            task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
+            section.every, evaluate_now,
+        )  # fmt: skip
         rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])

@@ -129,7 +129,7 @@ def train(
     iterations: int,
     checkpoint: CheckpointSection,
     patience: int,
-    log_every: int = 10,
+    log_every: int,
     evaluate_every: int = 0,
     evaluate: Callable[[int], None] = lambda done: None,
 ) -> None:
