@@ -125,6 +125,7 @@ def train(
     images: int,
     evaluate_every: int = 0,
     evaluate: Callable[[int], None] | None = None,
+    best: str | None = None,
 ) -> None:
     """Trains from where the folder's checkpoints end to `iterations`.
 
@@ -133,10 +134,11 @@ def train(
         folder: Where everything goes; the caller holds its lock.
         iterations: Number of steps of the whole run.
         save_every: Steps between checkpoints.
-        keep: Checkpoints to keep.
+        keep: Checkpoints to keep, besides the best.
         images: Images a step, all processes together, for the rate.
         evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
         evaluate: Called with the number of finished steps, on every process.
+        best: By what a checkpoint is the best, see `RunFolder.best_step`.
 
     Raises:
         StoppedError: A signal came; the state is saved.
@@ -165,7 +167,7 @@ def train(
             if main:
                 log.record(done, values)
             if done % save_every == 0 or done == iterations or stop:
-                save(task, folder, done, keep)
+                save(task, folder, done, keep, best)
             if stop and done < iterations:
                 _stop(folder, done, stop)
             measure()
@@ -186,12 +188,13 @@ class _Log:
             self.done, self.time = done, now
 
 
-def save(task: Task, folder: RunFolder, done: int, keep: int) -> None:
-    """Writes a checkpoint from the main process; the others wait."""
+def save(task: Task, folder: RunFolder, done: int, keep: int, best: str | None = None) -> None:
+    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait."""
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
         state = {"scaler": scaler.state_dict() if scaler is not None else None, "identity": task.identity}
-        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep)
+        kept = folder.best_step(best)
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, () if kept is None else (kept,))
         folder.write_status(step=done)
     task.accelerator.wait_for_everyone()
 
