@@ -25,7 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cdistill.errors import MissingAssetError, RunLockedError
-from cdistill.storage import list_checkpoints, read_json, step_of, write_text
+from cdistill.storage import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
@@ -93,10 +93,12 @@ class RunFolder:
         """Returns the record in evaluation.json, {} when there is none."""
         return read_json(self.path / "evaluation.json")
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+    def log(self, record: dict[str, Any], durable: bool = False) -> None:
+        """Appends a line to metrics.jsonl; one that is `durable` outlives a loss of power, too."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if durable:
+            sync(self.path / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl; a half-written last line is left out."""

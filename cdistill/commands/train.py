@@ -154,5 +154,5 @@ def _evaluated(folder: RunFolder, step: int) -> bool:
 def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
     judge.wait()
     if judge.main:
-        folder.log({"step": step, "event": "evaluation", **as_record(rows)})
+        folder.log({"step": step, "event": "evaluation", **as_record(rows)}, durable=True)
     judge.wait()
