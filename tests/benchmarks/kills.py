@@ -53,10 +53,11 @@ def ends_first(process: Popen[str], happened: Callable[[], object]) -> bool:
     return False
 
 
-def works_since(run: Path, begun: int) -> bool:
-    """Whether a process that began at that time, in ns, has come to its own work in the run."""
+def works_since(run: Path, begun: int, *states: str) -> bool:
+    """Whether a process that began at that time, in ns, has come to its own work in the run, or so far in it."""
     status = run / "status.json"
-    return status.is_file() and status.stat().st_mtime_ns > begun
+    fresh = status.is_file() and status.stat().st_mtime_ns > begun
+    return fresh and (not states or RunFolder(run).status().get("state") in states)
 
 
 def uninterrupted(run: Path, kills: int) -> Times:
@@ -64,7 +65,7 @@ def uninterrupted(run: Path, kills: int) -> Times:
     process = start(arguments_of(run, kills), run.parent)
     ends_first(process, lambda: works_since(run, begun))
     second = time.monotonic()
-    ends_first(process, lambda: RunFolder(run).status().get("state") == "running")
+    ends_first(process, lambda: works_since(run, begun, "running"))
     third = time.monotonic()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -76,16 +77,16 @@ def is_killed(run: Path, mode: str, times: Times, kills: int, draw: random.Rando
     begun = time.time_ns()
     process = start(arguments_of(run, kills), run.parent)
     if mode == "start":
-        wait = draw.uniform(0, times.start)
+        wait = draw.uniform(0, 1.2 * times.start)
     elif mode == "work":
-        ended = ends_first(process, lambda: works_since(run, begun))
         trained = RunFolder(run).coefficients.is_file()
-        wait = draw.uniform(0, 3 * times.training / kills if trained else 2 * times.estimation)
+        ends_first(process, lambda: works_since(run, begun, "running" if trained else "preparing"))
+        wait = draw.uniform(0, 4 * times.training / kills if trained else 2 * times.estimation)
     else:
         for _ in range(draw.randint(1, 3)):
             known = steps_of(run)
-            ended = ends_first(process, lambda: steps_of(run) != known)  # noqa: B023 - called at once
-        ended = ended or ends_first(process, lambda: list((run / "checkpoints").glob(".tmp-*")))
+            ends_first(process, lambda: steps_of(run) != known)  # noqa: B023 - called at once
+        ends_first(process, lambda: list((run / "checkpoints").glob(".tmp-*")))
         wait = draw.uniform(0, 0.01)
     deadline = time.monotonic() + wait
     ended = ends_first(process, lambda: time.monotonic() > deadline)
