@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the l
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
 ]
+StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best or the number of a step.")]
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
 ]
@@ -100,6 +102,17 @@ def calls(text: str) -> list[int]:
     if min(found) < 1:
         raise RecipeError(f"--nfe: got {min(found)}; the number of network calls must be 1 or more")
     return found
+
+
+def known_step(text: str) -> str:
+    """Returns which checkpoint of a run is meant: "last", "best" or a number.
+
+    Raises:
+        RecipeError: None of them.
+    """
+    if text not in ("last", "best") and not re.fullmatch("[0-9]{1,18}", text):
+        raise RecipeError(f"--step: got {text!r}; needs last, best or the number of a step")
+    return text
 
 
 def known_forms(text: str) -> list[str]:
@@ -348,6 +361,7 @@ def sample(
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
     weights: WeightsOption = None,
+    step: StepOption = "last",
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
@@ -365,6 +379,8 @@ def sample(
         raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
     wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
     chosen = None if teacher is not None else run_or_file(run)
+    if known_step(step) != "last" and not isinstance(chosen, RunFolder):
+        raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
     if teacher is not None:
         from cdistill.teachers.official import find_weights
 
@@ -373,7 +389,7 @@ def sample(
     from cdistill.commands.evaluate import sample as run_sample
 
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, *wanted, form, out)
+    written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
 
 
@@ -383,6 +399,7 @@ def evaluate(
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
     weights: WeightsOption = None,
+    step: StepOption = "last",
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
     as_json: JsonOption = False,
@@ -391,6 +408,7 @@ def evaluate(
 
     Example:  cdistill evaluate --nfe 2,3,5
     """
+    known_step(step)
     values = {"nfe": calls(nfe) if nfe else None, "samples": samples, "split": split}
     names = [METRICS.check(name.strip()) for name in metrics.split(",")] if metrics else None
     changes = {key: value for key, value in {**values, "metrics": names}.items() if value is not None}
@@ -401,7 +419,7 @@ def evaluate(
     from cdistill.commands.evaluate import evaluate as run_evaluate
 
     with console.json_only(as_json):
-        record = run_evaluate(folder, weights, changes)
+        record = run_evaluate(folder, weights, step, changes)
     finish(as_json, record, "")
 
 

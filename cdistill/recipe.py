@@ -64,6 +64,14 @@ def _known_estimator(name: str) -> str:
     return name if name == "auto" else _known(ESTIMATORS)(name)
 
 
+def _known_goal(goal: str) -> str:
+    """Checks METRIC@NFE, "fid@2" say."""
+    metric, _, calls = goal.rpartition("@")
+    if not (metric and re.fullmatch(r"[1-9][0-9]{0,9}", calls)):
+        raise ValueError(f"got {goal!r}; needs METRIC@NFE, as in frechet-pixels@2")
+    return f"{_known(METRICS)(metric)}@{calls}"
+
+
 class Section(BaseModel):
     """A part of a recipe: strict types, no unknown keys, no change afterwards."""
 
@@ -88,6 +96,15 @@ class LoggingSection(Section):
         if len(set(self.trackers)) < len(self.trackers):
             raise ValueError(f"trackers: got {self.trackers}; name each once")
         return self
+
+
+class StudentCheckpointSection(CheckpointSection):
+    """`best`, METRIC@NFE, says by which measurement of the run one checkpoint more is kept, the best.
+
+    By default it is the first metric of the evaluation at the first number of its network calls.
+    """
+
+    best: Annotated[str, AfterValidator(_known_goal)] | None = None
 
 
 class NetworkSection(Section):
@@ -239,7 +256,7 @@ class DistillRecipe(Section):
     estimation: EstimationSection = EstimationSection()
     training: DistillSection
     evaluation: EvaluationSection = EvaluationSection()
-    checkpoint: CheckpointSection = CheckpointSection()
+    checkpoint: StudentCheckpointSection = StudentCheckpointSection()
     logging: LoggingSection = LoggingSection()
 
     @property
@@ -251,6 +268,17 @@ class DistillRecipe(Section):
     def _consistent(self) -> "DistillRecipe":
         if self.preconditioning.name == "cm" and self.training.method != "cm":
             raise ValueError("preconditioning.name: 'cm' jumps to eps only; it needs training.method = 'cm'")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "DistillRecipe":
+        metric, _, calls = (self.checkpoint.best or "").rpartition("@")
+        measured = self.evaluation
+        if metric and (int(calls) not in measured.nfe or metric not in (measured.metrics or [metric])):
+            raise ValueError(
+                f"checkpoint.best: got {self.checkpoint.best!r}; evaluation measures "
+                f"{', '.join(measured.metrics) or 'every metric that applies'} at NFE {measured.nfe}"
+            )
         return self
 
 

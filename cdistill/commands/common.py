@@ -3,10 +3,11 @@
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,16 +54,12 @@ def opened_run(
         CorruptFileError: It holds checkpoints without a recipe.
     """
     with ExitStack() as stack:
-        failure: CdistillError | None = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(folder.locked())
-                check_run(folder, recipe, resume)
-            except CdistillError as error:
-                failure = error
-        failed = torch.tensor(int(failure is not None), device=accelerator.device)
-        if int(accelerator.reduce(failed, "sum")):
-            raise failure or CdistillError(f"{folder.path}: the main process refused it")
+
+        def enter() -> None:
+            stack.enter_context(folder.locked())
+            check_run(folder, recipe, resume)
+
+        let_main(enter, folder.path, accelerator)
         if accelerator.is_main_process:
             write_text(folder.recipe, to_toml(recipe))
             _write_environment(folder, recipe, accelerator)
@@ -76,6 +73,26 @@ def opened_run(
                 state = "stopped" if isinstance(error, StoppedError) else "failed"
                 folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
             raise
+
+
+def let_main(work: Callable[[], object], where: Path, accelerator: Accelerator) -> None:
+    """Lets the main process do something about a place, and tells the others if it was refused.
+
+    Raises:
+        CdistillError: It was: what was raised in the main process, one of the same exit code in the others.
+    """
+    failure: CdistillError | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except CdistillError as error:
+            failure = error
+    code = int(accelerator.reduce(torch.tensor(failure.exit_code if failure else 0, device=accelerator.device), "sum"))
+    if code and failure is None:
+        failure = CdistillError(f"{where}: the main process refused it")
+        failure.exit_code = code
+    if failure is not None:
+        raise failure
 
 
 def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:

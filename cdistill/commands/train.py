@@ -109,11 +109,14 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         iterations = recipe.training.iterations
         train(
             task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
-            section.every, evaluate_now,
+            section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
         rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
+        best = folder.best_step(checkpoint.best)
+        if best not in (None, iterations):
+            say(f"best: step {best}; cdistill sample --run {folder.path} --step best draws from it")
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return rows
@@ -167,5 +170,5 @@ def _evaluated(folder: RunFolder, step: int) -> bool:
 def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
     judge.wait()
     if judge.main:
-        folder.log({"step": step, "event": "evaluation", **as_record(rows)})
+        folder.log({"step": step, "event": "evaluation", **as_record(rows)}, durable=True)
     judge.wait()

@@ -132,6 +132,7 @@ def train(
     log_every: int,
     evaluate_every: int = 0,
     evaluate: Callable[[int], None] = lambda done: None,
+    best: str | None = None,
 ) -> None:
     """Trains from where the folder's checkpoints end to `iterations`.
 
@@ -144,6 +145,7 @@ def train(
         log_every: Steps between lines of the log.
         evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
         evaluate: Called with the number of finished steps, on every process.
+        best: By what a checkpoint is kept as the best, see `RunFolder.best_step`.
 
     Raises:
         StoppedError: A signal came; the state is saved.
@@ -173,7 +175,7 @@ def train(
                 done = back
             due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
             if due or report.stop or done == iterations:
-                save(task, folder, done, counters, checkpoint)
+                save(task, folder, done, counters, checkpoint.keep, best)
             if report.stop and done < iterations:
                 _stop(folder, done, report.stop)
             if now(evaluate_every):
@@ -306,8 +308,8 @@ class _Log:
         self.steps, self.seconds = 0, 0.0
 
 
-def save(task: Task, folder: RunFolder, done: int, counters: Counters, checkpoint: CheckpointSection) -> None:
-    """Writes a checkpoint from the main process; the others wait."""
+def save(task: Task, folder: RunFolder, done: int, counters: Counters, keep: int, best: str | None) -> None:
+    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait."""
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
         state = {
@@ -315,7 +317,8 @@ def save(task: Task, folder: RunFolder, done: int, counters: Counters, checkpoin
             "identity": task.identity,
             "counters": asdict(counters),
         }
-        save_checkpoint(folder.checkpoints, done, task.groups(), state, checkpoint.keep)
+        kept = folder.best_step(best)
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, () if kept is None else (kept,))
         folder.write_status(step=done)
     task.accelerator.wait_for_everyone()
 
