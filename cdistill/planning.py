@@ -60,7 +60,7 @@ class GanCost:
 
     Attributes:
         student: Share of the steps that train the student.
-        discriminator: Share of the steps that train the discriminator; as many, about, train the student with the GAN loss.
+        discriminator: Share of those that train the discriminator; about as many train the student with the GAN loss.
         flop: Expected FLOPs of the discriminator in a step, for each image, backward passes included.
         state_bytes: Weights, gradients, moments and backbone of the discriminator.
         saved: Bytes kept for the backward pass through the discriminator, for each image of the student.
