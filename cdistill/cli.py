@@ -14,7 +14,7 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -539,7 +539,10 @@ def plot_coefficients(
 @app.command("ls")
 def list_names(
     kind: Annotated[
-        str, typer.Argument(help="teachers, recipes, preconditionings, estimators, data, distances or metrics.")
+        str,
+        typer.Argument(
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators or metrics."
+        ),
     ] = "recipes",
     as_json: JsonOption = False,
 ) -> None:
@@ -548,7 +551,7 @@ def list_names(
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
-        "distances": DISTANCES, "metrics": METRICS,
+        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")

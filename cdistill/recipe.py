@@ -8,12 +8,13 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdistill.errors import MissingAssetError, RecipeError, suggest
 from cdistill.registry import (
+    DISCRIMINATORS,
     DISTANCES,
     ESTIMATORS,
     METRICS,
@@ -234,6 +235,15 @@ def precision_of_teacher(section: DistillSection) -> Precision:
     return section.precision if section.teacher_precision == "same" else section.teacher_precision
 
 
+class GanSection(Section):
+    """CTM's GAN loss, on from step `start`: then every other step trains the discriminator instead of the student."""
+
+    discriminator: Annotated[str, AfterValidator(_known(DISCRIMINATORS))] = "small"
+    start: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Positive = 2e-3
+    augment: list[Literal["color", "translation", "cutout"]] = ["color", "translation", "cutout"]
+
+
 class EvaluationSection(Section):
     """What is measured, when, and on how many images; `every` = 0 means at the end only."""
 
@@ -255,6 +265,7 @@ class DistillRecipe(Section):
     preconditioning: PreconditioningSection = PreconditioningSection()
     estimation: EstimationSection = EstimationSection()
     training: DistillSection
+    gan: GanSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: StudentCheckpointSection = StudentCheckpointSection()
     logging: LoggingSection = LoggingSection()
@@ -268,6 +279,10 @@ class DistillRecipe(Section):
     def _consistent(self) -> "DistillRecipe":
         if self.preconditioning.name == "cm" and self.training.method != "cm":
             raise ValueError("preconditioning.name: 'cm' jumps to eps only; it needs training.method = 'cm'")
+        if self.gan is not None and self.training.method != "ctm":
+            raise ValueError("gan: the GAN loss is CTM's; it needs training.method = 'ctm'")
+        if self.gan is not None and self.gan.start >= self.training.iterations:
+            raise ValueError(f"gan.start: got {self.gan.start}; training.iterations is {self.training.iterations}")
         return self
 
     @model_validator(mode="after")
@@ -444,7 +459,9 @@ def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     """Returns the keys that the section at `path` may have."""
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = [annotation, *get_args(annotation)]  # a section, or one that may be left out
+        sections = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)
