@@ -82,7 +82,7 @@ def balance(consistency: Tensor, dsm: Tensor, scale: float | Tensor = 1.0) -> Te
     return weight
 
 
-def gan_weight(consistency: Tensor, gan: Tensor, scale: float = 1.0) -> Tensor:
+def gan_weight(consistency: Tensor, gan: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """CTM's adaptive weight of the GAN loss: as `balance`, but clamped to [0.01, 10]."""
     return balance(consistency, gan, scale).clamp(0.01, 10)
 

@@ -91,7 +91,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
-            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed
+            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, recipe.gan
         )
         task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
         say(
