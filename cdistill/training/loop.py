@@ -178,7 +178,7 @@ def train(
                 done = back
             due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
             if due or report.stop or done == iterations:
-                save(task, folder, done, counters, checkpoint.keep, best)
+                save(task, folder, done, counters, due, checkpoint.keep, best)
             if report.stop and done < iterations:
                 _stop(folder, done, report.stop)
             if now(evaluate_every):
@@ -261,7 +261,9 @@ def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
 
 
 def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: Counters) -> int:
-    """Loads the last checkpoint that was not saved between skipped steps; the run goes on with other random numbers.
+    """Loads the last checkpoint that was due; the run goes on from there with other random numbers.
+
+    One that was saved because of a signal does not count, so that an interrupted run goes back where any other does.
 
     Returns:
         Its step.
@@ -271,7 +273,7 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
     """
     told = f"step {done}: {counters.in_a_row} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
     there = list_checkpoints(folder.checkpoints)
-    found = [path for path in there if not _counters(path).in_a_row]
+    found = _due(there)
     advice = "start again with a lower training.learning_rate, or fp32, and another --out"
     if not found:
         raise DivergedError(f"{told}; there is no checkpoint to go back to: {advice}")
@@ -284,7 +286,7 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
     task.attempt = attempt
     say(f"{folder.path}: {told}; goes back to step {back}, with other random numbers")
     if task.accelerator.is_main_process:
-        for newer in there[there.index(found[-1]) + 1 :]:  # between skipped steps; this run will not come there again
+        for newer in there[there.index(found[-1]) + 1 :]:  # this run will not come there again
             shutil.rmtree(newer)
         folder.truncate_metrics(back)
         folder.log({"step": back, "event": "went back", "from": done, **asdict(counters)})
@@ -293,9 +295,9 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
     return back
 
 
-def _counters(checkpoint: Path) -> Counters:
-    """Returns the counters of a checkpoint that is not loaded."""
-    return Counters(**read_json(checkpoint / "state.json").get("counters", {}))
+def _due(checkpoints: list[Path]) -> list[Path]:
+    """Returns those that were saved because they were due, not because of a signal."""
+    return [path for path in checkpoints if read_json(path / "state.json").get("due")]
 
 
 class _Log:
@@ -327,17 +329,20 @@ class _Log:
         self.steps, self.seconds, self.latest = 0, 0.0, {}
 
 
-def save(task: Task, folder: RunFolder, done: int, counters: Counters, keep: int, best: str | None) -> None:
-    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait."""
+def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool, keep: int, best: str | None) -> None:
+    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait.
+
+    Before one that is not `due` the last that was stays too, because the run may have to go back there.
+    """
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
         state = {
             "scaler": scaler.state_dict() if scaler is not None else None,
             "identity": task.identity,
             "counters": asdict(counters),
+            "due": due,
         }
-        found = list_checkpoints(folder.checkpoints)
-        needed = {step_of(path) for path in found[-1:] if counters.in_a_row}  # the run may have to go back there
+        needed = {step_of(path) for path in _due(list_checkpoints(folder.checkpoints))[-1:] if not due}
         protected = needed | ({kept} if (kept := folder.best_step(best)) is not None else set())
         save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, protected)
         folder.write_status(step=done)
