@@ -102,7 +102,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step):
-                rows, drawn = judge.judge_student("student", task.ema, form, section.nfe)
+                rows, drawn = judge.judge_student("student", task.averaged(), form, section.nfe)
                 draw_grid(folder, judge, drawn, section, f"step-{step:08d}")
                 _log_evaluation(folder, judge, step, rows)
 
@@ -111,7 +111,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
             task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
             section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
-        rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
+        rows = report(folder, judge, untrained_student(teacher, recipe), task.averaged(), form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
         best = folder.best_step(checkpoint.best)

@@ -247,6 +247,10 @@ class ConsistencyTask(Task):
             found["gan"] = lambda batch: self.gan_loss(batch, self.land(batch, self.student_jump(batch)))
         return found
 
+    def averaged(self) -> Denoiser:
+        """Returns the averaged student as it comes back from a file, whatever its layout here: for evaluation."""
+        return deepcopy(self.ema).to(memory_format=torch.contiguous_format)
+
     def groups(self) -> Groups:
         """See :class:`Task`."""
         optimizer = optimizer_tensors(self.optimizer, self.live)

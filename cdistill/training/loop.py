@@ -297,7 +297,7 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
 
 def _due(checkpoints: list[Path]) -> list[Path]:
     """Returns those that were saved because they were due, not because of a signal."""
-    return [path for path in checkpoints if read_json(path / "state.json").get("due")]
+    return [path for path in checkpoints if read_json(path / "state.json").get("due", True)]
 
 
 class _Log:
