@@ -208,14 +208,16 @@ def test_the_class_enters_as_a_projection():
 
 @pytest.mark.parametrize("part", range(2))
 def test_spectral_norms_become_one_with_power_iterations_and_not_by_calls(part):
+    torch.manual_seed(0)
     network = freeze(ImageDiscriminator((1, 8, 8), 10))
     layer = [network.trunk[2], network.head.classes][part]
     with torch.no_grad():
         layer.parametrizations.weight.original.add_(torch.randn(layer.weight.shape, generator=generator(0, "w")))
+    assert abs(float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) - 1) > 0.1
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(images(0), labels())
     assert same(network.state_dict(), before)
-    for _ in range(100):
+    for _ in range(300):
         power_iteration(network)
     assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) == pytest.approx(1, rel=1e-2)
     assert not network.training
@@ -402,6 +404,16 @@ def test_a_nan_poisons_nothing_unless_it_is_stepped_along():
         one.update()
     assert same(state(found), state(fresh))
     assert all(value.isfinite().all() for value in state(found).values())
+
+
+def test_an_update_moves_weights_and_spectral_norms_alike():
+    found = adversary()
+    before = state(found)
+    found.backward([pair()], 1)
+    found.update()
+    after = state(found)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert still == ["discriminator head.linear.parametrizations.weight.0._u"]  # of one output: it is 1 or -1
 
 
 def test_equal_seeds_begin_equal_and_leave_the_global_generator_alone():
