@@ -333,8 +333,8 @@ def test_the_discriminators_loss_and_gradient_by_hand():
     loss = (1 - first).clamp(min=0).mean() + (1 + second).clamp(min=0).mean()
     loss.backward()
     assert float(values["discriminator"]) == pytest.approx(float(loss.detach()), rel=1e-6)
-    assert float(values["real"]) == pytest.approx(float(first.detach().mean()), rel=1e-5, abs=1e-6)
-    assert float(values["fake"]) == pytest.approx(float(second.detach().mean()), rel=1e-5, abs=1e-6)
+    assert float(values["logit_real"]) == pytest.approx(float(first.detach().mean()), rel=1e-5, abs=1e-6)
+    assert float(values["logit_fake"]) == pytest.approx(float(second.detach().mean()), rel=1e-5, abs=1e-6)
     for one, two in zip(gradients(found), gradients(mine), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
@@ -458,7 +458,7 @@ def test_it_learns_to_tell_apart_and_draws_fakes_to_the_real():
     for step in range(120):
         values = found.backward([Pair(noisy(above, 2 * step), noisy(left, 2 * step + 1), None, slice(0, 16))], step)
         found.update()
-    assert float(values["real"] - values["fake"]) > 1
+    assert float(values["logit_real"] - values["logit_fake"]) > 1
     fake = noisy(left, 1000)
     correlation = [float(((fake - fake.mean()) * (above - 0.5)).mean())]
     for step in range(200, 230):
