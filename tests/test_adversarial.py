@@ -426,8 +426,9 @@ def test_equal_seeds_begin_equal_and_leave_the_global_generator_alone():
     assert not same(state(first), state(adversary(seed=1)))
 
 
-@pytest.mark.parametrize("classes", [0, 10])
-def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes):
+@pytest.mark.parametrize(("classes", "done"), [(0, 7), (10, 7), (10, 0)])
+def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes, done):
+    """Also one from before the discriminator's first step."""
     first, second = (adversary(classes=classes) for _ in range(2))
 
     def steps(found, begin, end):
@@ -436,13 +437,13 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes):
             found.backward([data if classes else Pair(data.real, data.fake, None, data.rows)], index)
             found.update()
 
-    steps(first, 0, 7)
-    save_checkpoint(tmp_path, 7, first.groups(), {}, 1)
+    steps(first, 0, done)
+    save_checkpoint(tmp_path, done, first.groups(), {}, 1)
     groups, _ = load_checkpoint(list_checkpoints(tmp_path)[-1])
     second.load({**groups, "weights": {}})
     assert set(groups) == {"discriminator", "discriminator_optimizer"}
     for found in (first, second):
-        steps(found, 7, 12)
+        steps(found, done, 12)
     assert same(state(first), state(second))
 
 
