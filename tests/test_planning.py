@@ -161,6 +161,7 @@ def test_half_precision_and_several_devices_change_the_memory():
         (["--recipe", "cifar10", "--devices", "3"], "cannot be divided among 3 processes"),
         (["--recipe", "cifar10", "--devices", "4", "--set", "training.accumulation=256"], "cannot be divided"),
         (["--recipe", "mixture", "--set", "training.distance=lpips"], "compares grey or RGB images"),
+        (["--recipe", "mixture", "--set", "gan.start=0"], "judges grey or RGB images"),
         (["--recipe", "mixture", "--tflops", "inf"], "--tflops: got inf"),
     ],
 )
