@@ -40,7 +40,7 @@ class Times:
 def arguments_of(run: Path, kills: int) -> list[str]:
     return fast_distill(
         run, f"training.iterations={STEPS_A_KILL * kills}", "checkpoint.every=5", "training.learning_rate=0.01",
-        f"evaluation.every={MEASURED_EVERY}", "evaluation.samples=2048", "estimation.samples=4096",
+        f"evaluation.every={MEASURED_EVERY}", "evaluation.samples=2048", "estimation.samples=8192",
         "estimation.timesteps=60",
     )  # fmt: skip
 
@@ -66,7 +66,7 @@ def uninterrupted(run: Path, kills: int) -> Times:
     process = start(arguments_of(run, kills), run.parent)
     ends_first(process, lambda: works_since(run, begun))
     second = time.monotonic()
-    ends_first(process, lambda: works_since(run, begun, "running"))
+    ends_first(process, RunFolder(run).coefficients.is_file)
     third = time.monotonic()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -81,7 +81,7 @@ def is_killed(run: Path, mode: str, times: Times, kills: int, draw: random.Rando
         wait = draw.uniform(0, 1.2 * times.start)
     elif mode == "estimation":
         ends_first(process, lambda: works_since(run, begun))
-        wait = draw.uniform(0, times.estimation)
+        wait = draw.uniform(0, times.estimation / 2)
     elif mode == "training":
         ends_first(process, lambda: works_since(run, begun, "running"))
         wait = draw.uniform(0, 4 * times.training / kills)
