@@ -26,7 +26,7 @@ from cdistill.losses import Distance, dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import generator
-from cdistill.recipe import DistillSection, GanSection
+from cdistill.recipe import DistillSection
 from cdistill.schedule import EPS, rho_grid
 from cdistill.solvers import jump
 from cdistill.training.adversarial import Adversary, Pair, discriminates
@@ -58,14 +58,13 @@ class ConsistencyTask(Task):
         accelerator: Devices and processes.
         section: The recipe's numbers.
         seed: Seed of the run.
-        gan: The recipe's section of the GAN loss, if there is one.
+        adversary: The discriminator of the GAN loss, if there is one.
 
     Attributes:
         live: theta, the student's weights.
         ema: Their moving average, for sampling.
         target: mu, their moving average inside the loss; the same module when the rates are equal.
         speed: How the networks run.
-        adversary: The discriminator of the GAN loss, or None.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class ConsistencyTask(Task):
         accelerator: Accelerator,
         section: DistillSection,
         seed: int,
-        gan: GanSection | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
         if preconditioning.to_eps_only and section.method != "cm":
@@ -102,8 +101,7 @@ class ConsistencyTask(Task):
         self.trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
         self.model = accelerator.prepare(self.live)
         self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, foreach=True)
-        shape, classes = teacher.sample_shape, teacher.num_classes
-        self.adversary = None if gan is None else Adversary(gan, shape, classes, accelerator, seed)
+        self.adversary = adversary
         self.ready: tuple[int, int, list[Batch]] | None = None
 
     @abstractmethod
