@@ -205,12 +205,13 @@ def test_forms_that_jump_to_eps_only_are_refused_for_trajectories(exact_coeffici
         make_task(exact_coefficients, "cm")
 
 
-def test_state_round_trip_continues_bit_for_bit(exact_coefficients):
-    first = make_task(exact_coefficients, dropout=0.1)
+@pytest.mark.parametrize("options", [{}, {"gan": GanSection()}, {"target_rate": 0.5}, {"accumulation": 2}], ids=str)
+def test_state_round_trip_continues_bit_for_bit(exact_coefficients, options):
+    first = make_task(exact_coefficients, dropout=0.1, **options)
     for index in range(3):
         step(first, index)
     saved = {stem: {k: v.clone() for k, v in group.items()} for stem, group in first.groups().items()}
-    second = make_task(exact_coefficients, dropout=0.1)
+    second = make_task(exact_coefficients, dropout=0.1, **options)
     second.load(saved)
     torch.manual_seed(12345)  # a scrambled global generator must not matter
     for task in (first, second):

@@ -121,7 +121,7 @@ class Adversary:
             "discriminator", the hinge loss, "logit_real" and "logit_fake", the mean logits; scalars on the device.
         """
         self.optimizer.zero_grad()
-        totals, count = torch.zeros(3, device=self.accelerator.device), 0
+        totals, count = self.trained[0].detach().new_zeros(3), 0
         for pair in pairs:
             size = len(pair.real)
             with self._learning():
