@@ -1,0 +1,262 @@
+"""Our CTM step beside the public CTM code's own: the same DDPM++, batch size, distance and solver steps h, by turns.
+
+Their code is not part of this project. Export it to a folder of its own first, never into the repository:
+
+git clone https://github.com/Kim-Dongjun/ctm-cifar10 FOLDER   (or https://github.com/sony/ctm, and FOLDER/code)
+python -m tests.benchmarks.against_ctm --ctm FOLDER
+"""
+
+import argparse
+import importlib
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cdistill.launch import calm_threads, set_threads
+from cdistill.losses import L2
+from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
+from cdistill.planning import hollow, network_cost
+from cdistill.preconditionings import make_preconditioning
+from cdistill.randomness import generator
+from cdistill.recipe import DistillSection
+from cdistill.teachers.official import OFFICIAL
+from cdistill.training.consistency import CTMTask, draw_ctm_times
+from cdistill.training.cost import step_cost
+from tests.benchmarks.clock import seconds
+from tests.benchmarks.estimators import images, say
+from tests.edm_teacher import random_denoiser
+
+POINTS, MAX_STEPS, RATE, LEARNING_RATE = 18, 17, 0.999, 4e-4
+NETWORK = {"model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 1, "augment_dim": 0, "dropout": 0.0}
+ABSENT = ["blobfile", "cv2", "nvidia_smi", "skimage", "skimage.metrics", "mpi4py", "flash_attn", "piq"]
+
+
+class Adapter(nn.Module):
+    """F(c_in x; t, s) under the conventions of CTM's code: times as 250 ln t, and `module` as DDP has it.
+
+    Args:
+        denoiser: Whose free network is called; its parameters are shared.
+    """
+
+    def __init__(self, denoiser: EDMDenoiser) -> None:
+        super().__init__()
+        self.model = denoiser.model
+
+    @property
+    def module(self) -> "Adapter":
+        """Itself, where DDP would have wrapped it."""
+        return self
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, teacher: bool = False) -> Tensor:
+        """Computes F; whether `teacher` is set makes no difference to a network of its own class."""
+        return self.model(x, t / 1000, None if s is None else s / 1000, None)
+
+
+def load_theirs(folder: Path) -> dict[str, ModuleType]:
+    """Imports CTM's modules from `folder`, with stand-ins for the packages that are absent and not needed for a step."""
+    sys.path.insert(0, str(folder))
+    for name in ABSENT:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            sys.modules[name] = MagicMock()
+    names = ("logger", "script_util", "karras_diffusion", "train_util")
+    modules = {name: importlib.import_module(f"cm.{name}") for name in names}
+    modules["logger"].Logger.CURRENT = modules["logger"].Logger(None, [])  # keeps the numbers, writes nothing
+    return modules
+
+
+def their_settings(script: ModuleType, batch_size: int) -> SimpleNamespace:
+    """Their own defaults for CIFAR-10, in float32, without evaluation, one moving average beside the target's."""
+    kinds = ["train", "model_and_diffusion", "cm_train", "ctm_train", "ctm_eval", "ctm_loss", "ctm_data"]
+    values: dict[str, Any] = {}
+    for kind in kinds:
+        values |= getattr(script, f"{kind}_defaults")("cifar10")
+    values |= {
+        "use_fp16": False,
+        "microbatch": -1,
+        "batch_size": batch_size,
+        "ema_rate": str(RATE),
+        "lr": LEARNING_RATE,
+    }
+    values |= {"eval_num_samples": 1, "sampling_batch": 1, "eval_fid": False, "eval_similarity": False}
+    return SimpleNamespace(**{**values, "check_dm_performance": False, "data_name": "none"})
+
+
+def build_theirs(folder: Path, teacher: EDMDenoiser, batch_size: int) -> Callable[[Tensor, int], None]:
+    """Returns CTM's own training step, of clean images (B, 3, 32, 32) and h."""
+    modules = load_theirs(folder)
+    script, settings = modules["script_util"], their_settings(modules["script_util"], batch_size)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+    class Denoiser(modules["karras_diffusion"].KarrasDenoiser):
+        """Theirs with a given h and the plain squared distance, which theirs has not."""
+
+        steps = 1
+
+        def get_num_heun_step(self, **_: Any) -> int:
+            return self.steps
+
+        def get_CTM_loss(self, estimate: Tensor, target: Tensor, weights: Tensor, step: int) -> Tensor:  # noqa: N802
+            return L2()(estimate, target) * weights
+
+    samplers = [
+        script.create_named_schedule_sampler(settings, name, POINTS)
+        for name in (settings.schedule_sampler, settings.diffusion_schedule_sampler)
+    ]
+    diffusion = Denoiser(settings, *samplers)
+    scale = script.create_ema_and_scales_fn(
+        settings.target_ema_mode, RATE, settings.scale_mode, POINTS, POINTS, settings.total_training_steps, 0
+    )
+    loop = modules["train_util"].CMTrainLoop(
+        model=Adapter(teacher.student()), target_model=Adapter(teacher.student()), teacher_model=Adapter(teacher),
+        ema_scale_fn=scale, discriminator=None, diffusion=diffusion, data=None, batch_size=batch_size, args=settings,
+    )  # fmt: skip
+    settings.data_name = "cifar10"  # only now: its loop would have fetched Inception; it tells the last layer's name
+    loop.ddp_discriminator = None
+
+    def step(x0: Tensor, h: int) -> None:
+        diffusion.steps = h
+        loop.run_step(x0, {})
+
+    return step
+
+
+def build_ours(teacher: EDMDenoiser, batch_size: int, **options: Any) -> CTMTask:
+    """Returns our task with CTM's preconditioning, the target A = live student as in CTM's code."""
+    section = DistillSection(
+        iterations=1, batch_size=batch_size, distance="l2", points=POINTS, max_ode_steps=MAX_STEPS, target="live",
+        target_rate=RATE, ema_rate=RATE, learning_rate=LEARNING_RATE, **options,
+    )  # fmt: skip
+    return CTMTask(teacher, make_preconditioning("ctm"), L2(), images(), Accelerator(cpu=True), section, seed=0)
+
+
+def choose_steps(pairs: int) -> list[int]:
+    """Returns numbers of steps of our run whose h are the quantiles of P(h), so that a few stand for all."""
+    weights = torch.arange(1, MAX_STEPS + 1, dtype=torch.float64)
+    law = weights.cumsum(0) / weights.sum()
+    wanted = [1 + int((law < (k + 0.5) / pairs).sum()) for k in range(pairs)]
+    chosen: list[int] = []
+    for h in wanted:
+        index = chosen[-1] + 1 if chosen else 0
+        while draw_ctm_times(POINTS, MAX_STEPS, 1, generator(0, "ctm", index))[2] != h:
+            index += 1
+        chosen.append(index)
+    return chosen
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One step of each, of the same h.
+
+    Attributes:
+        theirs: Seconds of theirs.
+        ours: Seconds of ours.
+        counted: Forwards a sample of theirs over those of ours, in this very pair.
+    """
+
+    theirs: float
+    ours: float
+    counted: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast ours is."""
+        return self.theirs / self.ours
+
+
+def count_forwards(task: CTMTask, index: int) -> tuple[int, float, float]:
+    """Returns h, and the forwards a sample of their step and of ours; a gradient to the input costs one more, to the
+    weights yet one more, and theirs takes one backward pass through the frozen network twice.
+    """
+    batch, h = task.draw(index)
+    inner = (batch.end != batch.start + h).double().mean()
+    outer = (batch.end != POINTS - 1).double().mean()
+    return h, 2 * h + 2 + 2 + 3 + 3 + 1, float(2 * h + inner + 3 * outer + 3 + 3)
+
+
+def expected_ratio() -> float:
+    """Returns the counted ratio over the law of h, i and j."""
+    cost = step_cost("ctm", POINTS, MAX_STEPS, dsm=True)
+    ours = cost.teacher + cost.target + 2 * cost.frozen + 3 * cost.student
+    theirs = cost.teacher + 2 + 2 + 3 + 3 + 1
+    say(f"counted over the law of h: {theirs:.1f} F against {ours:.1f} F, a ratio of {theirs / ours:.3f}")
+    return theirs / ours
+
+
+def check_count(theirs: Callable[[Tensor, int], None], task: CTMTask, index: int, x0: Tensor, unit: float) -> None:
+    """Counts one step of each by its operations; raises if that is not what `count_forwards` says, to 1 %."""
+    h, *expected = count_forwards(task, index)
+    for name, work, forwards in zip(
+        ("theirs", "ours"), (lambda: theirs(x0, h), lambda: task.step(index)), expected, strict=True
+    ):
+        with FlopCounterMode(display=False) as counter:
+            work()
+        found = counter.get_total_flops() / len(x0) / unit
+        say(f"{name}: h = {h}: {found:.2f} F by torch's counter, {forwards:.2f} F by the formula")
+        if abs(found / forwards - 1) > 0.01:
+            raise SystemExit(f"{name}: the two do not agree")
+
+
+def measure(theirs: Callable[[Tensor, int], None], task: CTMTask, chosen: list[int], x0: Tensor) -> list[Pair]:
+    """Times one step of each for every chosen number, the order changing from pair to pair."""
+    pairs = []
+    for number, index in enumerate(chosen):
+        h, work, own = count_forwards(task, index)
+        works = [lambda h=h: theirs(x0, h), lambda index=index: task.step(index)]
+        order = [0, 1] if number % 2 else [1, 0]
+        taken = {which: seconds(works[which], "cpu") for which in order}
+        pairs.append(Pair(taken[0], taken[1], work / own))
+    return pairs
+
+
+def report(title: str, pairs: list[Pair], batch_size: int, expected: float) -> None:
+    """Prints images a second, the measured ratio and how much of the counted one it is."""
+    ratios = sorted(pair.ratio for pair in pairs)
+    share = statistics.median(pair.ratio / pair.counted for pair in pairs)
+    theirs, ours = sum(pair.theirs for pair in pairs), sum(pair.ours for pair in pairs)
+    quarter = len(ratios) // 4
+    say(
+        f"{title}: {batch_size * len(pairs) / theirs:.2f} images/s against {batch_size * len(pairs) / ours:.2f}; "
+        f"{statistics.median(ratios):.3f} times theirs in the middle pair ({ratios[quarter]:.3f} to "
+        f"{ratios[-1 - quarter]:.3f} in the middle half of {len(pairs)}), {theirs / ours:.3f} in all; "
+        f"{share:.3f} of what is counted, which over the law is {expected * share:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ctm", type=Path, required=True, help="folder with CTM's code: the one that holds cm/")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=12)
+    chosen = parser.parse_args()
+    calm_threads()
+    set_threads()
+    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **NETWORK}))
+    unit = network_cost(hollow(teacher)).forward
+    say(
+        f"DDPM++ of {count_parameters(teacher):,} parameters, {unit / 1e9:.2f} GFLOP a forward (F); "
+        f"batch {chosen.batch_size}, {torch.get_num_threads()} threads, l2"
+    )
+    expected = expected_ratio()
+    theirs = build_theirs(chosen.ctm, teacher, chosen.batch_size)
+    task = build_ours(teacher, chosen.batch_size)
+    x0, _ = images().batch(torch.arange(chosen.batch_size))
+    steps = choose_steps(chosen.pairs)
+    check_count(theirs, task, steps[0], x0, unit)
+    report("eager float32", measure(theirs, task, steps, x0), chosen.batch_size, expected)
+
+
+if __name__ == "__main__":
+    main()
