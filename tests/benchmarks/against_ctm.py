@@ -33,7 +33,7 @@ from cdistill.recipe import DistillSection
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.consistency import CTMTask, draw_ctm_times
 from cdistill.training.cost import step_cost
-from tests.benchmarks.clock import seconds
+from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import images, say
 from tests.edm_teacher import random_denoiser
 
@@ -64,7 +64,7 @@ class Adapter(nn.Module):
 
 
 def load_theirs(folder: Path) -> dict[str, ModuleType]:
-    """Imports CTM's modules from `folder`, with stand-ins for the packages that are absent and not needed for a step."""
+    """Imports CTM's modules from `folder`, with stand-ins for packages that are absent and that no step needs."""
     sys.path.insert(0, str(folder))
     for name in ABSENT:
         try:
@@ -108,7 +108,7 @@ def build_theirs(folder: Path, teacher: EDMDenoiser, batch_size: int) -> Callabl
         def get_num_heun_step(self, **_: Any) -> int:
             return self.steps
 
-        def get_CTM_loss(self, estimate: Tensor, target: Tensor, weights: Tensor, step: int) -> Tensor:  # noqa: N802
+        def get_CTM_loss(self, estimate: Tensor, target: Tensor, weights: Tensor, step: int) -> Tensor:
             return L2()(estimate, target) * weights
 
     samplers = [
@@ -161,19 +161,18 @@ class Pair:
     """One step of each, of the same h.
 
     Attributes:
-        theirs: Seconds of theirs.
-        ours: Seconds of ours.
+        theirs: Seconds of theirs on the wall, and of its threads.
+        ours: The same of ours.
         counted: Forwards a sample of theirs over those of ours, in this very pair.
     """
 
-    theirs: float
-    ours: float
+    theirs: tuple[float, float]
+    ours: tuple[float, float]
     counted: float
 
-    @property
-    def ratio(self) -> float:
-        """How many times as fast ours is."""
-        return self.theirs / self.ours
+    def ratio(self, clock: int) -> float:
+        """How many times as fast ours is, by the wall (0) or by the work of the threads (1)."""
+        return self.theirs[clock] / self.ours[clock]
 
 
 def count_forwards(task: CTMTask, index: int) -> tuple[int, float, float]:
@@ -216,23 +215,28 @@ def measure(theirs: Callable[[Tensor, int], None], task: CTMTask, chosen: list[i
         h, work, own = count_forwards(task, index)
         works = [lambda h=h: theirs(x0, h), lambda index=index: task.step(index)]
         order = [0, 1] if number % 2 else [1, 0]
-        taken = {which: seconds(works[which], "cpu") for which in order}
+        taken = {which: both_seconds(works[which], "cpu") for which in order}
         pairs.append(Pair(taken[0], taken[1], work / own))
     return pairs
 
 
 def report(title: str, pairs: list[Pair], batch_size: int, expected: float) -> None:
     """Prints images a second, the measured ratio and how much of the counted one it is."""
-    ratios = sorted(pair.ratio for pair in pairs)
-    share = statistics.median(pair.ratio / pair.counted for pair in pairs)
-    theirs, ours = sum(pair.theirs for pair in pairs), sum(pair.ours for pair in pairs)
-    quarter = len(ratios) // 4
-    say(
-        f"{title}: {batch_size * len(pairs) / theirs:.2f} images/s against {batch_size * len(pairs) / ours:.2f}; "
-        f"{statistics.median(ratios):.3f} times theirs in the middle pair ({ratios[quarter]:.3f} to "
-        f"{ratios[-1 - quarter]:.3f} in the middle half of {len(pairs)}), {theirs / ours:.3f} in all; "
-        f"{share:.3f} of what is counted, which over the law is {expected * share:.3f}"
-    )
+    theirs, ours = (batch_size * len(pairs) / sum(side) for side in zip(*_wall(pairs), strict=True))
+    say(f"{title}: {theirs:.2f} images/s against {ours:.2f} on the wall, {ours / theirs:.3f} times theirs")
+    for clock, name in enumerate(("wall", "threads")):
+        ratios = sorted(pair.ratio(clock) for pair in pairs)
+        share = statistics.median(pair.ratio(clock) / pair.counted for pair in pairs)
+        quarter = len(ratios) // 4
+        say(
+            f"  by the {name}: {statistics.median(ratios):.3f} times theirs in the middle pair ({ratios[quarter]:.3f} "
+            f"to {ratios[-1 - quarter]:.3f} in the middle half of {len(pairs)}); {share:.3f} of what is counted in "
+            f"each pair, so {expected * share:.3f} over the law of h"
+        )
+
+
+def _wall(pairs: list[Pair]) -> list[tuple[float, float]]:
+    return [(pair.theirs[0], pair.ours[0]) for pair in pairs]
 
 
 def main() -> None:
