@@ -22,7 +22,7 @@ _LONGEST = 10_000  # characters of a line of an error
 _tables = out
 
 Advance = Callable[[int, str], None]
-"""advance(count, note): `count` more are done; `note` is shown beside the bar."""
+"""advance(count, note): `count` more are done, or fewer if negative; `note` is shown beside the bar."""
 
 
 def set_verbosity(level: int) -> None:
@@ -77,7 +77,7 @@ def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
         def advance(count: int, note: str) -> None:
             nonlocal counted
             counted += count
-            rate = f"{counted / (time.monotonic() - start + 1e-9):.3g} {unit}/s"
+            rate = f"{max(counted, 0) / (time.monotonic() - start + 1e-9):.3g} {unit}/s"
             bar.update(task, advance=count, rate=rate, note=note)
 
         yield advance
@@ -93,7 +93,7 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
         now = time.monotonic()
         if now - shown >= _PLAIN_EVERY or done + counted == total:
             shown = now
-            rate = counted / (now - start + 1e-9)
+            rate = max(counted, 1) / (now - start + 1e-9)
             left = (total - done - counted) / rate
             line = f"{title} {done + counted}/{total} {rate:.3g} {unit}/s {left:.0f}s left {note}"
             err.print(line, highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from cdistill.networks.denoiser import broadcast
@@ -63,7 +64,7 @@ def dsm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor, sigma_data: float) 
     return broadcast(weight, denoised).flatten() * L2()(denoised, clean)
 
 
-def balance(consistency: Tensor, dsm: Tensor, scale: float = 1.0) -> Tensor:
+def balance(consistency: Tensor, dsm: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """CTM's adaptive weight of the DSM loss, |grad_W L_cons| / (|grad_W L_dsm| + 1e-4), clamped to [0, 1e4].
 
     Args:
@@ -72,8 +73,9 @@ def balance(consistency: Tensor, dsm: Tensor, scale: float = 1.0) -> Tensor:
         scale: Factor that both gradients carry, that of a gradient scaler for fp16.
 
     Returns:
-        A detached float32 scalar.
+        A detached scalar, float32 at least.
     """
-    ratio = consistency.float().norm() / (dsm.float().norm() + 1e-4 * scale)
+    precise = torch.promote_types(dsm.dtype, torch.float32)
+    ratio = consistency.to(precise).norm() / (dsm.to(precise).norm() + 1e-4 * scale)
     weight: Tensor = ratio.clamp(0, 1e4).detach()
     return weight

@@ -117,6 +117,7 @@ class DenoisingSection(Section):
     sigma_data: Positive = 0.5
     flips: bool = True
     precision: Precision = "fp32"
+    patience: Count = 20
 
 
 class TeacherRecipe(Section):
@@ -182,7 +183,11 @@ class DistillSection(Section):
     dropout: Rate = 0.0
     flips: bool = True
     precision: Precision = "fp32"
+    teacher_precision: Literal["same"] | Precision = "same"
+    compile: bool | Literal["auto"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
     accumulation: Count = 1
+    patience: Count = 20
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillSection":

@@ -51,7 +51,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
         task.identity = {"data_sha256": source.digest}
-        train(task, folder, section.iterations, checkpoint.every, checkpoint.keep, section.batch_size)
+        train(task, folder, section.iterations, checkpoint, section.patience)
         if accelerator.is_main_process:
             save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
             folder.write_status(state="finished", exit_code=0)
@@ -91,10 +91,8 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
-        train(
-            task, folder, iterations, checkpoint.every, checkpoint.keep, recipe.training.batch_size,
-            section.every, evaluate_now,
-        )  # fmt: skip
+        patience = recipe.training.patience
+        train(task, folder, iterations, checkpoint, patience, evaluate_every=section.every, evaluate=evaluate_now)
         rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])

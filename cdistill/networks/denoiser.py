@@ -70,6 +70,13 @@ class Denoiser(nn.Module, ABC):
         """Returns the weight of the last layer, at which the losses are balanced (CTM's adaptive weight)."""
         raise NotImplementedError(f"{type(self).__name__} has no weights to train")
 
+    def lowered(self, dtype: torch.dtype) -> "Denoiser":
+        """Returns a frozen copy whose network has weights of `dtype`, for samples of any type; itself without one."""
+        return self
+
+    def compile_body(self) -> None:
+        """Compiles the network but for its last layer, whose gradient is then had without the others'."""
+
 
 class FreeNetwork(nn.Module, ABC):
     """F(x, c_noise[, c_noise_s], labels), the network inside :class:`EDMDenoiser`."""
@@ -89,6 +96,9 @@ class FreeNetwork(nn.Module, ABC):
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """Returns the weight of the output layer."""
+
+    def compile_body(self) -> None:
+        """Compiles what comes before the output layer, where the two can be told apart."""
 
     def unused(self) -> list[nn.Parameter]:
         """Returns parameters that no output depends on; they stay frozen in a student."""
@@ -141,6 +151,14 @@ class EDMDenoiser(Denoiser):
     def balance_weight(self) -> nn.Parameter:
         """See :class:`Denoiser`."""
         return self.model.last_layer()
+
+    def lowered(self, dtype: torch.dtype) -> "EDMDenoiser":
+        """See :class:`Denoiser`."""
+        return freeze(deepcopy(self)).to(dtype)
+
+    def compile_body(self) -> None:
+        """See :class:`Denoiser`."""
+        self.model.compile_body()
 
 
 def chunk_size(sample_shape: tuple[int, ...]) -> int:

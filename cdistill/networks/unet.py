@@ -271,6 +271,10 @@ class UNet(FreeNetwork):
 
     def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Computes F; `x` (B, C, H, W), `noise` and `noise_s` (B,), `labels` (B,) int64 or None for no class."""
+        return self.output(self.body(x, noise, noise_s, labels))
+
+    def body(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
+        """Computes what `output` maps to F; arguments as `forward`."""
         emb = self.embed(noise, labels)
         emb_s = None if noise_s is None or self.map_layer0_s is None else self.embed_s(noise_s, labels)
         skips: list[Tensor] = []
@@ -285,7 +289,11 @@ class UNet(FreeNetwork):
         for layer in self.dec.values():
             if isinstance(layer, Block):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != layer.inputs else x, emb, emb_s)
-        return self.output(x)
+        return x
+
+    def compile_body(self) -> None:
+        """See :class:`FreeNetwork`."""
+        self.body = torch.compile(self.body)  # type: ignore[method-assign]
 
     def add_s_branch(self) -> None:
         """Adds mapping layers for s, copied from those of t, and a zero projection in every block."""

@@ -1,16 +1,23 @@
-"""Consistency distillation: Eq. 7 with DSM (CTM) and Eq. 5 (CM) of Zheng et al. (2025).
+"""Consistency distillation, fast: Eq. 7 with DSM (CTM) and Eq. 5 (CM) of Zheng et al. (2025).
 
-One step: draw times; solve the teacher's ODE and form the targets, without gradient; back-propagate the
-consistency loss, then the DSM loss; add the two gradients with CTM's adaptive weight. Each loss has its own
-backward pass over its own forward pass, so that the weight costs no pass of its own and is that of the whole batch
-however many micro-batches or processes share it.
+`cdistill.training.reference` has the same plainly. What is done differently here, and changes nothing but rounding:
+
+* The teacher and the targets run before the student, without a graph; the teacher in half precision where asked.
+* Jumps that stand still (s = u, s = eps) cost no network call.
+* The student's jump and its DSM prediction are one batch.
+* One backward pass. The graph is cut at the student's outputs: each loss gives its gradient there, the last layer turns
+  both into the two norms of CTM's adaptive weight, and the combined gradient goes back through the student once.
+* The host waits for the device once a step, when the next batch is ready (see `cdistill.training.loop`).
+
+With micro-batches the weight must still be that of the whole batch, which is known only at the end of it. Then each
+loss has its own forward and backward pass over all micro-batches, which is the same work, and the two gradients are
+added.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -21,76 +28,26 @@ from cdistill.errors import RecipeError
 from cdistill.losses import Distance, balance, dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.preconditionings import Preconditioning
-from cdistill.randomness import derive_seed, generator
+from cdistill.randomness import generator
 from cdistill.recipe import DistillSection
-from cdistill.schedule import EPS, RHO, T, rho_grid
-from cdistill.solvers import heun_step, jump, solve
-from cdistill.training.batches import check_divisible, draw_data, draw_noise, on_device, own_rows
-from cdistill.training.loop import Groups, Task, check_finite, check_gradients
+from cdistill.schedule import EPS, rho_grid
+from cdistill.solvers import jump
+from cdistill.training.batches import (
+    Batch,
+    Times,
+    check_divisible,
+    draw_batches,
+    draw_ctm_times,
+    draw_dsm_sigma,
+    noisy,
+    own_rows,
+)
+from cdistill.training.loop import Groups, Task, gradient_norm
+from cdistill.training.speed import choose_speed, compiled_call, lay_out, make_solver_step
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
+from cdistill.training.stopwatch import Stopwatch
 
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step needs, of all samples or of a micro-batch.
-
-    Attributes:
-        x0: Clean samples (B, ...).
-        labels: Their classes (B,) or None.
-        x_t: Samples at noise level t (B, ...).
-        start: Indices of t in the grid (B,).
-        end: Indices of s in the grid (B,).
-        z: Fresh noise for DSM, like `x0`.
-        sigma: Noise levels for DSM (B,), float64.
-    """
-
-    x0: Tensor
-    labels: Tensor | None
-    x_t: Tensor
-    start: Tensor
-    end: Tensor
-    z: Tensor
-    sigma: Tensor
-
-    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns the fields in their order."""
-        return self.x0, self.labels, self.x_t, self.start, self.end, self.z, self.sigma
-
-    def split(self, count: int) -> list["Batch"]:
-        """Cuts the batch into `count` equal micro-batches."""
-        parts = [[None] * count if part is None else part.chunk(count) for part in self.tensors()]
-        return [Batch(*values) for values in zip(*parts, strict=True)]
-
-
-def draw_ctm_times(points: int, max_steps: int, size: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Draws CTM's times as indices of the grid: h ~ P(h) prop. to h on 1..M, i ~ U{0..N-1-h}, j ~ U{i+h..N-1}.
-
-    Args:
-        points: N.
-        max_steps: M, at most N - 1.
-        size: Samples.
-        draw: Generator.
-
-    Returns:
-        i (size,), j (size,) and h, one for the whole step; t = tau_i, u = tau_{i+h}, s = tau_j.
-    """
-    h = 1 + int(torch.multinomial(torch.arange(1, max_steps + 1, dtype=torch.float64), 1, generator=draw))
-    start = torch.randint(0, points - h, (size,), generator=draw)
-    room = points - (start + h)  # how many places j has
-    end = start + h + (torch.rand(size, generator=draw, dtype=torch.float64) * room).long()
-    return start, end, h
-
-
-def draw_dsm_sigma(size: int, draw: torch.Generator) -> Tensor:
-    """Draws CTM's noise levels for DSM: every other one log-normal(-1.2, 1.2), else the rho-schedule at 0.7 U.
-
-    Returns:
-        float64 (size,).
-    """
-    lognormal = (-1.2 + 1.2 * torch.randn(size, generator=draw, dtype=torch.float64)).exp()
-    place = 0.7 * torch.rand(size, generator=draw, dtype=torch.float64)
-    schedule = (T ** (1 / RHO) + place * (EPS ** (1 / RHO) - T ** (1 / RHO))) ** RHO
-    return torch.where(torch.arange(size) % 2 == 0, lognormal, schedule)
+Loss = Callable[[Batch], Tensor]
 
 
 class ConsistencyTask(Task):
@@ -106,9 +63,10 @@ class ConsistencyTask(Task):
         seed: Seed of the run.
 
     Attributes:
-        live: The student's weights.
+        live: theta, the student's weights.
         ema: Their moving average, for sampling.
-        target: Their moving average inside the loss; the same module when the rates are equal.
+        target: mu, their moving average inside the loss; the same module when the rates are equal.
+        speed: How the networks run.
     """
 
     def __init__(
@@ -125,63 +83,182 @@ class ConsistencyTask(Task):
         if preconditioning.to_eps_only and section.method != "cm":
             name = type(preconditioning).__name__
             raise RecipeError(f"preconditioning.name: {name} jumps to eps only; it needs training.method = 'cm'")
-        self.accelerator, self.section, self.source, self.seed = accelerator, section, source, seed
         device = accelerator.device
-        self.teacher = teacher.to(device)
-        self.distance = distance
+        self.accelerator, self.section, self.seed, self.distance = accelerator, section, seed, distance
+        self.images = section.batch_size
+        self.source = source.resident(device)
+        self.speed = choose_speed(section, accelerator)
+        self.grid = rho_grid(section.points).to(device)
+        self.f, self.g = coefficient_tables(preconditioning, self.grid)
+        self.watch = Stopwatch(device)
         self.live = teacher.student(section.method == "ctm", section.dropout).to(device)
+        lay_out(self.live, self.speed)
         self.ema = freeze(deepcopy(self.live))
         self.target = self.ema if section.target_rate == section.ema_rate else freeze(deepcopy(self.live))
-        self.grid = rho_grid(section.points)
-        t, s = torch.meshgrid(self.grid, self.grid, indexing="ij")
-        allowed = (s <= t) & ((s == EPS) | (s == t) | (not preconditioning.to_eps_only))
-        self.f, self.g = (torch.full_like(t, torch.nan).to(device) for _ in range(2))
-        self.f[allowed], self.g[allowed] = (part.to(device) for part in preconditioning(t[allowed], s[allowed]))
-        self.grid = self.grid.to(device)
-        trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.RAdam(trained, lr=section.learning_rate)
-        self.model, self.optimizer = accelerator.prepare(self.live, optimizer)
-        self.trained = trained
+        self.mu = compiled_call(self.target, self.speed)
+        self.solver_step = make_solver_step(teacher.to(device), self.speed)
+        if self.speed.compiled:
+            self.live.compile_body()
+        self.trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
+        self.model = accelerator.prepare(self.live)
+        self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, foreach=True)
+        self.ready: tuple[int, int, list[Batch]] | None = None
 
     @abstractmethod
-    def draw(self, index: int) -> tuple[Batch, int]:
-        """Draws the global batch of step `index`; returns this process's part, on the CPU, and the solver's steps h."""
+    def draw_times(self, index: int) -> Times:
+        """Draws the noise levels of the global batch of step `index`."""
 
     @abstractmethod
-    def consistency_loss(self, batch: Batch, h: int) -> Tensor:
-        """Computes the consistency loss of a micro-batch, a scalar."""
+    def goal(self, batch: Batch) -> Tensor:
+        """Computes the second argument of the distance, (B, ...), without gradient."""
 
-    def step(self, index: int) -> dict[str, Tensor]:
+    @abstractmethod
+    def destination(self, batch: Batch) -> Tensor:
+        """Returns where the student jumps to from t, as indices of the grid, (B,)."""
+
+    def land(self, batch: Batch, denoised: Tensor) -> Tensor:
+        """Computes the first argument of the distance, (B, ...): Eq. 8 with D_theta(x_t, t, s)."""
+        i, j = batch.start, self.destination(batch)
+        f, g = (broadcast(table[i, j], denoised) for table in (self.f, self.g))
+        return f * batch.x_t + g * denoised
+
+    def gradients(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`."""
-        drawn, h = self.draw(index)
-        mine = Batch(*on_device(self.accelerator, drawn.tensors()))
-        micros = mine.split(self.section.accumulation)
-        torch.manual_seed(derive_seed(self.seed, "dropout", index, self.accelerator.process_index))
+        batches = self.draw(index)
         self.optimizer.zero_grad()
-        losses = {"consistency": self._accumulate(micros, lambda batch: self.consistency_loss(batch, h))}
-        if self.section.dsm:
-            gradients = self._take_gradients()
-            losses["dsm"] = self._accumulate(micros, self.dsm_loss)
-        check_finite(losses, index)
-        if self.section.dsm:
-            losses["balance"] = self._combine(gradients)
-        check_gradients(self, self.trained, index)
-        self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:
-            update_ema(self.ema, self.live, self.section.ema_rate)
-            if self.target is not self.ema:
-                update_ema(self.target, self.live, self.section.target_rate)
-        return losses
+        found = self._one_pass(batches[0]) if len(batches) == 1 else self._several_passes(batches)
+        return {**found, "gradient_norm": gradient_norm(self.accelerator, self.optimizer)}
 
-    def dsm_loss(self, batch: Batch) -> Tensor:
-        """Computes the DSM loss of D_theta(x, sigma, sigma) on a micro-batch, a scalar."""
-        noisy = batch.x0 + broadcast(batch.sigma, batch.x0) * batch.z
-        denoised = self.model(noisy, batch.sigma, batch.sigma, batch.labels)
+    def draw(self, index: int) -> list[Batch]:
+        """Returns this process's micro-batches of step `index`, on the device."""
+        section = self.section
+        if self.ready is None or self.ready[:2] != (index, self.attempt):
+            rows = own_rows(self.accelerator, section.batch_size)
+            batches = draw_batches(
+                self.source, self.draw_seed, index, section.batch_size, section.flips, self.draw_times(index),
+                self.grid, rows, section.accumulation,
+            )  # fmt: skip
+            self.ready = (index, self.attempt, batches)
+        return self.ready[2]
+
+    def prepare(self, index: int) -> None:
+        """See :class:`Task`."""
+        self.draw(index)
+
+    def optimizer_of(self, index: int) -> torch.optim.Optimizer:
+        """See :class:`Task`."""
+        return self.optimizer
+
+    def follow(self, index: int) -> None:
+        """See :class:`Task`; mu follows theta (Eq. 28)."""
+        update_ema(self.ema, self.live, self.section.ema_rate)
+        if self.target is not self.ema:
+            update_ema(self.target, self.live, self.section.target_rate)
+
+    def consistency_loss(self, batch: Batch, denoised: Tensor, goal: Tensor) -> Tensor:
+        """Computes the mean of d over a micro-batch from D_theta(x_t, t, s)."""
+        landed = self.land(batch, denoised)
+        with self.accelerator.autocast():
+            return self.distance(landed, goal).mean()
+
+    def dsm_loss(self, batch: Batch, denoised: Tensor) -> Tensor:
+        """Computes the mean DSM loss over a micro-batch from D_theta(x, sigma, sigma)."""
         return dsm_loss(denoised, batch.x0, batch.sigma, self.live.sigma_data).mean()
+
+    def student(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Computes D_theta(x_t, t, s) and D_theta(x_0 + sigma z, sigma, sigma), (B, ...) each, in one call."""
+        s = self.grid[self.destination(batch)]
+        labels = None if batch.labels is None else torch.cat([batch.labels, batch.labels])
+        x, t = torch.cat([batch.x_t, noisy(batch)]), torch.cat([self.grid[batch.start], batch.sigma])
+        torch.manual_seed(batch.seed)
+        denoised: Tensor = self.model(x, t, torch.cat([s, batch.sigma]), labels)
+        first, second = denoised.chunk(2)
+        return first, second
+
+    def student_jump(self, batch: Batch) -> Tensor:
+        """Computes D_theta(x_t, t, s) alone, (B, ...)."""
+        torch.manual_seed(batch.seed)
+        out: Tensor = self.model(batch.x_t, self.grid[batch.start], self.grid[self.destination(batch)], batch.labels)
+        return out
+
+    def student_dsm(self, batch: Batch) -> Tensor:
+        """Computes D_theta(x_0 + sigma z, sigma, sigma) alone, (B, ...)."""
+        torch.manual_seed(batch.seed + 1)
+        out: Tensor = self.model(noisy(batch), batch.sigma, batch.sigma, batch.labels)
+        return out
+
+    def _one_pass(self, batch: Batch) -> dict[str, Tensor]:
+        """Back-propagates a batch at once; returns the losses and lambda."""
+        goal = self.goal(batch)
+        outputs = list(self.student(batch)) if self.section.dsm else [self.student_jump(batch)]
+        leaves = [part.detach().requires_grad_() for part in outputs]
+        losses = {"consistency": self.consistency_loss(batch, leaves[0], goal)}
+        if self.section.dsm:
+            losses["dsm"] = self.dsm_loss(batch, leaves[1])
+        total = self._scaled(sum(losses.values(), torch.zeros_like(losses["consistency"])))
+        cotangents = list(torch.autograd.grad(total, leaves))  # the losses share nothing: each reaches its own leaf
+        found = {name: loss.detach() for name, loss in losses.items()}
+        if self.section.dsm:
+            weight = self.live.balance_weight()
+            at_last = [
+                torch.autograd.grad(out, weight, cotangent, retain_graph=True)[0]
+                for out, cotangent in zip(outputs, cotangents, strict=True)
+            ]
+            found["balance"] = self._balance(*self.accelerator.reduce(at_last, "mean"))
+            cotangents[1] = found["balance"].to(leaves[1].dtype) * cotangents[1]
+        torch.autograd.backward(outputs, cotangents)
+        return found
+
+    def _several_passes(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Back-propagates micro-batches, loss by loss; returns the losses and lambda."""
+        found = {"consistency": self._accumulate(batches, self._consistency)}
+        if self.section.dsm:
+            consistency = self._take_gradients()
+            found["dsm"] = self._accumulate(batches, self._dsm)
+            dsm = self._take_gradients()
+            weight = next(k for k, p in enumerate(self.trained) if p is self.live.balance_weight())
+            found["balance"] = self._balance(consistency[weight], dsm[weight])
+            torch._foreach_mul_(dsm, found["balance"].to(dsm[0].dtype))
+            torch._foreach_add_(dsm, consistency)
+            for parameter, gradient in zip(self.trained, dsm, strict=True):
+                parameter.grad = gradient
+        return found
+
+    def _consistency(self, batch: Batch) -> Tensor:
+        goal = self.goal(batch)
+        return self.consistency_loss(batch, self.student_jump(batch), goal)
+
+    def _dsm(self, batch: Batch) -> Tensor:
+        return self.dsm_loss(batch, self.student_dsm(batch))
+
+    def _accumulate(self, batches: list[Batch], loss: Loss) -> Tensor:
+        """Adds the gradients of `loss` over micro-batches and processes; returns this process's mean, detached."""
+        parts = []
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                value = loss(batch) / len(batches)
+                self.accelerator.backward(value)
+            parts.append(value.detach())
+        return torch.stack(parts).sum()
+
+    def _take_gradients(self) -> list[Tensor]:
+        """Returns the gradients and clears them."""
+        taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
+        self.optimizer.zero_grad()
+        return taken
+
+    def _balance(self, consistency: Tensor, dsm: Tensor) -> Tensor:
+        return balance(consistency, dsm, self._scaled(torch.ones((), device=dsm.device)))
+
+    def _scaled(self, value: Tensor) -> Tensor:
+        """Multiplies by the factor of the gradient scaler for fp16."""
+        scaler = self.accelerator.scaler
+        return value if scaler is None else scaler.scale(value)
 
     def groups(self) -> Groups:
         """See :class:`Task`."""
-        optimizer = optimizer_tensors(self.optimizer.optimizer, self.live)
+        optimizer = optimizer_tensors(self.optimizer, self.live)
         found = {"weights": self.live.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
         return found if self.target is self.ema else {**found, "target": self.target.state_dict()}
 
@@ -191,56 +268,36 @@ class ConsistencyTask(Task):
         self.ema.load_state_dict(groups["ema"])
         if self.target is not self.ema:
             self.target.load_state_dict(groups["target"])
-        load_optimizer_tensors(self.optimizer.optimizer, self.live, groups["optimizer"])
+        load_optimizer_tensors(self.optimizer, self.live, groups["optimizer"])
 
-    def solve_teacher(self, x: Tensor, start: Tensor, h: int, labels: Tensor | None) -> Tensor:
-        """Follows the teacher's ODE for h Heun steps of the grid from the indices `start`."""
-        times = self.grid[start + torch.arange(h + 1, device=start.device)[:, None]]
-        with self.accelerator.autocast():
-            return solve(heun_step, lambda point, t: self.teacher(point, t, None, labels), x, times)
+    def more(self, seconds: float) -> dict[str, float]:
+        """See :class:`Task`: the share of the time that the teacher's solver took."""
+        return {"teacher_share": round(self.watch.seconds() / seconds, 3)}
 
-    def jump(
-        self, model: Denoiser, x: Tensor, start: Tensor, end: Tensor, labels: Tensor | None, skip: bool = True
+    def solve_teacher(self, batch: Batch) -> Tensor:
+        """Follows the teacher's ODE for h Heun steps of the grid from t; returns x_u, (B, ...)."""
+        x = batch.x_t
+        with self.watch:
+            for k in range(batch.h):
+                times = self.grid[batch.start + k], self.grid[batch.start + k + 1]
+                x = self.solver_step(x, *times, batch.labels)
+        return x
+
+    def jump_some(
+        self, model: Denoiser, x: Tensor, places: tuple[Tensor, Tensor], some: Tensor, batch: Batch
     ) -> Tensor:
-        """Jumps between grid points, from tau_start to tau_end; with `skip`, standing still costs no network call."""
-        moving = (start != end).nonzero()[:, 0] if skip else torch.arange(len(x), device=x.device)
-        if len(moving) == 0:
+        """Jumps with the samples `some` from tau_i to tau_j, places = (i, j), each (B,); the others stand still."""
+        if len(some) == 0:
             return x
-        i, j = start[moving], end[moving]
-        chosen = None if labels is None else labels[moving]
+        i, j = (place[some] for place in places)
+        labels = None if batch.labels is None else batch.labels[some]
         with self.accelerator.autocast():
-            there = jump(model, x[moving], self.grid[i], self.grid[j], (self.f[i, j], self.g[i, j]), chosen)
-        return there if len(moving) == len(x) else x.index_copy(0, moving, there)
+            there = jump(model, x[some], self.grid[i], self.grid[j], (self.f[i, j], self.g[i, j]), labels)
+        return there if len(some) == len(x) else x.index_copy(0, some, there)
 
-    def _accumulate(self, micros: list[Batch], loss: Callable[[Batch], Tensor]) -> Tensor:
-        """Adds the gradients of `loss` over micro-batches and processes; returns its mean, detached."""
-        total = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(micros):
-            last = number == len(micros) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                value = loss(batch) / len(micros)
-                self.accelerator.backward(value)
-            total += value.detach().float()
-        return self.accelerator.reduce(total, "mean")  # type: ignore[no-any-return]
-
-    def _take_gradients(self) -> list[Tensor]:
-        """Returns the gradients and clears them."""
-        taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
-        self.optimizer.zero_grad()
-        return taken
-
-    def _combine(self, consistency: list[Tensor]) -> Tensor:
-        """Leaves consistency + lambda * dsm in the parameters' gradients and returns lambda."""
-        weight = next(k for k, p in enumerate(self.trained) if p is self.live.balance_weight())
-        dsm = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
-        scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler is not None else 1.0
-        ratio = balance(consistency[weight], dsm[weight], scale)
-        torch._foreach_mul_(dsm, ratio)
-        torch._foreach_add_(dsm, consistency)
-        for parameter, gradient in zip(self.trained, dsm, strict=True):
-            parameter.grad = gradient
-        return ratio
+    def last(self, batch: Batch) -> Tensor:
+        """Returns the index of eps for every sample, (B,)."""
+        return torch.full_like(batch.end, len(self.grid) - 1)
 
 
 class CTMTask(ConsistencyTask):
@@ -249,67 +306,65 @@ class CTMTask(ConsistencyTask):
     A is the moving average as in the paper, or the live student as in CTM's code (recipe: training.target).
     """
 
-    def draw(self, index: int) -> tuple[Batch, int]:
+    def draw_times(self, index: int) -> Times:
         """See :class:`ConsistencyTask`."""
-        section = self.section
-        draw = generator(self.seed, "ctm", index)
+        section, draw = self.section, generator(self.draw_seed, "ctm", index)
         start, end, h = draw_ctm_times(section.points, section.max_ode_steps, section.batch_size, draw)
-        rows = own_rows(self.accelerator, section.batch_size)
-        return draw_batch(self.source, self.seed, index, section, start, end, draw, rows), h
+        return Times(start, end, draw_dsm_sigma(section.batch_size, draw), h)
 
-    def consistency_loss(self, batch: Batch, h: int) -> Tensor:
+    @torch.no_grad()
+    def goal(self, batch: Batch) -> Tensor:
         """See :class:`ConsistencyTask`."""
-        final = torch.full_like(batch.end, len(self.grid) - 1)
-        middle = batch.start + h
-        with torch.no_grad():
-            x_u = self.solve_teacher(batch.x_t, batch.start, h, batch.labels)
-            inner = self.target if self.section.target == "ema" else self.live.eval()
-            y = self.jump(inner, x_u, middle, batch.end, batch.labels)
-            self.live.train()
-            y_eps = self.jump(self.target, y, batch.end, final, batch.labels)
-        e = self.jump(self.model, batch.x_t, batch.start, batch.end, batch.labels)
-        e_eps = self.jump(self.target, e, batch.end, final, batch.labels)
-        return self.distance(e_eps, y_eps).mean()
+        x_u = self.solve_teacher(batch)
+        inner = self.mu if self.section.target == "ema" else self.live.eval()
+        y = self.jump_some(inner, x_u, (batch.start + batch.h, batch.end), batch.inner, batch)
+        self.live.train()
+        return self.jump_some(self.mu, y, (batch.end, self.last(batch)), batch.outer, batch)
+
+    def destination(self, batch: Batch) -> Tensor:
+        """See :class:`ConsistencyTask`."""
+        return batch.end
+
+    def land(self, batch: Batch, denoised: Tensor) -> Tensor:
+        """See :class:`ConsistencyTask`; the gradient flows through mu's last jump, not into its weights."""
+        e = super().land(batch, denoised)
+        return self.jump_some(self.mu, e, (batch.end, self.last(batch)), batch.outer, batch)
 
 
 class CMTask(ConsistencyTask):
     """Eq. 5: d(f_theta(x_t; t->eps), f_mu(Solver(x_t; t->s); s->eps)) for neighbouring t, s; w(t) = 1."""
 
-    def draw(self, index: int) -> tuple[Batch, int]:
+    def draw_times(self, index: int) -> Times:
         """See :class:`ConsistencyTask`."""
-        section = self.section
-        draw = generator(self.seed, "cm", index)
+        section, draw = self.section, generator(self.draw_seed, "cm", index)
         start = torch.randint(0, section.points - 1, (section.batch_size,), generator=draw)
-        rows = own_rows(self.accelerator, section.batch_size)
-        return draw_batch(self.source, self.seed, index, section, start, start + 1, draw, rows), 1
+        return Times(start, start + 1, draw_dsm_sigma(section.batch_size, draw), 1)
 
-    def consistency_loss(self, batch: Batch, h: int) -> Tensor:
-        """See :class:`ConsistencyTask`; both networks use the same dropout mask."""
-        final = torch.full_like(batch.end, len(self.grid) - 1)
-        mask = int(torch.randint(2**62, ()))
-        with torch.no_grad():
-            x_s = self.solve_teacher(batch.x_t, batch.start, h, batch.labels)
-            torch.manual_seed(mask)
-            self.target.train()
-            y = self.jump(self.target, x_s, batch.end, final, batch.labels, skip=False)
-            self.target.eval()
-        torch.manual_seed(mask)
-        return self.distance(self.jump(self.model, batch.x_t, batch.start, final, batch.labels), y).mean()
+    @torch.no_grad()
+    def goal(self, batch: Batch) -> Tensor:
+        """See :class:`ConsistencyTask`; both networks use the same dropout masks."""
+        x_s = self.solve_teacher(batch)
+        self.target.train()
+        torch.manual_seed(batch.seed)
+        everywhere = torch.arange(len(x_s), device=x_s.device)  # all samples, or the masks would fall elsewhere
+        y = self.jump_some(self.mu, x_s, (batch.end, self.last(batch)), everywhere, batch)
+        self.target.eval()
+        return y
+
+    def destination(self, batch: Batch) -> Tensor:
+        """See :class:`ConsistencyTask`."""
+        return self.last(batch)
+
+    def student(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See :class:`ConsistencyTask`; two calls, because masks depend on the size of a batch."""
+        return self.student_jump(batch), self.student_dsm(batch)
 
 
-def draw_batch(
-    source: Source,
-    seed: int,
-    index: int,
-    section: DistillSection,
-    start: Tensor,
-    end: Tensor,
-    draw: torch.Generator,
-    rows: slice,
-) -> Batch:
-    """Draws data and noise of the global batch of step `index`, and returns its part `rows`, on the CPU."""
-    size = section.batch_size
-    x0, labels = draw_data(source, seed, index, size, section.flips, rows)
-    x_t = x0 + broadcast(rho_grid(section.points)[start[rows]], x0) * draw_noise(x0, draw, size, rows)
-    z = draw_noise(x0, draw, size, rows)
-    return Batch(x0, labels, x_t, start[rows], end[rows], z, draw_dsm_sigma(size, draw)[rows])
+def coefficient_tables(preconditioning: Preconditioning, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns f and g at all pairs (t, s) of grid points, (N, N) float64 each, NaN where there is no jump."""
+    t, s = torch.meshgrid(grid.cpu(), grid.cpu(), indexing="ij")
+    allowed = (s <= t) & ((s == EPS) | (s == t) | (not preconditioning.to_eps_only))
+    tables = [torch.full_like(t, torch.nan) for _ in range(2)]
+    for table, values in zip(tables, preconditioning(t[allowed], s[allowed]), strict=True):
+        table[allowed] = values
+    return tables[0].to(grid.device), tables[1].to(grid.device)

@@ -12,8 +12,8 @@ from cdistill.losses import dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DenoisingSection
-from cdistill.training.batches import check_divisible, draw_data, draw_noise, on_device, own_rows
-from cdistill.training.loop import Groups, Task, check_finite, check_gradients
+from cdistill.training.batches import check_divisible, draw_data, draw_noise, own_rows, send
+from cdistill.training.loop import Groups, Task, gradient_norm
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
 
@@ -40,46 +40,50 @@ class DenoisingTask(Task):
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, 1)
         self.accelerator, self.source, self.section, self.seed = accelerator, source, section, seed
+        self.images = section.batch_size
         self.live = denoiser.to(accelerator.device).train()
         self.ema = freeze(deepcopy(self.live))
-        optimizer = torch.optim.Adam(self.live.parameters(), lr=section.learning_rate)
-        self.model, self.optimizer = accelerator.prepare(self.live, optimizer)
+        self.optimizer = torch.optim.Adam(self.live.parameters(), lr=section.learning_rate)
+        self.model = accelerator.prepare(self.live)
 
-    def step(self, index: int) -> dict[str, Tensor]:
+    def gradients(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`."""
         x0, z, sigma, labels = self._draw(index)
-        torch.manual_seed(derive_seed(self.seed, "dropout", index, self.accelerator.process_index))
+        torch.manual_seed(derive_seed(self.draw_seed, "dropout", index, self.accelerator.process_index))
         denoised = self.model(x0 + broadcast(sigma, x0) * z, sigma, None, labels)
         loss = dsm_loss(denoised, x0, sigma, self.live.sigma_data).mean()
-        losses = {"loss": self.accelerator.reduce(loss.detach(), "mean")}
-        check_finite(losses, index)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        check_gradients(self, self.live.parameters(), index)
-        self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:
-            update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))
-        return losses
+        return {"loss": loss.detach(), "gradient_norm": gradient_norm(self.accelerator, self.optimizer)}
+
+    def optimizer_of(self, index: int) -> torch.optim.Optimizer:
+        """See :class:`Task`; the learning rate decays like a cosine."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
+        return self.optimizer
+
+    def follow(self, index: int) -> None:
+        """See :class:`Task`."""
+        update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))
 
     def groups(self) -> Groups:
         """See :class:`Task`."""
-        optimizer = optimizer_tensors(self.optimizer.optimizer, self.live)
+        optimizer = optimizer_tensors(self.optimizer, self.live)
         return {"weights": self.live.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
 
     def load(self, groups: Groups) -> None:
         """See :class:`Task`."""
         self.live.load_state_dict(groups["weights"])
         self.ema.load_state_dict(groups["ema"])
-        load_optimizer_tensors(self.optimizer.optimizer, self.live, groups["optimizer"])
+        load_optimizer_tensors(self.optimizer, self.live, groups["optimizer"])
 
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Returns this process's part of step `index`: x0, z, sigma, labels."""
-        section = self.section
+        """Returns this process's part of step `index`, on the device: x0, z, sigma, labels."""
+        section, device = self.section, self.accelerator.device
         size, rows = section.batch_size, own_rows(self.accelerator, section.batch_size)
-        x0, labels = draw_data(self.source, self.seed, index, size, section.flips, rows)
-        draw = generator(self.seed, "denoising", index)
-        z = draw_noise(x0, draw, size, rows)
+        x0, labels = draw_data(self.source, self.draw_seed, index, size, section.flips, rows)
+        z = draw_noise(self.draw_seed, "denoising noise", index, rows, x0)
+        draw = generator(self.draw_seed, "denoising", index)
         log_sigma = section.p_mean + section.p_std * torch.randn(size, generator=draw, dtype=torch.float64)[rows]
-        return on_device(self.accelerator, (x0, z, log_sigma.exp(), labels))
+        x0, z, sigma = (send(part, device) for part in (x0, z, log_sigma.exp()))
+        return x0, z, sigma, None if labels is None else send(labels, device)

@@ -1,25 +1,33 @@
-"""The loop that every training runs in: step, log, save, evaluate, stop when asked."""
+"""The loop that every training runs in: step, log, save, evaluate, skip what is not finite, stop when asked.
+
+The host reads from the device once a step: the losses, whether all is finite, and who was asked to stop, in one vector
+over all processes. By then everything of the step is queued and the next batch is drawn.
+"""
 
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cdistill import stopping
 from cdistill.checkpoint import check_identity, load_checkpoint, save_checkpoint
-from cdistill.console import progress
+from cdistill.console import progress, say
 from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
 from cdistill.launch import set_threads, world_size
+from cdistill.randomness import derive_seed
+from cdistill.recipe import CheckpointSection
 from cdistill.runs import RunFolder
 from cdistill.storage import list_checkpoints
 
 _PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
-_LOG_EVERY = 10
 
 Groups = dict[str, dict[str, Tensor]]
 
@@ -30,14 +38,36 @@ class Task(ABC):
     Attributes:
         accelerator: Devices and processes.
         identity: Digests of what the state depends on; a checkpoint with others is refused.
+        images: Images a step, all processes together.
+        seed: Seed of the run.
+        attempt: How often the run went back to a checkpoint; every attempt draws other numbers.
     """
 
     accelerator: Accelerator
     identity: dict[str, str]
+    images: int
+    seed: int
+    attempt: int = 0
+
+    @property
+    def draw_seed(self) -> int:
+        """Seed of the draws of this attempt."""
+        return derive_seed(self.seed, "attempt", self.attempt) if self.attempt else self.seed
 
     @abstractmethod
-    def step(self, index: int) -> dict[str, Tensor]:
-        """Does optimisation step `index` (0, 1, ...) and returns scalars to log; randomness depends on `index` only."""
+    def gradients(self, index: int) -> dict[str, Tensor]:
+        """Back-propagates step `index` (0, 1, ...) and returns scalars to log, this process's, on the device.
+
+        Randomness depends on `index` and `draw_seed` only. Nothing is read from the device, no weight is changed.
+        """
+
+    @abstractmethod
+    def optimizer_of(self, index: int) -> Optimizer:
+        """Returns the optimiser that changes the weights by the gradients of step `index`, which are finite."""
+
+    @abstractmethod
+    def follow(self, index: int) -> None:
+        """Moves what follows the weights, when they have changed."""
 
     @abstractmethod
     def groups(self) -> Groups:
@@ -46,6 +76,254 @@ class Task(ABC):
     @abstractmethod
     def load(self, groups: Groups) -> None:
         """Puts back what :meth:`groups` returned."""
+
+    def prepare(self, index: int) -> None:  # noqa: B027
+        """Draws what step `index` needs; called while the device works on the step before."""
+
+    def more(self, seconds: float) -> dict[str, float]:
+        """Returns more to log about the last `seconds`."""
+        return {}
+
+
+@dataclass
+class Counters:
+    """What a run counts, saved with every checkpoint.
+
+    Attributes:
+        skipped: Steps whose loss or gradient was not finite; they changed nothing.
+        in_a_row: How many of them came last, one behind the other.
+        attempt: How often the run went back to a checkpoint.
+        returned_to: The step that it went back to last, or -1.
+    """
+
+    skipped: int = 0
+    in_a_row: int = 0
+    attempt: int = 0
+    returned_to: int = -1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all processes know of a step.
+
+    Attributes:
+        values: Losses and the like, means over the processes.
+        stop: The signal that any process received, or 0.
+    """
+
+    values: dict[str, float]
+    stop: int
+
+    @property
+    def wrong(self) -> list[str]:
+        """Names of the values that are not finite."""
+        return [name for name, value in self.values.items() if not math.isfinite(value)]
+
+    def __str__(self) -> str:
+        return " ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+
+
+def train(
+    task: Task,
+    folder: RunFolder,
+    iterations: int,
+    checkpoint: CheckpointSection,
+    patience: int,
+    log_every: int = 10,
+    evaluate_every: int = 0,
+    evaluate: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Trains from where the folder's checkpoints end to `iterations`.
+
+    Args:
+        task: What to train; it is restored here.
+        folder: Where everything goes; the caller holds its lock.
+        iterations: Number of steps of the whole run.
+        checkpoint: When the state is saved.
+        patience: Skipped steps in a row before the run goes back to its last checkpoint.
+        log_every: Steps between lines of the log.
+        evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
+        evaluate: Called with the number of finished steps, on every process.
+
+    Raises:
+        StoppedError: A signal came; the state is saved.
+        DivergedError: Going back did not help either; the last checkpoint is intact.
+    """
+    done, counters = start(task, folder, iterations)
+    log = _Log(task, folder, log_every, iterations)
+
+    def now(every: int) -> bool:
+        return every > 0 and done % every == 0 and done < iterations
+
+    if now(evaluate_every):
+        evaluate(done)
+    with progress(iterations, "training", "it", done) as advance:
+        while done < iterations:
+            with log.step():
+                values = task.gradients(done)
+                task.prepare(done + 1)
+                report = read(task.accelerator, values)  # the host waits here, and nowhere else
+                finish(task, done, report, counters)
+            done += 1
+            advance(1, str(report))
+            log.record(done, report, counters)
+            if counters.in_a_row == patience:
+                back = go_back(task, folder, done, report, counters)
+                advance(back - done, "")
+                done = back
+            due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
+            if due or report.stop or done == iterations:
+                save(task, folder, done, counters, checkpoint)
+            if report.stop and done < iterations:
+                _stop(folder, done, report.stop)
+            if now(evaluate_every):
+                evaluate(done)
+
+
+def start(task: Task, folder: RunFolder, iterations: int) -> tuple[int, Counters]:
+    """Restores the newest checkpoint, if there is one; returns the number of finished steps, and the counters.
+
+    Raises:
+        MismatchError: It was made with another teacher or other data, or its tensors do not fit.
+        RecipeError: It has more steps than `iterations`.
+    """
+    done, counters = restore(task, folder)
+    if done > iterations:
+        raise RecipeError(f"training.iterations: got {iterations}, but {folder.path} has {done} steps already")
+    if task.accelerator.is_main_process:
+        folder.truncate_metrics(done)
+        folder.write_status(state="running", step=done, iterations=iterations)
+    task.accelerator.wait_for_everyone()
+    return done, counters
+
+
+def restore(task: Task, folder: RunFolder) -> tuple[int, Counters]:
+    """Loads the newest checkpoint into the task; returns its number of steps and its counters, (0, new) without one."""
+    found = list_checkpoints(folder.checkpoints)
+    if not found:
+        return 0, Counters()
+    groups, state = load_checkpoint(found[-1])
+    check_identity(found[-1], state, task.identity)
+    try:
+        task.load(groups)
+    except (RuntimeError, KeyError) as error:
+        raise MismatchError(f"{found[-1]}: its tensors do not fit this recipe ({error})") from error
+    if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
+    counters = Counters(**state.get("counters", {}))
+    task.attempt = counters.attempt
+    return int(state["step"]), counters
+
+
+def read(accelerator: Accelerator, values: dict[str, Tensor]) -> Report:
+    """Reads what all processes computed and whether one was asked to stop: one transfer from the device."""
+    stop = stopping.requested()
+    mine = torch.stack([value.detach().double() for value in values.values()])
+    if accelerator.num_processes == 1:
+        return Report(dict(zip(values, mine.tolist(), strict=True)), stop)
+    asked = torch.full((1,), stop, dtype=mine.dtype, device=mine.device)
+    everyone = accelerator.gather(torch.cat([mine, asked])[None])
+    means = everyone.mean(0).tolist()
+    return Report(dict(zip(values, means, strict=False)), int(everyone[:, -1].max()))
+
+
+def gradient_norm(accelerator: Accelerator, optimizer: Optimizer) -> Tensor:
+    """Returns the norm of the gradients that `optimizer` will use, the scaler's factor taken out, on the device."""
+    if accelerator.scaler is not None:
+        accelerator.scaler.unscale_(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
+    return norm
+
+
+def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
+    """Changes the weights if everything is finite, else counts the step as skipped; then lets the scaler adapt."""
+    scaler = task.accelerator.scaler
+    if report.wrong:
+        counters.skipped += 1
+        counters.in_a_row += 1
+    else:
+        counters.in_a_row = 0
+        optimizer = task.optimizer_of(index)
+        scaler.step(optimizer) if scaler is not None else optimizer.step()
+        task.follow(index)
+    if scaler is not None:
+        scaler.update()
+
+
+def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: Counters) -> int:
+    """Loads the last checkpoint, from which the run goes on with other random numbers; returns its step.
+
+    Raises:
+        DivergedError: There is none, or the run went back to it once already.
+    """
+    told = f"step {done}: {counters.in_a_row} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
+    found = list_checkpoints(folder.checkpoints)
+    advice = "start again with a lower training.learning_rate, or fp32, and another --out"
+    if not found:
+        raise DivergedError(f"{told}; there is no checkpoint to go back to: {advice}")
+    if counters.returned_to == int(found[-1].name[5:]):
+        raise DivergedError(f"{told}, after the run had gone back to {found[-1]} once; {advice}")
+    skipped, attempt = counters.skipped, counters.attempt + 1
+    back, _ = restore(task, folder)
+    counters.skipped, counters.in_a_row, counters.attempt, counters.returned_to = skipped, 0, attempt, back
+    task.attempt = attempt
+    say(f"{folder.path}: {told}; goes back to step {back}, with other random numbers")
+    if task.accelerator.is_main_process:
+        folder.truncate_metrics(back)
+        folder.log({"step": back, "event": "went back", "from": done, **asdict(counters)})
+        folder.write_status(step=back)
+    task.accelerator.wait_for_everyone()
+    return back
+
+
+class _Log:
+    """Writes every n-th step, and the last, with the rate since the one before; evaluating and saving do not count."""
+
+    def __init__(self, task: Task, folder: RunFolder, every: int, iterations: int) -> None:
+        self.task, self.folder, self.every, self.iterations = task, folder, every, iterations
+        self.steps, self.seconds = 0, 0.0
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Measures a step."""
+        begun = time.perf_counter()
+        yield
+        self.steps += 1
+        self.seconds += time.perf_counter() - begun
+
+    def record(self, done: int, report: Report, counters: Counters) -> None:
+        """Writes a line if one is due; None stands for what is not finite."""
+        if done % self.every and done != self.iterations:
+            return
+        values = {name: None if name in report.wrong else value for name, value in report.values.items()}
+        rate = round(self.steps * self.task.images / self.seconds, 2)
+        more = self.task.more(self.seconds)
+        if self.task.accelerator.is_main_process:
+            record = {"step": done, "event": "train", **values, "images_per_second": rate, **more}
+            self.folder.log({**record, "skipped": counters.skipped})
+        self.steps, self.seconds = 0, 0.0
+
+
+def save(task: Task, folder: RunFolder, done: int, counters: Counters, checkpoint: CheckpointSection) -> None:
+    """Writes a checkpoint from the main process; the others wait."""
+    if task.accelerator.is_main_process:
+        scaler = task.accelerator.scaler
+        state = {
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "identity": task.identity,
+            "counters": asdict(counters),
+        }
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, checkpoint.keep)
+        folder.write_status(step=done)
+    task.accelerator.wait_for_everyone()
+
+
+def _stop(folder: RunFolder, done: int, number: int) -> None:
+    code = stopping.EXIT_CODES[number]
+    name = signal.Signals(number).name
+    raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to go on", code)
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -73,139 +351,3 @@ def effective_precision(accelerator: Accelerator) -> str:
     if asked == "fp16" and accelerator.device.type == "cpu":
         return "fp32 (fp16 was asked for; a CPU has none)"
     return "fp32" if asked == "no" else asked
-
-
-def check_finite(values: dict[str, Tensor], index: int) -> None:
-    """Raises DivergedError if a loss or a gradient's norm is NaN or infinite, before the weights are touched."""
-    for name, value in values.items():
-        if not math.isfinite(float(value)):
-            raise DivergedError(
-                f"step {index}: {name} is {float(value)}; nothing was saved of it: start again with a lower "
-                "training.learning_rate, or fp32, and another --out"
-            )
-
-
-def check_gradients(task: Task, parameters: Iterable[Tensor], index: int) -> None:
-    """Raises DivergedError if the gradient is not finite; with fp16 its scaler does that by skipping the step."""
-    if task.accelerator.scaler is None:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        check_finite({"the gradient's norm": torch.stack(torch._foreach_norm(gradients)).norm()}, index)
-
-
-def restore(task: Task, folder: RunFolder, iterations: int) -> int:
-    """Loads the newest checkpoint, if there is one, and returns the number of finished steps.
-
-    Raises:
-        MismatchError: It was made with another teacher or other data, or its tensors do not fit.
-        RecipeError: It has more steps than `iterations`.
-    """
-    found = list_checkpoints(folder.checkpoints)
-    if not found:
-        return 0
-    groups, state = load_checkpoint(found[-1])
-    check_identity(found[-1], state, task.identity)
-    done = int(state["step"])
-    if done > iterations:
-        raise RecipeError(f"training.iterations: got {iterations}, but {folder.path} has {done} steps already")
-    try:
-        task.load(groups)
-    except (RuntimeError, KeyError) as error:
-        raise MismatchError(f"{found[-1]}: its tensors do not fit this recipe ({error})") from error
-    if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
-    return done
-
-
-def train(
-    task: Task,
-    folder: RunFolder,
-    iterations: int,
-    save_every: int,
-    keep: int,
-    images: int,
-    evaluate_every: int = 0,
-    evaluate: Callable[[int], None] | None = None,
-) -> None:
-    """Trains from where the folder's checkpoints end to `iterations`.
-
-    Args:
-        task: What to train; it is restored here.
-        folder: Where everything goes; the caller holds its lock.
-        iterations: Number of steps of the whole run.
-        save_every: Steps between checkpoints.
-        keep: Checkpoints to keep.
-        images: Images a step, all processes together, for the rate.
-        evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
-        evaluate: Called with the number of finished steps, on every process.
-
-    Raises:
-        StoppedError: A signal came; the state is saved.
-        DivergedError: A loss became NaN or infinite; the last checkpoint is intact.
-    """
-    main = task.accelerator.is_main_process
-    done = restore(task, folder, iterations)
-    if main:
-        folder.truncate_metrics(done)
-        folder.write_status(state="running", step=done, iterations=iterations)
-    task.accelerator.wait_for_everyone()
-
-    def measure() -> None:
-        if evaluate and evaluate_every and done % evaluate_every == 0 and done < iterations:
-            evaluate(done)
-
-    measure()
-    log = _Log(folder, images, done, iterations)
-    with progress(iterations, "training", "it", done) as advance:
-        while done < iterations:
-            losses = task.step(done)
-            done += 1
-            stop = _agree_to_stop(task.accelerator)
-            values = {name: float(value) for name, value in losses.items()}
-            advance(1, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
-            if main:
-                log.record(done, values)
-            if done % save_every == 0 or done == iterations or stop:
-                save(task, folder, done, keep)
-            if stop and done < iterations:
-                _stop(folder, done, stop)
-            measure()
-
-
-class _Log:
-    """Writes every tenth step, and the last, with the rate since the one before."""
-
-    def __init__(self, folder: RunFolder, images: int, done: int, iterations: int) -> None:
-        self.folder, self.images, self.iterations = folder, images, iterations
-        self.done, self.time = done, time.monotonic()
-
-    def record(self, done: int, values: dict[str, float]) -> None:
-        if done % _LOG_EVERY == 0 or done == self.iterations:
-            now = time.monotonic()
-            rate = (done - self.done) * self.images / (now - self.time)
-            self.folder.log({"step": done, "event": "train", **values, "images_per_second": round(rate, 2)})
-            self.done, self.time = done, now
-
-
-def save(task: Task, folder: RunFolder, done: int, keep: int) -> None:
-    """Writes a checkpoint from the main process; the others wait."""
-    if task.accelerator.is_main_process:
-        scaler = task.accelerator.scaler
-        state = {"scaler": scaler.state_dict() if scaler is not None else None, "identity": task.identity}
-        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep)
-        folder.write_status(step=done)
-    task.accelerator.wait_for_everyone()
-
-
-def _agree_to_stop(accelerator: Accelerator) -> int:
-    """Returns the signal that any process received, the same on all, or 0."""
-    mine = stopping.requested()
-    if accelerator.num_processes == 1:
-        return mine
-    everyone = accelerator.gather(torch.tensor([mine], device=accelerator.device))
-    return int(everyone.max())
-
-
-def _stop(folder: RunFolder, done: int, number: int) -> None:
-    code = stopping.EXIT_CODES[number]
-    name = signal.Signals(number).name
-    raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to go on", code)

@@ -1,0 +1,111 @@
+"""One step of consistency distillation, written plainly: what the fast step must equal. Learn the algorithm here.
+
+The paper's symbols: theta the student, mu its moving average, phi the teacher, tau_0 = T > ... > tau_{N-1} = eps.
+One sample at a time, one loss at a time, every jump a network call. `cdistill.training.consistency` is the fast step.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cdistill.networks.denoiser import Denoiser
+from cdistill.preconditionings import Preconditioning
+
+Network = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""D(x, t, s, labels): x (1, ...), t and s (1,), labels (1,) or None."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a batch.
+
+    Attributes:
+        x0: Clean (1, ...).
+        x_t: At noise level t (1, ...).
+        z: Noise for DSM (1, ...).
+        sigma: Noise level for DSM, a scalar.
+        label: Its class (1,) or None.
+        times: tau_i, ..., tau_{i+h} (h+1,): t first, u last.
+        s: Where the jump ends, a scalar.
+        eps: The last noise level, a scalar.
+    """
+
+    x0: Tensor
+    x_t: Tensor
+    z: Tensor
+    sigma: Tensor
+    label: Tensor | None
+    times: Tensor
+    s: Tensor
+    eps: Tensor
+
+
+def consistency_function(
+    network: Network, form: Preconditioning, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None
+) -> Tensor:
+    """f(t,s) x + g(t,s) D(x,t,s) (Eq. 8); the identity where t = s."""
+    f, g = form(t, s)
+    return f * x + g * network(x, t[None], s[None], label)
+
+
+def solver(phi: Network, x: Tensor, times: Tensor, label: Tensor | None) -> Tensor:
+    """Heun's steps of dx/dt = (x - D_phi(x,t))/t along `times` (Eq. 2)."""
+    for t, u in itertools.pairwise(times):
+        slope = (x - phi(x, t[None], None, label)) / t
+        guess = x + (u - t) * slope
+        x = x + (u - t) * (slope + (guess - phi(guess, u[None], None, label)) / u) / 2
+    return x
+
+
+def ctm_points(
+    theta: Network, a: Network, mu: Network, phi: Network, form: Preconditioning, sample: Sample
+) -> tuple[Tensor, Tensor]:
+    """The two points that Eq. 7 compares: f_mu(f_theta(x_t; t->s); s->eps), and the same through the teacher.
+
+    a is mu in the paper, and theta (without its gradient) in CTM's code.
+    """
+    t, u, s, eps, label = sample.times[0], sample.times[-1], sample.s, sample.eps, sample.label
+    with torch.no_grad():
+        x_u = solver(phi, sample.x_t, sample.times, label)
+        y = consistency_function(a, form, x_u, u, s, label)
+        y_eps = consistency_function(mu, form, y, s, eps, label)
+    e = consistency_function(theta, form, sample.x_t, t, s, label)
+    e_eps = consistency_function(mu, form, e, s, eps, label)
+    return e_eps, y_eps
+
+
+def cm_points(
+    theta: Network, mu: Network, phi: Network, form: Preconditioning, sample: Sample
+) -> tuple[Tensor, Tensor]:
+    """The two points that Eq. 5 compares: f_theta(x_t; t->eps) and f_mu(Solver(x_t; t->s); s->eps)."""
+    t, s, eps, label = sample.times[0], sample.times[1], sample.eps, sample.label
+    with torch.no_grad():
+        x_s = solver(phi, sample.x_t, sample.times, label)
+        y = consistency_function(mu, form, x_s, s, eps, label)
+    return consistency_function(theta, form, sample.x_t, t, eps, label), y
+
+
+def dsm_loss(theta: Network, sample: Sample, sigma_data: float) -> Tensor:
+    """(sigma^2 + sd^2)/(sigma sd)^2 |D_theta(x_0 + sigma z, sigma, sigma) - x_0|^2 / d."""
+    sigma = sample.sigma
+    denoised = theta(sample.x0 + sigma * sample.z, sigma[None], sigma[None], sample.label)
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    return weight * (denoised - sample.x0).square().mean()
+
+
+def total_gradient(theta: Denoiser, consistency: Tensor, dsm: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """The gradient of L_cons + lambda L_dsm, and lambda = |grad_W L_cons| / (|grad_W L_dsm| + 1e-4) in [0, 1e4].
+
+    W is the last layer's weight. Without `dsm`, the gradient of L_cons, and 0.
+    """
+    parameters = [parameter for parameter in theta.parameters() if parameter.requires_grad]
+    first = torch.autograd.grad(consistency, parameters)
+    if dsm is None:
+        return list(first), torch.zeros(())
+    second = torch.autograd.grad(dsm, parameters)
+    last = next(k for k, parameter in enumerate(parameters) if parameter is theta.balance_weight())
+    weight = (first[last].norm() / (second[last].norm() + 1e-4)).clamp(0, 1e4)
+    return [a + weight * b for a, b in zip(first, second, strict=True)], weight

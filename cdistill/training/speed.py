@@ -1,0 +1,127 @@
+"""What makes networks fast and keeps their mathematics: half weights, memory format, compilation, CUDA graphs.
+
+Nothing is assumed: `python -m tests.benchmarks.training` measures what each of them brings on a device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from cdistill.networks.denoiser import Denoiser
+from cdistill.recipe import DistillSection
+from cdistill.solvers import heun_step
+
+Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""One step of a solver: x (B, ...), t (B,), u (B,), labels (B,) or None."""
+
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How the networks of a training run.
+
+    Attributes:
+        teacher: Type of the teacher's weights, None for the type that they have.
+        compiled: Whether networks are compiled, and on a GPU the solver's step is replayed as a CUDA graph.
+        channels_last: Whether convolutions see the channels innermost.
+    """
+
+    teacher: torch.dtype | None
+    compiled: bool
+    channels_last: bool
+
+    def __str__(self) -> str:
+        parts = [f"teacher {str(self.teacher).removeprefix('torch.')}"] if self.teacher is not None else []
+        parts += ["compiled"] if self.compiled else []
+        parts += ["channels_last"] if self.channels_last else []
+        return ", ".join(parts) or "eager"
+
+
+def choose_speed(section: DistillSection, accelerator: Accelerator) -> Speed:
+    """Returns what a recipe asks for; "auto" is what was found to be fast on the kind of device.
+
+    On a CPU that is neither compilation nor channels_last; on a GPU, not measured yet, it is both, the latter in half
+    precision.
+    """
+    cuda = accelerator.device.type == "cuda"
+    used = {"no": "fp32"}.get(str(accelerator.mixed_precision), str(accelerator.mixed_precision))
+    if used == "fp16" and not cuda:
+        used = "fp32"  # as accelerate does
+    wanted = used if section.teacher_precision == "same" else section.teacher_precision
+    return Speed(
+        teacher=None if wanted == "fp32" else _TYPES[wanted],
+        compiled=cuda if section.compile == "auto" else section.compile,
+        channels_last=cuda and used != "fp32" if section.channels_last == "auto" else section.channels_last,
+    )
+
+
+def lay_out(network: nn.Module, speed: Speed) -> None:
+    """Puts the weights of the convolutions into the memory format."""
+    if speed.channels_last:
+        network.to(memory_format=torch.channels_last)
+
+
+def compiled_call(denoiser: Denoiser, speed: Speed) -> Denoiser:
+    """Returns a frozen denoiser that shares its weights and is compiled for any number of samples, or itself."""
+    return cast(Denoiser, torch.compile(denoiser)) if speed.compiled else denoiser
+
+
+def make_solver_step(teacher: Denoiser, speed: Speed) -> Step:
+    """Returns one Heun step of a frozen teacher, for samples of float32 or more.
+
+    With half weights only what enters the network is rounded: c_in x is cast last, x and dx/dt stay as they are.
+    """
+    network = teacher.lowered(speed.teacher) if speed.teacher is not None else teacher
+    lay_out(network, speed)
+
+    def step(x: Tensor, t: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
+        return heun_step(lambda point, level: network(point, level, None, labels), x, t, u)
+
+    if not speed.compiled:
+        return step
+    fast: Step = torch.compile(step, dynamic=False)
+    return Replayed(fast) if next(iter(teacher.state_dict().values())).is_cuda else fast
+
+
+class Replayed:
+    """A step as a CUDA graph: recorded once for each shape, then replayed without any work of the host.
+
+    Args:
+        step: Computes with tensors on a GPU and never looks at their values.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.recorded: dict[object, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
+
+    def __call__(self, x: Tensor, t: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
+        """See `Step`."""
+        given = [x, t, u] if labels is None else [x, t, u, labels]
+        key = (x.shape, x.dtype, labels is None)
+        if key not in self.recorded:
+            self.recorded[key] = self._record(given)
+        graph, inputs, out = self.recorded[key]
+        for place, value in zip(inputs, given, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return out.clone()
+
+    def _record(self, given: list[Tensor]) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
+        inputs = [value.clone() for value in given]
+        x, t, u, *labels = inputs
+        classes = labels[0] if labels else None
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # compiles, chooses kernels and allocates outside of the recording
+            for _ in range(3):
+                self.step(x, t, u, classes)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self.step(x, t, u, classes)
+        return graph, inputs, out
