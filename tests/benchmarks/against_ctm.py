@@ -19,26 +19,32 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.launch import calm_threads, set_threads
+from cdistill.launch import set_threads
 from cdistill.losses import L2
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
 from cdistill.planning import hollow, network_cost
-from cdistill.preconditionings import make_preconditioning
-from cdistill.randomness import generator
-from cdistill.recipe import DistillSection
 from cdistill.teachers.official import OFFICIAL
-from cdistill.training.consistency import CTMTask, draw_ctm_times
+from cdistill.training.consistency import CTMTask
 from cdistill.training.cost import step_cost
 from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import images, say
+from tests.benchmarks.training import (
+    MAX_STEPS,
+    OPTIONS,
+    POINTS,
+    SMALL,
+    AllHalf,
+    make_task,
+    quantiles_of_h,
+    step,
+    steps_of,
+)
 from tests.edm_teacher import random_denoiser
 
-POINTS, MAX_STEPS, RATE, LEARNING_RATE = 18, 17, 0.999, 4e-4
-NETWORK = {"model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 1, "augment_dim": 0, "dropout": 0.0}
+RATE, LEARNING_RATE = 0.999, 4e-4
 ABSENT = ["blobfile", "cv2", "nvidia_smi", "skimage", "skimage.metrics", "mpi4py", "flash_attn", "piq"]
 
 
@@ -126,34 +132,11 @@ def build_theirs(folder: Path, teacher: EDMDenoiser, batch_size: int) -> Callabl
     settings.data_name = "cifar10"  # only now: its loop would have fetched Inception; it tells the last layer's name
     loop.ddp_discriminator = None
 
-    def step(x0: Tensor, h: int) -> None:
+    def their_step(x0: Tensor, h: int) -> None:
         diffusion.steps = h
         loop.run_step(x0, {})
 
-    return step
-
-
-def build_ours(teacher: EDMDenoiser, batch_size: int, **options: Any) -> CTMTask:
-    """Returns our task with CTM's preconditioning, the target A = live student as in CTM's code."""
-    section = DistillSection(
-        iterations=1, batch_size=batch_size, distance="l2", points=POINTS, max_ode_steps=MAX_STEPS, target="live",
-        target_rate=RATE, ema_rate=RATE, learning_rate=LEARNING_RATE, **options,
-    )  # fmt: skip
-    return CTMTask(teacher, make_preconditioning("ctm"), L2(), images(), Accelerator(cpu=True), section, seed=0)
-
-
-def choose_steps(pairs: int) -> list[int]:
-    """Returns numbers of steps of our run whose h are the quantiles of P(h), so that a few stand for all."""
-    weights = torch.arange(1, MAX_STEPS + 1, dtype=torch.float64)
-    law = weights.cumsum(0) / weights.sum()
-    wanted = [1 + int((law < (k + 0.5) / pairs).sum()) for k in range(pairs)]
-    chosen: list[int] = []
-    for h in wanted:
-        index = chosen[-1] + 1 if chosen else 0
-        while draw_ctm_times(POINTS, MAX_STEPS, 1, generator(0, "ctm", index))[2] != h:
-            index += 1
-        chosen.append(index)
-    return chosen
+    return their_step
 
 
 @dataclass(frozen=True)
@@ -179,10 +162,9 @@ def count_forwards(task: CTMTask, index: int) -> tuple[int, float, float]:
     """Returns h, and the forwards a sample of their step and of ours; a gradient to the input costs one more, to the
     weights yet one more, and theirs takes one backward pass through the frozen network twice.
     """
-    batch, h = task.draw(index)
-    inner = (batch.end != batch.start + h).double().mean()
-    outer = (batch.end != POINTS - 1).double().mean()
-    return h, 2 * h + 2 + 2 + 3 + 3 + 1, float(2 * h + inner + 3 * outer + 3 + 3)
+    (batch,) = task.draw(index)
+    inner, outer = (len(some) / len(batch.x0) for some in (batch.inner, batch.outer))
+    return batch.h, 2 * batch.h + 2 + 2 + 3 + 3 + 1, 2 * batch.h + inner + 3 * outer + 3 + 3
 
 
 def expected_ratio() -> float:
@@ -198,7 +180,7 @@ def check_count(theirs: Callable[[Tensor, int], None], task: CTMTask, index: int
     """Counts one step of each by its operations; raises if that is not what `count_forwards` says, to 1 %."""
     h, *expected = count_forwards(task, index)
     for name, work, forwards in zip(
-        ("theirs", "ours"), (lambda: theirs(x0, h), lambda: task.step(index)), expected, strict=True
+        ("theirs", "ours"), (lambda: theirs(x0, h), lambda: step(task, index)), expected, strict=True
     ):
         with FlopCounterMode(display=False) as counter:
             work()
@@ -208,15 +190,20 @@ def check_count(theirs: Callable[[Tensor, int], None], task: CTMTask, index: int
             raise SystemExit(f"{name}: the two do not agree")
 
 
-def measure(theirs: Callable[[Tensor, int], None], task: CTMTask, chosen: list[int], x0: Tensor) -> list[Pair]:
-    """Times one step of each for every chosen number, the order changing from pair to pair."""
-    pairs = []
+def measure(
+    theirs: Callable[[Tensor, int], None], tasks: dict[str, CTMTask], chosen: list[int], x0: Tensor
+) -> dict[str, list[Pair]]:
+    """Times one step of theirs and of every task for every chosen number, the order changing from turn to turn."""
+    pairs: dict[str, list[Pair]] = {title: [] for title in tasks}
+    works: dict[str, Callable[[], object]] = {}
     for number, index in enumerate(chosen):
-        h, work, own = count_forwards(task, index)
-        works = [lambda h=h: theirs(x0, h), lambda index=index: task.step(index)]
-        order = [0, 1] if number % 2 else [1, 0]
-        taken = {which: both_seconds(works[which], "cpu") for which in order}
-        pairs.append(Pair(taken[0], taken[1], work / own))
+        h, work, own = count_forwards(next(iter(tasks.values())), index)
+        works[""] = lambda h=h: theirs(x0, h)
+        works |= {title: lambda task=task, index=index: step(task, index) for title, task in tasks.items()}
+        order = list(works)[number % len(works) :] + list(works)[: number % len(works)]
+        taken = {title: both_seconds(works[title], "cpu") for title in order}
+        for title in tasks:
+            pairs[title].append(Pair(taken[""], taken[title], work / own))
     return pairs
 
 
@@ -244,10 +231,10 @@ def main() -> None:
     parser.add_argument("--ctm", type=Path, required=True, help="folder with CTM's code: the one that holds cm/")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--savings", action="store_true", help="also ours with half precision, compiled and the like")
     chosen = parser.parse_args()
-    calm_threads()
     set_threads()
-    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **NETWORK}))
+    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **SMALL}))
     unit = network_cost(hollow(teacher)).forward
     say(
         f"DDPM++ of {count_parameters(teacher):,} parameters, {unit / 1e9:.2f} GFLOP a forward (F); "
@@ -255,11 +242,19 @@ def main() -> None:
     )
     expected = expected_ratio()
     theirs = build_theirs(chosen.ctm, teacher, chosen.batch_size)
-    task = build_ours(teacher, chosen.batch_size)
+    tasks = {"eager float32": make_task(teacher, chosen.batch_size, target="live")}
     x0, _ = images().batch(torch.arange(chosen.batch_size))
-    steps = choose_steps(chosen.pairs)
-    check_count(theirs, task, steps[0], x0, unit)
-    report("eager float32", measure(theirs, task, steps, x0), chosen.batch_size, expected)
+    steps = steps_of(quantiles_of_h(chosen.pairs))
+    check_count(theirs, tasks["eager float32"], steps[0], x0, unit)
+    if chosen.savings:
+        tasks |= {title: make_task(teacher, chosen.batch_size, target="live", **own) for title, own in OPTIONS.items()}
+        tasks["everything in bf16"] = make_task(
+            teacher, chosen.batch_size, AllHalf, target="live", teacher_precision="bf16"
+        )
+        for task in tasks.values():
+            step(task, steps[0])
+    for title, pairs in measure(theirs, tasks, steps, x0).items():
+        report(title, pairs, chosen.batch_size, expected)
 
 
 if __name__ == "__main__":
