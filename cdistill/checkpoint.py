@@ -8,7 +8,7 @@ of every tensor. safetensors itself has no checksum: a flipped bit would load si
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,16 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError
 from cdistill.sealed import SCHEMA, canonical, check_manifest, check_seal, unseal
-from cdistill.storage import disk_full, file_digest, list_checkpoints, read_steadily, replacing, sync, write_text
+from cdistill.storage import (
+    disk_full,
+    file_digest,
+    list_checkpoints,
+    read_steadily,
+    replacing,
+    step_of,
+    sync,
+    write_text,
+)
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -83,9 +92,14 @@ def _load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def save_checkpoint(
-    parent: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    parent: Path,
+    step: int,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    protected: Collection[int] = (),
 ) -> Path:
-    """Writes ``parent/step-XXXXXXXX`` whole or not at all, then prunes the oldest.
+    """Writes ``parent/step-XXXXXXXX`` whole or not at all, then prunes the oldest that are not `protected`.
 
     Temporary folder -> files, synced -> manifest with the SHA-256 of each -> rename -> sync of the parent.
 
@@ -94,7 +108,8 @@ def save_checkpoint(
         step: Number of finished steps.
         groups: File stem -> tensors.
         state: JSON values (counters, scaler), stored in ``state.json``.
-        keep: How many checkpoints to keep, at least 1.
+        keep: How many of the newest checkpoints to keep, at least 1.
+        protected: Steps whose checkpoints stay, however old they are.
 
     Returns:
         The folder of the checkpoint.
@@ -121,9 +136,16 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in list_checkpoints(parent)[:-keep]:
-        shutil.rmtree(old)
+    _prune(parent, keep, protected)
     return final
+
+
+def _prune(parent: Path, keep: int, protected: Collection[int]) -> None:
+    """Removes old checkpoints; each leaves the list at once, so that none is ever found with a part of its files."""
+    for old in list_checkpoints(parent)[:-keep]:
+        if step_of(old) not in protected:
+            leaving = old.rename(old.with_name(f".tmp-{old.name}"))
+            shutil.rmtree(leaving)
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

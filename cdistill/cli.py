@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -34,6 +35,14 @@ LARGEST = 2**32  # torch's generator on a CPU keeps 32 bits of a seed
 TFLOPS = 42.0  # what an A800 of the paper sustained on CIFAR-10, by its hours and our count
 _arguments: list[str] = []  # of this run, for the processes that it starts
 
+
+def micro_batch_size(text: str | None) -> str | None:
+    """Checks a number of images, or "auto"."""
+    if text is None or text == "auto" or (text.isdecimal() and int(text)):
+        return text
+    raise RecipeError(f"--micro-batch: got {text!r}; needs a number of images, or auto")
+
+
 RecipeOption = Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.")
@@ -43,10 +52,19 @@ ResumeOption = Annotated[
     typer.Option(help="auto: go on where the run stopped; never: refuse a folder with a run; or a run folder."),
 ]
 ProcessesOption = Annotated[int, typer.Option("--nproc", min=1, help="Processes to start on this machine.")]
+MicroBatchOption = Annotated[
+    str | None,
+    typer.Option(
+        callback=micro_batch_size,
+        metavar="N|auto",
+        help="Images that a device works on at once; auto: as many as fit. The recipe's accumulation by default.",
+    ),
+]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Run folder; the latest one by default.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
 ]
+StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best or the number of a step.")]
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
 ]
@@ -84,6 +102,17 @@ def calls(text: str) -> list[int]:
     if min(found) < 1:
         raise RecipeError(f"--nfe: got {min(found)}; the number of network calls must be 1 or more")
     return found
+
+
+def known_step(text: str) -> str:
+    """Returns which checkpoint of a run is meant: "last", "best" or a number.
+
+    Raises:
+        RecipeError: None of them.
+    """
+    if text not in ("last", "best") and not re.fullmatch("[0-9]{1,18}", text):
+        raise RecipeError(f"--step: got {text!r}; needs last, best or the number of a step")
+    return text
 
 
 def known_forms(text: str) -> list[str]:
@@ -208,6 +237,7 @@ def distill(
     override: SetOption = [],  # noqa: B006
     resume: ResumeOption = "auto",
     processes: ProcessesOption = 1,
+    micro_batch: MicroBatchOption = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -229,7 +259,7 @@ def distill(
 
     with console.json_only(as_json):
         folder = run_folder(recipe, out, resume)
-        run_distill(found, folder, resume)
+        run_distill(found, folder, resume, micro_batch)
     return finish(as_json, RunFolder(folder).results(), "")
 
 
@@ -331,6 +361,7 @@ def sample(
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
     weights: WeightsOption = None,
+    step: StepOption = "last",
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
@@ -348,6 +379,8 @@ def sample(
         raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
     wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
     chosen = None if teacher is not None else run_or_file(run)
+    if known_step(step) != "last" and not isinstance(chosen, RunFolder):
+        raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
     if teacher is not None:
         from cdistill.teachers.official import find_weights
 
@@ -356,7 +389,7 @@ def sample(
     from cdistill.commands.evaluate import sample as run_sample
 
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, *wanted, form, out)
+    written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
 
 
@@ -366,6 +399,7 @@ def evaluate(
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
     weights: WeightsOption = None,
+    step: StepOption = "last",
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
     split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
     as_json: JsonOption = False,
@@ -374,6 +408,7 @@ def evaluate(
 
     Example:  cdistill evaluate --nfe 2,3,5
     """
+    known_step(step)
     values = {"nfe": calls(nfe) if nfe else None, "samples": samples, "split": split}
     names = [METRICS.check(name.strip()) for name in metrics.split(",")] if metrics else None
     changes = {key: value for key, value in {**values, "metrics": names}.items() if value is not None}
@@ -384,7 +419,7 @@ def evaluate(
     from cdistill.commands.evaluate import evaluate as run_evaluate
 
     with console.json_only(as_json):
-        record = run_evaluate(folder, weights, changes)
+        record = run_evaluate(folder, weights, step, changes)
     finish(as_json, record, "")
 
 
@@ -456,6 +491,38 @@ def plot_trajectories(
     finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
 
 
+@plot_app.command("curves")
+def plot_curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
+    metric: Annotated[str | None, typer.Option(help="A metric; the first that the runs share by default.")] = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; all that the runs share by default.")] = None,
+    reach: Annotated[float | None, typer.Option(help="Value to reach; the first run's best by default.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Count images seen, not iterations.")] = False,
+    losses: Annotated[bool, typer.Option("--losses", help="Draw what the training logged instead.")] = False,
+    out: Annotated[Path, typer.Option(help="PNG; a CSV of the same name goes beside it.")] = Path("plots/curves.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Figs. 2 and 3: training curves of runs, finished or not, and how much sooner each reaches a value.
+
+    Example:  cdistill plot curves runs/digits-ctm runs/digits --nfe 2
+    """
+    if losses and (metric, nfe, reach) != (None, None, None):
+        raise RecipeError("--losses: goes with none of --metric, --nfe and --reach")
+    if not math.isfinite(reach or 0):
+        raise RecipeError(f"--reach: got {reach}; needs a number")
+    wanted = calls(nfe) if nfe else None
+    from cdistill.commands.curves import draw_evaluations, draw_losses, read_runs
+
+    picture = with_suffix(out, ".png")
+    with console.json_only(as_json):
+        found = read_runs(runs)
+        if losses:
+            record = draw_losses(found, images, picture)
+        else:
+            record = draw_evaluations(found, metric, wanted, reach, images, picture)
+    finish(as_json, record, f"plot: {record['plot']}   numbers: {record['csv']}")
+
+
 @plot_app.command("coefficients")
 def plot_coefficients(
     file: Annotated[Path, typer.Argument(help="A coefficient file.")],
@@ -472,7 +539,10 @@ def plot_coefficients(
 @app.command("ls")
 def list_names(
     kind: Annotated[
-        str, typer.Argument(help="teachers, recipes, preconditionings, estimators, data, distances or metrics.")
+        str,
+        typer.Argument(
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators or metrics."
+        ),
     ] = "recipes",
     as_json: JsonOption = False,
 ) -> None:
@@ -481,7 +551,7 @@ def list_names(
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
-        "distances": DISTANCES, "metrics": METRICS,
+        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")
@@ -557,6 +627,7 @@ def start() -> None:
     from cdistill import stopping
 
     stopping.install_handlers()
+    launch.keep_memory()
     launch.set_threads()
 
 

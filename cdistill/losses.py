@@ -1,6 +1,7 @@
-"""Losses as pure functions of tensors: distances of Eqs. 5 and 7, denoising score matching, their balance."""
+"""Losses as pure functions of tensors: distances of Eqs. 5 and 7, score matching, GAN losses, their balance."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,3 +80,32 @@ def balance(consistency: Tensor, dsm: Tensor, scale: float | Tensor = 1.0) -> Te
     ratio = consistency.to(precise).norm() / (dsm.to(precise).norm() + 1e-4 * scale)
     weight: Tensor = ratio.clamp(0, 1e4).detach()
     return weight
+
+
+def gan_weight(consistency: Tensor, gan: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """CTM's adaptive weight of the GAN loss: as `balance`, but clamped to [0.01, 10]."""
+    return balance(consistency, gan, scale).clamp(0.01, 10)
+
+
+def discriminator_hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """mean_k E[max(0, 1 - d_k(x))] + E[max(0, 1 + d_k(e*))] (Lim & Ye 2017, Eq. 9, averaged over heads k).
+
+    Args:
+        real: Logits of real images (B, n_k), of each head.
+        fake: Logits of the student's images, likewise.
+
+    Returns:
+        A scalar; E is the mean over images and over the places that a head looks at.
+    """
+    pairs = zip(real, fake, strict=True)
+    return torch.stack([(1 - x).relu().mean() + (1 + e).relu().mean() for x, e in pairs]).mean()
+
+
+def generator_hinge(fake: Sequence[Tensor]) -> Tensor:
+    """-mean_k E[d_k(e*)], the student's side of `discriminator_hinge`; a scalar."""
+    return -mean_logit(fake)
+
+
+def mean_logit(logits: Sequence[Tensor]) -> Tensor:
+    """mean_k E[d_k], a scalar."""
+    return torch.stack([head.mean() for head in logits]).mean()

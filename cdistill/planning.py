@@ -1,7 +1,7 @@
 """What a recipe will cost, counted on hollow networks before anything runs: forwards, FLOPs, memory, hours."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.losses import Distance
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
-from cdistill.recipe import DistillRecipe, Precision, TeacherRecipe
+from cdistill.networks.discriminator import Discriminator
+from cdistill.recipe import DistillRecipe, GanSection, Precision, TeacherRecipe, precision_of_teacher
 from cdistill.registry import teacher_data_count
 from cdistill.sampling import TEACHER_POINTS
+from cdistill.training.adversarial import check_discriminator
 from cdistill.training.batches import check_divisible
 from cdistill.training.cost import step_cost
 
@@ -53,6 +55,25 @@ class Part:
 
 
 @dataclass(frozen=True)
+class GanCost:
+    """What the GAN loss adds.
+
+    Attributes:
+        student: Share of the steps that train the student.
+        discriminator: Share of those that train the discriminator; about as many train the student with the GAN loss.
+        flop: Expected FLOPs of the discriminator in a step, for each image, backward passes included.
+        state_bytes: Weights, gradients, moments and backbone of the discriminator.
+        saved: Bytes kept for the backward pass through the discriminator, for each image of the student.
+    """
+
+    student: float = 1.0
+    discriminator: float = 0.0
+    flop: float = 0.0
+    state_bytes: float = 0.0
+    saved: float = 0.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """The cost of a whole run.
 
@@ -81,6 +102,11 @@ class Plan:
     data: float
     estimation: float
     evaluation: float
+
+    @property
+    def device_bytes(self) -> float:
+        """Bytes that a device needs, an estimate."""
+        return self.state_bytes + self.activation_bytes * self.micro_batch
 
     @property
     def training(self) -> float:
@@ -114,25 +140,37 @@ def plan_distillation(
     teaching, learning = network_cost(teacher), network_cost(student)
     frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
     forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    copies = (2 if section.dsm else 1) + (1 if section.target_rate == section.ema_rate else 2)  # gradients, averages
-    kept = learning.saved + (frozen.saved if forwards.frozen else 0)
+    alone = section.accumulation == 1  # then both losses go back at once, and need one gradient
+    copies = (1 if alone or not section.dsm else 2) + (1 if section.target_rate == section.ema_rate else 2)
+    kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
+    teaching_bytes = 4.0 if precision_of_teacher(section) == "fp32" else 6.0  # the half copy beside the whole one
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)
+    gan = gan_cost(recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes)
+    fakes = gan.discriminator * (1 + forwards.frozen)
+    parts = [
+        ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
+        ("targets, no gradient", forwards.target, learning.forward),
+        ("targets, gradient to the input", forwards.frozen, _both(frozen)),
+        ("student, with gradient", forwards.student, _both(learning)),
+    ]
+    distances = gan.student * (2 * comparing.forward + comparing.backward)
     return Plan(
         parts=[
-            Part("teacher (Heun's solver)", forwards.teacher, forwards.teacher * teaching.forward),
-            Part("targets, no gradient", forwards.target, forwards.target * learning.forward),
-            Part("targets, gradient to the input", forwards.frozen, forwards.frozen * _both(frozen)),
-            Part("student, with gradient", forwards.student, forwards.student * _both(learning)),
-            Part(f"distance {section.distance}", 0, 2 * comparing.forward + comparing.backward),
+            *[Part(name, gan.student * count, gan.student * count * flop) for name, count, flop in parts],
+            Part(f"distance {section.distance}", 0, distances),
+            Part("images for the discriminator", fakes, fakes * learning.forward),
+            Part("discriminator", 0, gan.flop),
         ],
         iterations=section.iterations,
         batch_size=section.batch_size,
         teacher=count_parameters(teacher),
         student=trained_parameters(student),
-        state_bytes=4.0 * count_parameters(teacher) + _state_bytes(student, copies, section.precision, devices),
-        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved,
+        state_bytes=teaching_bytes * count_parameters(teacher)
+        + _state_bytes(student, copies, section.precision, devices)
+        + gan.state_bytes,
+        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved + gan.saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
         estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
@@ -161,6 +199,15 @@ def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Pla
     )
 
 
+def fewest_micro_batches(size: int, fits: Callable[[int], bool]) -> int:
+    """Returns into how few equal micro-batches `size` images can be cut so that `fits(count)`; else `size`.
+
+    >>> fewest_micro_batches(12, lambda count: 12 / count <= 5)
+    3
+    """
+    return next((count for count in range(1, size) if size % count == 0 and fits(count)), size)
+
+
 def _judged_calls(recipe: DistillRecipe) -> int:
     """Network calls for each evaluated sample: within the run, at its end, and of the untrained student."""
     every = recipe.evaluation.every
@@ -187,14 +234,14 @@ def hollow(module: Denoiser) -> Denoiser:
 def network_cost(denoiser: Denoiser) -> CallCost:
     """Counts a call of a denoiser on the meta device, its backward pass to the weights included."""
     x, t, labels = _inputs(denoiser)
-    return _count(lambda: denoiser(x, t, t, labels), denoiser)
+    return _count(lambda: denoiser(x, t, t, labels), denoiser.parameters())
 
 
 def input_cost(denoiser: Denoiser) -> CallCost:
     """Counts a call of a frozen denoiser on the meta device, its backward pass to the input included."""
     x, t, labels = _inputs(denoiser)
     assert trained_parameters(denoiser) == 0
-    return _count(lambda: denoiser(x.requires_grad_(), t, t, labels), denoiser)
+    return _count(lambda: denoiser(x.requires_grad_(), t, t, labels), denoiser.parameters())
 
 
 def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:
@@ -202,6 +249,37 @@ def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:
     x, y = (torch.zeros(_BATCH, *shape, device="meta") for _ in range(2))
     cost = _count(lambda: distance(x.requires_grad_(), y))
     return CallCost(cost.forward / 2, cost.backward, cost.saved)
+
+
+def gan_cost(section: GanSection | None, iterations: int, shape: tuple[int, ...], num_classes: int) -> GanCost:
+    """Counts the GAN loss of a run; nothing without a section.
+
+    From `section.start` on, the odd steps train the discriminator, on as many real as fake images, and the even ones
+    the student with the GAN loss.
+
+    Raises:
+        RecipeError: The discriminator cannot judge the samples.
+    """
+    if section is None:
+        return GanCost()
+    network = check_discriminator(section.discriminator, shape).hollow(shape, num_classes)
+    learning, judging = _judge_cost(network, shape, num_classes, True), _judge_cost(network, shape, num_classes, False)
+    share = (iterations // 2 - section.start // 2) / iterations
+    return GanCost(
+        student=1 - share,
+        discriminator=share,
+        flop=share * (2 * _both(learning) + _both(judging)),
+        state_bytes=4.0 * (4 * count_parameters(network) + sum(weight.numel() for weight in network.frozen())),
+        saved=judging.saved,
+    )
+
+
+def _judge_cost(network: Discriminator, shape: tuple[int, ...], num_classes: int, trained: bool) -> CallCost:
+    """Counts a call of a discriminator and its backward pass, to the weights if `trained`, else to the images."""
+    x = torch.zeros(_BATCH, *shape, device="meta", requires_grad=not trained)
+    labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if num_classes else None
+    network.requires_grad_(trained)
+    return _count(lambda: torch.cat(network(x, labels), dim=1), [*network.parameters(), *network.frozen()])
 
 
 def _both(cost: CallCost) -> float:
@@ -214,9 +292,9 @@ def _inputs(denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, torch.ones(_BATCH, dtype=torch.float64, device="meta"), labels
 
 
-def _count(call: Callable[[], Tensor], module: nn.Module | None = None) -> CallCost:
-    """Runs `call` and its backward pass; counts FLOPs, and bytes that are kept beside the module's own weights."""
-    own = set() if module is None else {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+def _count(call: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> CallCost:
+    """Runs `call` and its backward pass; counts FLOPs, and bytes that are kept beside the weights."""
+    own = {weight.untyped_storage()._cdata for weight in weights}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

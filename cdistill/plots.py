@@ -1,6 +1,8 @@
-"""Figures, drawn with matplotlib: the paper's (Figs. 2c, 4 and 7), and the laboratory's heat maps."""
+"""Figures, drawn with matplotlib: the paper's (Figs. 2, 3, 4 and 7), and the laboratory's heat maps."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -182,6 +185,81 @@ def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], b
     axes[0, -1].axis("off")
     _label_levels(axes, levels)
     _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel of training curves.
+
+    Attributes:
+        title: Heading.
+        lines: Run -> its points (iterations or images, value), from left to right.
+        logarithmic: Whether values are drawn on a logarithmic axis; all must be positive then.
+        teacher: Values of the runs' teachers.
+        goal: A value to reach.
+        reached: Where runs reach it.
+    """
+
+    title: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    logarithmic: bool
+    teacher: Sequence[float] = ()
+    goal: float | None = None
+    reached: Sequence[float] = ()
+
+
+def plot_curves(path: Path, horizontal: str, vertical: str, panels: Sequence[Panel]) -> None:
+    """Draws training curves, a panel each and a line for every run (Figs. 2a, 2b and 3).
+
+    Args:
+        path: PNG.
+        horizontal: Label of the horizontal axes.
+        vertical: Label of the vertical axes.
+        panels: At least one.
+    """
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3)
+    rows = math.ceil(len(panels) / columns)
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
+    width = max(6.4, 4.6 * columns)
+    abreast = max(1, int(12 * width) // (8 + max(map(len, labels))))
+    height = 3.4 * rows + 0.3 * math.ceil((len(labels) + 2) / abreast)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel, labels)
+        axis.set_xlabel(horizontal)
+    for axis in axes[::columns]:
+        axis.set_ylabel(vertical)
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast, fontsize=9)
+    _save(figure, path)
+
+
+def _draw_panel(axis: Axes, panel: Panel, labels: Sequence[str]) -> None:
+    for label, points in panel.lines.items():
+        style, place = ".-" if len(points) <= 60 else "-", labels.index(label)
+        thick = 1.2 + 1.4 * (1 - place / len(labels))  # a line that lies on an earlier one leaves it visible
+        x, y = np.array(points).T
+        axis.plot(x, y, style, color=f"C{place}", lw=thick, ms=5 * thick**0.5, label=label)
+    for value in panel.teacher:
+        if value > 0 or not panel.logarithmic:
+            axis.axhline(value, color="0.35", ls="--", lw=1, label="teacher")
+    if panel.goal is not None:
+        axis.axhline(panel.goal, color="0.6", ls=":", lw=1)
+        heights = [panel.goal] * len(panel.reached)
+        axis.plot(panel.reached, heights, "o", mfc="none", mec="0.2", ms=8, ls="", label="reaches the dotted value")
+    if panel.logarithmic:
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=[1.0, 2.0, 5.0]) if high > 8 * low else MaxNLocator(6))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_title(panel.title, fontsize=10)
+    axis.grid(alpha=0.25)
 
 
 def _log_colours(panels: Sequence[Tensor]) -> LogNorm:

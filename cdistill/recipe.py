@@ -8,12 +8,13 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdistill.errors import MissingAssetError, RecipeError, suggest
 from cdistill.registry import (
+    DISCRIMINATORS,
     DISTANCES,
     ESTIMATORS,
     METRICS,
@@ -64,6 +65,14 @@ def _known_estimator(name: str) -> str:
     return name if name == "auto" else _known(ESTIMATORS)(name)
 
 
+def _known_goal(goal: str) -> str:
+    """Checks METRIC@NFE, "fid@2" say."""
+    metric, _, calls = goal.rpartition("@")
+    if not (metric and re.fullmatch(r"[1-9][0-9]{0,9}", calls)):
+        raise ValueError(f"got {goal!r}; needs METRIC@NFE, as in frechet-pixels@2")
+    return f"{_known(METRICS)(metric)}@{calls}"
+
+
 class Section(BaseModel):
     """A part of a recipe: strict types, no unknown keys, no change afterwards."""
 
@@ -75,6 +84,28 @@ class CheckpointSection(Section):
 
     every: Count = 200
     keep: Count = 2
+
+
+class LoggingSection(Section):
+    """Training steps between lines of metrics.jsonl, and accelerate's trackers that get the same numbers."""
+
+    every: Count = 10
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LoggingSection":
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: got {self.trackers}; name each once")
+        return self
+
+
+class StudentCheckpointSection(CheckpointSection):
+    """`best`, METRIC@NFE, says by which measurement of the run one checkpoint more is kept, the best.
+
+    By default it is the first metric of the evaluation at the first number of its network calls.
+    """
+
+    best: Annotated[str, AfterValidator(_known_goal)] | None = None
 
 
 class NetworkSection(Section):
@@ -128,6 +159,7 @@ class TeacherRecipe(Section):
     network: NetworkSection
     training: DenoisingSection
     checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
 
     def architecture(self, shape: tuple[int, ...], num_classes: int) -> dict[str, Any]:
         """Returns the description of the network for images of `shape`, see `cdistill.networks.architecture`."""
@@ -198,6 +230,20 @@ class DistillSection(Section):
         return self
 
 
+def precision_of_teacher(section: DistillSection) -> Precision:
+    """Returns the precision that a recipe asks for its teacher."""
+    return section.precision if section.teacher_precision == "same" else section.teacher_precision
+
+
+class GanSection(Section):
+    """CTM's GAN loss, on from step `start`: then every other step trains the discriminator instead of the student."""
+
+    discriminator: Annotated[str, AfterValidator(_known(DISCRIMINATORS))] = "small"
+    start: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Positive = 2e-3
+    augment: list[Literal["color", "translation", "cutout"]] = ["color", "translation", "cutout"]
+
+
 class EvaluationSection(Section):
     """What is measured, when, and on how many images; `every` = 0 means at the end only."""
 
@@ -219,8 +265,10 @@ class DistillRecipe(Section):
     preconditioning: PreconditioningSection = PreconditioningSection()
     estimation: EstimationSection = EstimationSection()
     training: DistillSection
+    gan: GanSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
-    checkpoint: CheckpointSection = CheckpointSection()
+    checkpoint: StudentCheckpointSection = StudentCheckpointSection()
+    logging: LoggingSection = LoggingSection()
 
     @property
     def weights_path(self) -> Path | None:
@@ -231,6 +279,21 @@ class DistillRecipe(Section):
     def _consistent(self) -> "DistillRecipe":
         if self.preconditioning.name == "cm" and self.training.method != "cm":
             raise ValueError("preconditioning.name: 'cm' jumps to eps only; it needs training.method = 'cm'")
+        if self.gan is not None and self.training.method != "ctm":
+            raise ValueError("gan: the GAN loss is CTM's; it needs training.method = 'ctm'")
+        if self.gan is not None and self.gan.start >= self.training.iterations:
+            raise ValueError(f"gan.start: got {self.gan.start}; training.iterations is {self.training.iterations}")
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> "DistillRecipe":
+        metric, _, calls = (self.checkpoint.best or "").rpartition("@")
+        measured = self.evaluation
+        if metric and (int(calls) not in measured.nfe or metric not in (measured.metrics or [metric])):
+            raise ValueError(
+                f"checkpoint.best: got {self.checkpoint.best!r}; evaluation measures "
+                f"{', '.join(measured.metrics) or 'every metric that applies'} at NFE {measured.nfe}"
+            )
         return self
 
 
@@ -396,7 +459,9 @@ def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     """Returns the keys that the section at `path` may have."""
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        choices = [annotation, *get_args(annotation)]  # a section, or one that may be left out
+        sections = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)

@@ -1,4 +1,4 @@
-"""Names for things that can be chosen: teachers, preconditionings, estimators, data, distances, metrics.
+"""Names for things that can be chosen: teachers, preconditionings, estimators, data, distances, metrics and more.
 
 A registry maps a name to ``"module:attribute"``, so that listing and checking names costs no import. Other
 packages add entries through a Python entry point of the registry's group, without touching this one::
@@ -163,6 +163,15 @@ DISTANCES = Registry(
         "pseudo-huber": "cdistill.losses:PseudoHuber",
     },
     "cdistill.distances",
+)
+
+DISCRIMINATORS = Registry(
+    "discriminator",
+    {
+        "small": "cdistill.networks.discriminator:ImageDiscriminator",
+        "vgg16": "cdistill.backbones:VGG16Discriminator",
+    },
+    "cdistill.discriminators",
 )
 
 ESTIMATORS = Registry(

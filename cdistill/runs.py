@@ -9,13 +9,15 @@
         coefficients.safetensors
         checkpoints/step-N/    weights, optimiser, counters, manifest
         samples/  plots/       pictures
+        tracking/              TensorBoard's and Weights & Biases' files, where the recipe asks for them
 """
 
 import json
+import math
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cdistill.errors import MissingAssetError, RunLockedError
-from cdistill.storage import list_checkpoints, read_json, write_text
+from cdistill.storage import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
@@ -36,9 +38,11 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        listeners: Called with every record behind its line in metrics.jsonl.
     """
 
     path: Path
+    listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
 
     @property
     def recipe(self) -> Path:
@@ -62,15 +66,9 @@ class RunFolder:
         Raises:
             RunLockedError: Another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                self._sweep()
-                yield
-        except Timeout as error:
-            raise RunLockedError(
-                f"{self.path}: another process works in this run; wait, or choose another --out"
-            ) from error
+        with held(self.path / ".lock", f"{self.path}: another process works in this run"):
+            self._sweep()
+            yield
 
     def _sweep(self) -> None:
         """Removes what a killed process had begun to write, and nothing else."""
@@ -98,10 +96,14 @@ class RunFolder:
         """Returns the record in evaluation.json, {} when there is none."""
         return read_json(self.path / "evaluation.json")
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
+    def log(self, record: dict[str, Any], durable: bool = False) -> None:
+        """Appends a line to metrics.jsonl, and tells the listeners; one that is `durable` outlives a loss of power."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+        if durable:
+            sync(self.path / "metrics.jsonl")
+        for listener in self.listeners:
+            listener(record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl; a half-written last line is left out."""
@@ -129,6 +131,65 @@ class RunFolder:
             )
         return found[-1]
 
+    def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
+        """Returns one of the checkpoints.
+
+        Args:
+            wanted: "last", "best" or the number of its steps.
+            goal: What is best, see `best_step`.
+
+        Raises:
+            MissingAssetError: There is none of that step, or none that was evaluated; the message lists what there is.
+        """
+        last = self.latest_checkpoint()
+        if wanted == "last":
+            return last
+        step = self.best_step(goal) if wanted == "best" else int(wanted)
+        found = {step_of(path): path for path in list_checkpoints(self.checkpoints)}
+        if step not in found:
+            lacking = "evaluated checkpoint" if step is None else f"checkpoint of step {step}"
+            raise MissingAssetError(
+                f"{self.path}: no {lacking}; there are steps {', '.join(map(str, found))}; choose one with --step"
+            )
+        return found[step]
+
+    def best_step(self, goal: str | None = None) -> int | None:
+        """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl.
+
+        The lowest value is the best, the earliest step among equals; what is not finite never is.
+
+        Args:
+            goal: METRIC@NFE; None for the first metric at the first NFE of the newest evaluation.
+
+        Returns:
+            None if no checkpoint was evaluated so.
+        """
+        measured = {record["step"]: _values(record) for record in self.metrics() if record.get("event") == "evaluation"}
+        goal = goal or next((name for values in reversed(measured.values()) for name in values), None)
+        there = {step_of(path) for path in list_checkpoints(self.checkpoints)}
+        found = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
+        finite = {step: value for step, value in found.items() if math.isfinite(value)}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
+
+
+@contextmanager
+def held(lock: Path, taken: str) -> Iterator[None]:
+    """Holds a lock for this process; the system releases it even after kill -9.
+
+    Args:
+        lock: Its file; the folder is made if need be.
+        taken: What to say when another process holds it.
+
+    Raises:
+        RunLockedError: Another process does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise RunLockedError(f"{taken}; wait, or choose another --out") from error
+
 
 def latest_run(root: Path = RUNS) -> RunFolder:
     """Returns the run below `root` that distilled a student and was worked on last.
@@ -143,6 +204,13 @@ def latest_run(root: Path = RUNS) -> RunFolder:
             f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
         )
     return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
+
+
+def _values(record: dict[str, Any]) -> dict[str, float]:
+    """Returns METRIC@NFE -> value of an evaluation's record, in its order."""
+    return {
+        f"{metric}@{row['nfe']}": value for row in record.get("rows", []) for metric, value in row["values"].items()
+    }
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Any, BinaryIO
 
 from cdistill.errors import CorruptFileError, MissingAssetError, printable
-from cdistill.storage import file_digest
+from cdistill.storage import file_digest, list_checkpoints
 
 SCHEMA = 1
 LONGEST_HEADER = 8 << 20  # bytes; that of 2,000 tensors has 0.3 MB
@@ -199,9 +199,11 @@ def check_manifest(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's files.
 
     Raises:
-        CorruptFileError: One of them has not the digest that the manifest states.
+        CorruptFileError: One of them has not the digest that the manifest states; the message says from which other
+            checkpoint the training can go on.
     """
-    advice = "remove this folder to go on from the checkpoint before it"
+    others = [path.name for path in list_checkpoints(folder.parent) if path.name != folder.name]
+    advice = f"remove this folder to go on from {others[-1]}" if others else "remove this folder to start again"
     try:
         manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
         wrong = [n for n, digest in manifest.items() if not _is_name(n) or file_digest(folder / n) != digest]
@@ -209,6 +211,8 @@ def check_manifest(folder: Path) -> list[str]:
         raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
     if wrong:
         raise CorruptFileError(f"{folder}: {', '.join(map(printable, wrong))} was altered; {advice}")
+    if "state.json" not in manifest:
+        raise CorruptFileError(f"{folder}: its manifest names no state.json; {advice}")
     return sorted(manifest)
 
 

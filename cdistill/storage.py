@@ -50,6 +50,11 @@ def list_checkpoints(parent: Path) -> list[Path]:
     return sorted(path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name))
 
 
+def step_of(checkpoint: Path) -> int:
+    """Returns the number of finished steps that the folder of a checkpoint is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def file_digest(path: Path) -> str:
     """Returns the SHA-256 of a file."""
     with path.open("rb") as file:

@@ -35,30 +35,32 @@ class Student:
     step: int
 
 
-def load_student(run: RunFolder, weights: Path | None = None) -> Student:
-    """Loads the newest student of a run.
+def load_student(run: RunFolder, weights: Path | None = None, step: str = "last") -> Student:
+    """Loads a student of a run.
 
     Args:
         run: The run.
         weights: File of its teacher's weights, where it has moved since.
+        step: Which: "last", "best" (as the recipe's checkpoint.best says) or the number of its steps.
 
     Raises:
-        MissingAssetError: The run has no checkpoint.
+        MissingAssetError: The run has no such checkpoint.
         CorruptFileError: A file of the run is damaged.
         MismatchError: The teacher is no longer the one that the run was made with.
     """
-    newest = run.latest_checkpoint()
+    run.latest_checkpoint()  # a folder without one is told so first
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
     teacher = _find_teacher(recipe, weights)
-    groups, state = load_checkpoint(newest)
-    check_identity(newest, state, {"teacher_sha256": teacher.digest})
+    chosen = run.find_checkpoint(step, recipe.checkpoint.best)
+    groups, state = load_checkpoint(chosen)
+    check_identity(chosen, state, {"teacher_sha256": teacher.digest})
     denoiser = untrained_student(teacher, recipe)
     try:
         denoiser.load_state_dict(groups["ema"])
     except (RuntimeError, KeyError) as error:
-        raise MismatchError(f"{newest}: its weights do not fit a student of {teacher.name!r} ({error})") from error
+        raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
     form = load_preconditioning(
         recipe.preconditioning.name, teacher, run.coefficients, recipe.preconditioning.allow_other_teacher
     )

@@ -21,8 +21,9 @@ from cdistill.checkpoint import (
     tensor_digest,
 )
 from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, MissingAssetError
+from cdistill.runs import RunFolder
 from cdistill.sealed import check_manifest
-from cdistill.storage import list_checkpoints, read_json
+from cdistill.storage import list_checkpoints, read_json, step_of
 
 TENSORS = {
     "a": torch.arange(1000, dtype=torch.float64),
@@ -143,6 +144,9 @@ def test_a_manifest_of_another_shape_is_refused(tmp_path):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(CorruptFileError, match="damaged checkpoint"):
             check_manifest(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(CorruptFileError, match=r"its manifest names no state\.json; remove this folder"):
+        load_checkpoint(folder)
 
 
 def test_other_kinds_and_newer_schemas_are_refused(file):
@@ -165,14 +169,44 @@ def test_checkpoints_are_whole_and_pruned(tmp_path):
     assert not list(tmp_path.glob(".tmp*"))
 
 
+@pytest.mark.parametrize(("steps", "kept"), [((), [40, 50]), ((10,), [10, 40, 50]), ((20, 30), [20, 30, 40, 50])])
+def test_protected_checkpoints_stay_besides_the_newest(tmp_path, steps, kept):
+    for step in (10, 20, 30, 40, 50):
+        save_checkpoint(tmp_path, step, {"weights": TENSORS}, {}, keep=2, protected=steps)
+    assert [step_of(path) for path in list_checkpoints(tmp_path)] == kept
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_a_checkpoint_that_is_pruned_leaves_at_once(tmp_path, monkeypatch):
+    """Killed while the files of an old checkpoint are removed: none is found with a part of its files."""
+    save_checkpoint(tmp_path / "checkpoints", 10, {"weights": TENSORS}, {}, keep=1)
+
+    def killed(folder, **options):
+        if folder.is_dir():
+            (folder / "weights.safetensors").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path / "checkpoints", 20, {"weights": TENSORS}, {}, keep=1)
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "checkpoints")] == [20]
+    load_checkpoint(tmp_path / "checkpoints" / "step-00000020")
+    with RunFolder(tmp_path).locked():
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000020"]
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_refused_with_advice(tmp_path, name):
-    folder = save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=1)
+    folder = save_checkpoint(tmp_path, 2, {"weights": TENSORS}, {}, keep=1)
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
-    with pytest.raises(CorruptFileError, match="remove this folder to go on from the checkpoint before it"):
+    with pytest.raises(CorruptFileError, match=r"remove this folder to start again$"):
         check_manifest(folder)
+    save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=2)
+    with pytest.raises(CorruptFileError, match=r"remove this folder to go on from step-00000001$"):
+        load_checkpoint(folder)
 
 
 def test_a_missing_file_of_a_checkpoint_is_noticed(tmp_path):

@@ -23,6 +23,7 @@ from cdistill.estimation.files import Found, read_found
 from cdistill.preconditionings import make_preconditioning, preconditioning_from_file
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.registry import ESTIMATORS
+from cdistill.runs import held
 from tests.conftest import FAST, command, environment
 
 MIXTURE = ["-q", "estimate-coeffs", "--teacher", "mixture-1d", "--samples", "128", "--timesteps", "8"]
@@ -228,6 +229,19 @@ def test_what_was_done_is_not_done_again(monkeypatch, capsys):
     assert run([*MIXTURE[1:], "--out", "c.safetensors"]) == 0
     assert len(made) == 11
     assert "coefficients (forward) 1024/1024" in capsys.readouterr().err
+
+
+def test_two_commands_to_one_file_do_not_meet(fails, run_cli):
+    with held(Path(".c.safetensors.lock"), "here"):
+        for command_line in (MIXTURE, [*MIXTURE, "--smoothing", "spline"]):
+            code, text = fails(*command_line, "--out", "c.safetensors")
+            assert (code, "c.safetensors: another process estimates to this file; wait, or" in text) == (6, True)
+        both = run_cli(*MIXTURE, "--out", "c.safetensors", "--nproc", "2")
+        assert both.returncode == 6, both.stderr
+        assert both.stderr.count("another process estimates to this file") == 1
+        assert estimated(*MIXTURE, out="d.safetensors") == estimated(*MIXTURE)
+    assert not Path("c.safetensors").exists()
+    assert estimated(*MIXTURE, out="c.safetensors") == estimated(*MIXTURE)
 
 
 # --- comparing ---

@@ -432,6 +432,14 @@ def checkpoint(tmp_path):
     return save_checkpoint(tmp_path / "checkpoints", 4, groups, {"identity": {"teacher_sha256": "cd" * 32}}, keep=1)
 
 
+def test_the_page_of_a_checkpoint_shows_its_counters_zero_or_not(tmp_path, capsys):
+    state = {"counters": {"attempt": 3, "skipped": 0}, "skipped": 0}
+    folder = save_checkpoint(tmp_path / "checkpoints", 4, {"ema": {"w": torch.ones(2)}}, state, keep=1)
+    text = inspected(capsys, folder)
+    assert re.search(r"skipped +│ 0 ", text)
+    assert "attempt 3, skipped 0" in text
+
+
 def test_the_page_of_a_checkpoint(checkpoint, capsys):
     text = inspected(capsys, checkpoint)
     assert "ok, of every file" in text

@@ -102,6 +102,12 @@ BAD = {
     GOOD + "[estimation]\nsamples = 1": "estimation.samples",
     GOOD + "[estimation]\ntimesteps = 2": "estimation.timesteps",
     GOOD + '[estimation]\ngrid = "linear"': "estimation.grid",
+    GOOD + '[gan]\ndiscriminator = "big"': "unknown discriminator 'big'; known: small, vgg16",
+    GOOD + '[gan]\naugment = ["colour"]': "gan.augment.0",
+    GOOD + "[gan]\nstart = 10": "gan.start: got 10; training.iterations is 10",
+    GOOD
+    + "[gan]\nlearnin_rate = 1": "gan.learnin_rate: unknown key; known: augment, discriminator, learning_rate, start",
+    GOOD + 'method = "cm"\ndsm = false\n[gan]': "it needs training.method = 'ctm'",
     "seed = -1\n" + GOOD: "seed",
     'data = "cifar"\n' + GOOD: "unknown data source 'cifar'",
     'data = "x.safetensors"\n' + GOOD: "unknown data source 'x.safetensors'",

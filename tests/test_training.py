@@ -12,7 +12,7 @@ from cdistill.networks.denoiser import EDMDenoiser, freeze
 from cdistill.networks.song import SongUNet
 from cdistill.preconditionings import make_preconditioning
 from cdistill.randomness import generator
-from cdistill.recipe import DistillSection
+from cdistill.recipe import DistillSection, GanSection
 from cdistill.registry import DISTANCES, PRECONDITIONINGS
 from cdistill.training.batches import draw_ctm_times, draw_data, draw_dsm_sigma, draw_noise, own_rows
 from cdistill.training.consistency import CMTask, CTMTask
@@ -50,10 +50,12 @@ def digits() -> Source:
     return Doubles(source.name, source.samples, source.labels, source.num_classes)
 
 
-def make_task(table, name="analytic", teacher=None, **values):
+def make_task(table, name="analytic", teacher=None, gan=None, **values):
     chosen, form = section(**values), make_preconditioning(name, table=table)
     kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
-    task = kind(teacher or small_teacher(), form, distance, digits(), Accelerator(cpu=True), chosen, seed=1)
+    task = kind(teacher or small_teacher(), form, distance, digits(), Accelerator(cpu=True), chosen, 1, gan)
+    if gan:
+        task.adversary.discriminator.double()
     task.form, task.phi = form, small_teacher()
     return task
 
@@ -82,8 +84,9 @@ def plainly(task, index: int):
     """Losses, weight and gradient of a step as `cdistill.training.reference` computes them."""
     section = task.section
     a = task.live if section.target == "live" else task.target
-    consistency, dsm = [], []
+    consistency, dsm, gan = [], [], []
     for batch in task.draw(index):
+        landed = []
         for k in range(len(batch.x0)):
             i, j, only = int(batch.start[k]), int(batch.end[k]), slice(k, k + 1)
             label = None if batch.labels is None else batch.labels[only]
@@ -93,12 +96,17 @@ def plainly(task, index: int):
                 points = ctm_points(task.live, a, task.target, task.phi, task.form, sample)
             else:
                 points = cm_points(task.live, task.target, task.phi, task.form, sample)
+            landed.append(points[0])
             consistency.append(task.distance(*points)[0])
             dsm.append(dsm_loss(task.live, sample, task.live.sigma_data))
-    losses = torch.stack(consistency).mean(), torch.stack(dsm).mean()
-    gradient, weight = total_gradient(task.live, losses[0], losses[1] if section.dsm else None)
+        if task.adversary:
+            gan.append(task.adversary.generator_loss(torch.cat(landed), batch.labels, index, batch.rows))
+    losses = {"consistency": torch.stack(consistency).mean()}
+    losses |= {"dsm": torch.stack(dsm).mean()} if section.dsm else {}
+    losses |= {"gan": torch.stack(gan).mean()} if gan else {}
+    gradient, weights = total_gradient(task.live, losses["consistency"], losses.get("dsm"), losses.get("gan"))
     names = [name for name, parameter in task.live.named_parameters() if parameter.requires_grad]
-    return [loss.detach() for loss in losses], weight, dict(zip(names, gradient, strict=True))
+    return {**losses, **weights}, dict(zip(names, gradient, strict=True))
 
 
 FORMS = [(name, method) for name in PRECONDITIONINGS.names() for method in ("ctm", "cm")]
@@ -109,6 +117,7 @@ OPTIONS = [
 ]  # fmt: skip
 CASES = [(*form, options) for form in FORMS for options in ({}, {"accumulation": 2})]
 CASES += [("analytic", method, options) for method in ("ctm", "cm") for options in OPTIONS]
+CASES += [("ctm", "ctm", {"gan": GanSection(), **more}) for more in ({}, {"accumulation": 2}, {"dsm": False})]
 
 
 @pytest.mark.parametrize(("name", "method", "options"), CASES, ids=str)
@@ -116,14 +125,11 @@ def test_losses_and_gradient_are_those_of_the_plain_reference(exact_coefficients
     """In float64, for every preconditioning, objective and option."""
     task = moved(make_task(exact_coefficients, name, method=method, batch_size=6, **options))
     found = task.gradients(0)
-    losses, weight, expected = plainly(task, 0)
-    assert float(found["consistency"]) == pytest.approx(float(losses[0]), rel=1e-10)
-    norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
-    assert float(found["gradient_norm"]) == pytest.approx(float(norm), rel=1e-10)
-    assert found.keys() == {"consistency", "gradient_norm"} | ({"dsm", "balance"} if task.section.dsm else set())
-    if task.section.dsm:
-        assert float(found["dsm"]) == pytest.approx(float(losses[1]), rel=1e-10)
-        assert float(found["balance"]) == pytest.approx(float(weight), rel=1e-10)
+    values, expected = plainly(task, 0)
+    values["gradient_norm"] = norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
+    assert found.keys() == values.keys()
+    for key, value in values.items():
+        assert float(found[key]) == pytest.approx(float(value.detach()), rel=1e-10), key
     for key, gradient in gradients(task).items():
         assert float((gradient - expected[key]).norm()) <= 1e-10 * float(norm), key
 
@@ -143,7 +149,7 @@ def test_the_gradient_flows_through_the_frozen_last_jump(exact_coefficients):
     (batch,) = task.draw(0)
     assert len(batch.outer) > 0
     denoised = task.student_jump(batch).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(task.consistency_loss(batch, denoised, task.goal(batch)), [denoised])
+    (gradient,) = torch.autograd.grad(task.consistency_loss(task.land(batch, denoised), task.goal(batch)), [denoised])
     assert (gradient[batch.outer].flatten(1).norm(dim=1) > 0).all()
 
 

@@ -3,10 +3,11 @@
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,9 +32,13 @@ from cdistill.storage import list_checkpoints, read_json, write_text
 from cdistill.synthetic import teacher_data
 from cdistill.teachers import Teacher
 from cdistill.training.loop import effective_precision
+from cdistill.training.speed import choose_speed
 
 # What may change when a run goes on. A teacher's learning rate depends on the length of its training.
-_FREE = {DistillRecipe: ("training.iterations", "evaluation", "checkpoint", "weights"), TeacherRecipe: ("checkpoint",)}
+_FREE = {
+    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
+    TeacherRecipe: ("checkpoint", "logging"),
+}
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 
@@ -49,19 +54,15 @@ def opened_run(
         CorruptFileError: It holds checkpoints without a recipe.
     """
     with ExitStack() as stack:
-        failure: CdistillError | None = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(folder.locked())
-                check_run(folder, recipe, resume)
-            except CdistillError as error:
-                failure = error
-        failed = torch.tensor(int(failure is not None), device=accelerator.device)
-        if int(accelerator.reduce(failed, "sum")):
-            raise failure or CdistillError(f"{folder.path}: the main process refused it")
+
+        def enter() -> None:
+            stack.enter_context(folder.locked())
+            check_run(folder, recipe, resume)
+
+        let_main(enter, folder.path, accelerator)
         if accelerator.is_main_process:
             write_text(folder.recipe, to_toml(recipe))
-            _write_environment(folder, accelerator)
+            _write_environment(folder, recipe, accelerator)
             kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
             folder.write_status(state="preparing", kind=kind, error=None, exit_code=None)
         accelerator.wait_for_everyone()
@@ -72,6 +73,26 @@ def opened_run(
                 state = "stopped" if isinstance(error, StoppedError) else "failed"
                 folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
             raise
+
+
+def let_main(work: Callable[[], object], where: Path, accelerator: Accelerator) -> None:
+    """Lets the main process do something about a place, and tells the others if it was refused.
+
+    Raises:
+        CdistillError: It was: what was raised in the main process, one of the same exit code in the others.
+    """
+    failure: CdistillError | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except CdistillError as error:
+            failure = error
+    code = int(accelerator.reduce(torch.tensor(failure.exit_code if failure else 0, device=accelerator.device), "sum"))
+    if code and failure is None:
+        failure = CdistillError(f"{where}: the main process refused it")
+        failure.exit_code = code
+    if failure is not None:
+        raise failure
 
 
 def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:
@@ -159,21 +180,30 @@ def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: 
             )
 
 
-def _write_environment(folder: RunFolder, accelerator: Accelerator) -> None:
+def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> None:
     facts: dict[str, Any] = {
         "command": sys.argv[1:],
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "precision": effective_precision(accelerator),
+        **_engine(recipe, accelerator),
         "versions": versions(),
     }
     old = read_json(folder.path / "env.json")
     changed = [
         f"{key} {old[key]} -> {facts[key]}"
-        for key in ("device", "processes", "threads")
+        for key in ("device", "processes", "threads", "micro-batches", "networks")
         if old.get(key, facts[key]) != facts[key]
     ]
     if changed and list_checkpoints(folder.checkpoints):
         say(f"{folder.path}: goes on with {', '.join(changed)}: the same algorithm, no longer the same last bits")
     write_text(folder.path / "env.json", json.dumps(facts, indent=1) + "\n")
+
+
+def _engine(recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what else the last bits depend on."""
+    if isinstance(recipe, TeacherRecipe):
+        return {}
+    speed = str(choose_speed(recipe.training, accelerator))
+    return {"micro-batches": recipe.training.accumulation, "networks": speed}

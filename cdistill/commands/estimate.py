@@ -1,6 +1,7 @@
 """``cdistill estimate-coeffs``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.commands.common import open_data, versions
+from cdistill.commands.common import let_main, open_data, versions
 from cdistill.console import compact, progress, say, table
 from cdistill.data import Source
 from cdistill.errors import CdistillError
@@ -21,6 +22,7 @@ from cdistill.preconditionings import make_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.recipe import EstimationSection
 from cdistill.registry import ESTIMATORS
+from cdistill.runs import held
 from cdistill.schedule import log_uniform_grid, rho_grid
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
@@ -74,7 +76,25 @@ def estimate(
         out: The coefficient file.
         accelerator: Devices and processes.
         paired: Whether to take the points in pairs for estimators that do not need them, too.
+
+    Raises:
+        RunLockedError: Another process estimates to `out`.
     """
+    with _alone(out, accelerator):
+        return _estimate(teacher, source, section, out, accelerator, paired)
+
+
+@contextmanager
+def _alone(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    with ExitStack() as stack:
+        lock = held(out.with_name(f".{out.name}.lock"), f"{out}: another process estimates to this file")
+        let_main(lambda: stack.enter_context(lock), out, accelerator)
+        yield
+
+
+def _estimate(
+    teacher: Teacher, source: Source, section: EstimationSection, out: Path, accelerator: Accelerator, paired: bool
+) -> Found:
     asked = _identity(teacher, source, section, paired)
     name, grid = asked["estimator"], _GRIDS[section.grid](section.timesteps)
     estimator = ESTIMATORS.get(name)()

@@ -25,18 +25,19 @@ from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
 
 
-def evaluate(run: RunFolder, weights: Path | None, changes: dict[str, Any]) -> dict[str, Any]:
-    """Measures the newest student of a run, the untrained student and the teacher.
+def evaluate(run: RunFolder, weights: Path | None, step: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Measures a student of a run, the untrained student and the teacher.
 
     Args:
         run: The run.
         weights: File of its teacher's weights, where it has moved since.
+        step: Which student, see `load_student`.
         changes: Values that replace those of the recipe's evaluation section.
 
     Returns:
         The record, which is written beside the run's own ``evaluation.json``, under a name of its own.
     """
-    student = load_student(run, weights)
+    student = load_student(run, weights, step)
     values = {**student.recipe.evaluation.model_dump(), **changes}
     section = check_section(values, EvaluationSection, "evaluate")
     accelerator = make_accelerator("fp32")
@@ -117,6 +118,7 @@ def sample(
     run: RunFolder | Path | None,
     teacher_name: str | None,
     weights: Path | None,
+    step: str,
     nfe: Sequence[int],
     seeds: Sequence[int],
     classes: Sequence[int] | None,
@@ -129,6 +131,7 @@ def sample(
         run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.
+        step: Which student of the run, see `load_student`.
         nfe: Numbers of network calls; unused for a teacher.
         seeds: One sample each.
         classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
@@ -138,7 +141,7 @@ def sample(
     Returns:
         What was written.
     """
-    denoiser, samplers = _samplers(run, teacher_name, weights, nfe)
+    denoiser, samplers = _samplers(run, teacher_name, weights, step, nfe)
     _check_request(denoiser, classes, form)
     accelerator = make_accelerator("fp32")
     denoiser.to(accelerator.device)
@@ -165,14 +168,15 @@ def sample(
 
 
 def _samplers(
-    run: RunFolder | Path | None, teacher_name: str | None, weights: Path | None, nfe: Sequence[int]
+    run: RunFolder | Path | None, teacher_name: str | None, weights: Path | None, step: str, nfe: Sequence[int]
 ) -> tuple[Denoiser, dict[str, Sampler]]:
     """Returns the denoiser to draw from, and a sampler for each NFE, or the teacher's one."""
     if run is None:
         denoiser = load_teacher(teacher_name or "", weights).denoiser
         return denoiser, {"teacher": teacher_sampler(denoiser)}
     if isinstance(run, RunFolder):
-        student = load_student(run, weights)
+        student = load_student(run, weights, step)
+        say(f"{run.path}: step {student.step}")
         denoiser, form = student.denoiser, student.preconditioning
     else:
         denoiser, form = load_converted(run)

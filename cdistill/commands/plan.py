@@ -61,7 +61,7 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
         ["device-hours", f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"],
     ]
     facts("the run", lines)
-    say("activations shrink with --set training.accumulation=K: K micro-batches, the same result")
+    say("activations shrink with distill --micro-batch N: N images at once, the same result")
 
 
 def scaled(value: float, unit: str) -> str:

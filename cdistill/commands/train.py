@@ -10,6 +10,8 @@ from accelerate import Accelerator
 from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.evaluate import draw_grid, report
+from cdistill.commands.micro import with_micro_batches
+from cdistill.commands.tracking import check_trackers, tracked
 from cdistill.console import say
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
@@ -29,6 +31,7 @@ from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
+from cdistill.training.speed import tolerate_compiler
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
@@ -36,6 +39,7 @@ _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
@@ -45,43 +49,55 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         torch.manual_seed(recipe.seed)
         denoiser = build_denoiser(architecture, section.sigma_data)
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
         task.identity = {"data_sha256": source.digest}
-        train(task, folder, section.iterations, checkpoint, section.patience)
+        train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
         if accelerator.is_main_process:
             save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
             folder.write_status(state="finished", exit_code=0)
     return path
 
 
-def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
-    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results."""
+def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> list[Row]:
+    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder.
+        resume: "auto" or "never".
+        micro_batch: See `with_micro_batches`; None for the recipe's own `training.accumulation`.
+    """
+    check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
     distance = check_distance(recipe.training.distance, teacher.shape)()
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
+    if micro_batch is not None:
+        recipe = with_micro_batches(recipe, micro_batch, accelerator)
+    if recipe.training.compile == "auto":
+        tolerate_compiler()
     check_run(folder, recipe, resume)  # before anything that takes long
     accelerator.wait_for_everyone()  # every process has looked before the main one writes
     teacher.denoiser.to(accelerator.device)
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
     judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
-    with opened_run(folder, recipe, resume, accelerator):
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         torch.manual_seed(derive_seed(recipe.seed, "student"))
         task = _TASKS[recipe.training.method](
-            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed
+            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, recipe.gan
         )
         task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
         say(
             f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
-            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}"
+            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, {task.speed}"
         )
 
         def evaluate_now(step: int) -> None:
@@ -91,11 +107,16 @@ def distill(recipe: DistillRecipe, out: Path, resume: str) -> list[Row]:
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
-        patience = recipe.training.patience
-        train(task, folder, iterations, checkpoint, patience, evaluate_every=section.every, evaluate=evaluate_now)
+        train(
+            task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
+            section.every, evaluate_now, checkpoint.best,
+        )  # fmt: skip
         rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
+        best = folder.best_step(checkpoint.best)
+        if best not in (None, iterations):
+            say(f"best: step {best}; cdistill sample --run {folder.path} --step best draws from it")
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return rows
@@ -149,5 +170,5 @@ def _evaluated(folder: RunFolder, step: int) -> bool:
 def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
     judge.wait()
     if judge.main:
-        folder.log({"step": step, "event": "evaluation", **as_record(rows)})
+        folder.log({"step": step, "event": "evaluation", **as_record(rows)}, durable=True)
     judge.wait()

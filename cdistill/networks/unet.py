@@ -60,13 +60,22 @@ class Style:
 
 def resample(x: Tensor, taps: Tensor, direction: str) -> Tensor:
     """Doubles ("up") or halves ("down") the sides of `x` with the filter `taps` (1, 1, k, k), whose sum is 1."""
-    if taps.shape[-1] == 2:  # the box filter: both are bit-equal to the convolution, and faster
-        return F.interpolate(x, scale_factor=2.0, mode="nearest") if direction == "up" else F.avg_pool2d(x, 2)
+    if taps.shape[-1] == 2:  # the box filter: all of these are bit-equal to the convolution, and faster
+        if direction == "down":
+            return F.avg_pool2d(x, 2)
+        return _repeated(x) if x.device.type == "cpu" else F.interpolate(x, scale_factor=2.0, mode="nearest")
     kernel = taps.to(x.dtype).expand(x.shape[1], 1, -1, -1)
     padding = (taps.shape[-1] - 1) // 2
     if direction == "up":
         return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=x.shape[1])
     return F.conv2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+
+
+def _repeated(x: Tensor) -> Tensor:
+    """Doubles every row and column; on a CPU 2 to 4 times as fast as `interpolate`."""
+    batch, channels, height, width = x.shape
+    wide = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
+    return wide.reshape(batch, channels, 2 * height, 2 * width)
 
 
 class Resampling(nn.Module):
@@ -134,7 +143,8 @@ class Attention(nn.Module):
     """Self-attention over the pixels, softmax(q k' / sqrt(d)) v.
 
     The channels of `qkv` lie as (heads, d, 3), q, k and v innermost. Torch's fused attention has no forward-mode
-    derivative, so tensors that carry a tangent take the plain way. For second derivatives, wrap the call in
+    derivative, so tensors that carry a tangent take the plain way; so do half precisions on a CPU, where it is twice as
+    fast. For second derivatives, wrap the call in
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Args:
@@ -149,7 +159,8 @@ class Attention(nn.Module):
         """Maps (B, 3C, H, W) to (B, C, H, W)."""
         q, k, v = split_heads(qkv, self.head or qkv.shape[1] // 3)
         carries_tangent = not torch.compiler.is_compiling() and forward_ad.unpack_dual(qkv).tangent is not None
-        out = plain_attention(q, k, v) if carries_tangent else F.scaled_dot_product_attention(q, k, v)
+        plain = carries_tangent or (qkv.device.type == "cpu" and qkv.itemsize == 2)
+        out = plain_attention(q, k, v) if plain else F.scaled_dot_product_attention(q, k, v)
         return out.transpose(-1, -2).reshape(len(qkv), -1, *qkv.shape[2:])
 
 

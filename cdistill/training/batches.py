@@ -51,6 +51,8 @@ class Batch:
         inner: Which samples have s < u, (at most B,): the others need no jump from u to s.
         outer: Which samples have s > eps, (at most B,): the others need no jump from s to eps.
         h: Solver steps from t to u.
+        index: Number of the step.
+        rows: Where the samples are in the global batch, with start and stop.
         seed: Of the dropout masks.
     """
 
@@ -64,6 +66,8 @@ class Batch:
     inner: Tensor
     outer: Tensor
     h: int
+    index: int
+    rows: slice
     seed: int
 
 
@@ -184,6 +188,8 @@ def draw_batches(
             inner=send(inner, device),
             outer=send(outer, device),
             h=times.h,
+            index=index,
+            rows=slice(rows.start + few.start, rows.start + few.stop),
             seed=derive_seed(seed, "dropout", index, rows.start + few.start),
         )
         batches.append(own)

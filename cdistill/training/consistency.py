@@ -25,13 +25,14 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.errors import RecipeError
-from cdistill.losses import Distance, balance, dsm_loss
+from cdistill.losses import Distance, balance, dsm_loss, gan_weight
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import generator
-from cdistill.recipe import DistillSection
+from cdistill.recipe import DistillSection, GanSection
 from cdistill.schedule import EPS, rho_grid
 from cdistill.solvers import jump
+from cdistill.training.adversarial import Adversary, Pair, discriminates
 from cdistill.training.batches import (
     Batch,
     Times,
@@ -42,7 +43,7 @@ from cdistill.training.batches import (
     noisy,
     own_rows,
 )
-from cdistill.training.loop import Groups, Task, gradient_norm
+from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.speed import choose_speed, compiled_call, lay_out, make_solver_step
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.stopwatch import Stopwatch
@@ -61,12 +62,14 @@ class ConsistencyTask(Task):
         accelerator: Devices and processes.
         section: The recipe's numbers.
         seed: Seed of the run.
+        gan: The recipe's section of the GAN loss, if there is one.
 
     Attributes:
         live: theta, the student's weights.
         ema: Their moving average, for sampling.
         target: mu, their moving average inside the loss; the same module when the rates are equal.
         speed: How the networks run.
+        adversary: The discriminator of the GAN loss, or None.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ConsistencyTask(Task):
         accelerator: Accelerator,
         section: DistillSection,
         seed: int,
+        gan: GanSection | None = None,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
         if preconditioning.to_eps_only and section.method != "cm":
@@ -102,6 +106,8 @@ class ConsistencyTask(Task):
         self.trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
         self.model = accelerator.prepare(self.live)
         self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, foreach=True)
+        shape, classes = teacher.sample_shape, teacher.num_classes
+        self.adversary = None if gan is None else Adversary(gan, shape, classes, accelerator, seed)
         self.ready: tuple[int, int, list[Batch]] | None = None
 
     @abstractmethod
@@ -123,11 +129,18 @@ class ConsistencyTask(Task):
         return f * batch.x_t + g * denoised
 
     def gradients(self, index: int) -> dict[str, Tensor]:
-        """See :class:`Task`."""
+        """See :class:`Task`; a step of the student, or of the discriminator."""
         batches = self.draw(index)
+        if self.adversary is not None and self.discriminates(index):
+            found = self.adversary.backward((self.pair(batch) for batch in batches), index)
+            return {**found, "discriminator_norm": gradient_norm(self.adversary.optimizer)}
         self.optimizer.zero_grad()
         found = self._one_pass(batches[0]) if len(batches) == 1 else self._several_passes(batches)
-        return {**found, "gradient_norm": gradient_norm(self.accelerator, self.optimizer)}
+        return {**found, "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
+
+    def discriminates(self, index: int) -> bool:
+        """Whether step `index` trains the discriminator in place of the student."""
+        return self.adversary is not None and discriminates(index, self.adversary.section.start)
 
     def draw(self, index: int) -> list[Batch]:
         """Returns this process's micro-batches of step `index`, on the device."""
@@ -145,21 +158,30 @@ class ConsistencyTask(Task):
         """See :class:`Task`."""
         self.draw(index)
 
-    def optimizer_of(self, index: int) -> torch.optim.Optimizer:
-        """See :class:`Task`."""
-        return self.optimizer
-
-    def follow(self, index: int) -> None:
+    def update(self, index: int) -> None:
         """See :class:`Task`; mu follows theta (Eq. 28)."""
+        if self.adversary is not None and self.discriminates(index):
+            self.adversary.update()
+            return
+        step_scaled(self.optimizer, self.accelerator.scaler)
         update_ema(self.ema, self.live, self.section.ema_rate)
         if self.target is not self.ema:
             update_ema(self.target, self.live, self.section.target_rate)
 
-    def consistency_loss(self, batch: Batch, denoised: Tensor, goal: Tensor) -> Tensor:
-        """Computes the mean of d over a micro-batch from D_theta(x_t, t, s)."""
-        landed = self.land(batch, denoised)
+    def skip(self, index: int) -> None:
+        """See :class:`Task`."""
+        if not self.discriminates(index):
+            super().skip(index)
+
+    def consistency_loss(self, landed: Tensor, goal: Tensor) -> Tensor:
+        """Computes the mean of d over a micro-batch."""
         with self.accelerator.autocast():
             return self.distance(landed, goal).mean()
+
+    def gan_loss(self, batch: Batch, landed: Tensor) -> Tensor:
+        """Computes the student's GAN loss of e* (CTM), a mean over a micro-batch."""
+        assert self.adversary is not None
+        return self.adversary.generator_loss(landed, batch.labels, batch.index, batch.rows)
 
     def dsm_loss(self, batch: Batch, denoised: Tensor) -> Tensor:
         """Computes the mean DSM loss over a micro-batch from D_theta(x, sigma, sigma)."""
@@ -187,49 +209,70 @@ class ConsistencyTask(Task):
         out: Tensor = self.model(noisy(batch), batch.sigma, batch.sigma, batch.labels)
         return out
 
+    @torch.no_grad()
+    def pair(self, batch: Batch) -> Pair:
+        """Returns what the discriminator learns from: x_0 and e*."""
+        return Pair(batch.x0, self.land(batch, self.student_jump(batch)), batch.labels, batch.rows)
+
+    def competes(self, batch: Batch) -> bool:
+        """Whether the student has a GAN loss in the step of `batch`."""
+        return self.adversary is not None and batch.index >= self.adversary.section.start
+
     def _one_pass(self, batch: Batch) -> dict[str, Tensor]:
-        """Back-propagates a batch at once; returns the losses and lambda."""
+        """Back-propagates a batch at once; returns the losses and their weights."""
         goal = self.goal(batch)
-        outputs = list(self.student(batch)) if self.section.dsm else [self.student_jump(batch)]
-        leaves = [part.detach().requires_grad_() for part in outputs]
-        losses = {"consistency": self.consistency_loss(batch, leaves[0], goal)}
-        if self.section.dsm:
+        jumped, denoised = self.student(batch) if self.section.dsm else (self.student_jump(batch), None)
+        leaf = jumped.detach().requires_grad_()
+        landed = self.land(batch, leaf)
+        losses, outputs, leaves = {"consistency": self.consistency_loss(landed, goal)}, [jumped], [leaf]
+        if denoised is not None:
+            outputs.append(denoised)
+            leaves.append(denoised.detach().requires_grad_())
             losses["dsm"] = self.dsm_loss(batch, leaves[1])
-        total = self._scaled(sum(losses.values(), torch.zeros_like(losses["consistency"])))
-        cotangents = list(torch.autograd.grad(total, leaves))  # the losses share nothing: each reaches its own leaf
-        found = {name: loss.detach() for name, loss in losses.items()}
-        if self.section.dsm:
-            weight = self.live.balance_weight()
+        if self.competes(batch):
+            outputs.append(jumped)
+            leaves.append(leaf)
+            losses["gan"] = self.gan_loss(batch, landed)
+        cotangents = [
+            torch.autograd.grad(self._scaled(loss), reached, retain_graph=True)[0]
+            for loss, reached in zip(losses.values(), leaves, strict=True)
+        ]
+        weights = {}
+        if len(losses) > 1:
+            last = self.live.balance_weight()
             at_last = [
-                torch.autograd.grad(out, weight, cotangent, retain_graph=True)[0]
-                for out, cotangent in zip(outputs, cotangents, strict=True)
+                torch.autograd.grad(output, last, cotangent, retain_graph=True)[0]
+                for output, cotangent in zip(outputs, cotangents, strict=True)
             ]
-            found["balance"] = self._balance(*self.accelerator.reduce(at_last, "mean"))
-            cotangents[1] = found["balance"].to(leaves[1].dtype) * cotangents[1]
-        torch.autograd.backward(outputs, cotangents)
-        return found
+            weights = self._weights(dict(zip(losses, self.accelerator.reduce(at_last, "mean"), strict=True)))
+        first, *others = cotangents
+        scaled = [weight * cotangent for weight, cotangent in zip(weights.values(), others, strict=True)]
+        torch.autograd.backward(outputs, [first, *scaled])
+        return {**{name: loss.detach() for name, loss in losses.items()}, **named(weights)}
 
     def _several_passes(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Back-propagates micro-batches, loss by loss; returns the losses and lambda."""
-        found = {"consistency": self._accumulate(batches, self._consistency)}
+        """Back-propagates micro-batches, loss by loss; returns the losses and their weights."""
+        passes: dict[str, Loss] = {"consistency": self._consistency}
         if self.section.dsm:
-            consistency = self._take_gradients()
-            found["dsm"] = self._accumulate(batches, self._dsm)
-            dsm = self._take_gradients()
-            weight = next(k for k, p in enumerate(self.trained) if p is self.live.balance_weight())
-            found["balance"] = self._balance(consistency[weight], dsm[weight])
-            torch._foreach_mul_(dsm, found["balance"].to(dsm[0].dtype))
-            torch._foreach_add_(dsm, consistency)
-            for parameter, gradient in zip(self.trained, dsm, strict=True):
-                parameter.grad = gradient
-        return found
+            passes["dsm"] = lambda batch: self.dsm_loss(batch, self.student_dsm(batch))
+        if self.competes(batches[0]):
+            passes["gan"] = lambda batch: self.gan_loss(batch, self.land(batch, self.student_jump(batch)))
+        losses, gradients = {}, {}
+        for name, loss in passes.items():
+            losses[name] = self._accumulate(batches, loss)
+            gradients[name] = self._take_gradients()
+        last = next(k for k, parameter in enumerate(self.trained) if parameter is self.live.balance_weight())
+        weights = self._weights({name: gradient[last] for name, gradient in gradients.items()})
+        total = gradients["consistency"]
+        for name, weight in weights.items():
+            torch._foreach_add_(total, torch._foreach_mul(gradients[name], weight))
+        for parameter, gradient in zip(self.trained, total, strict=True):
+            parameter.grad = gradient
+        return {**losses, **named(weights)}
 
     def _consistency(self, batch: Batch) -> Tensor:
         goal = self.goal(batch)
-        return self.consistency_loss(batch, self.student_jump(batch), goal)
-
-    def _dsm(self, batch: Batch) -> Tensor:
-        return self.dsm_loss(batch, self.student_dsm(batch))
+        return self.consistency_loss(self.land(batch, self.student_jump(batch)), goal)
 
     def _accumulate(self, batches: list[Batch], loss: Loss) -> Tensor:
         """Adds the gradients of `loss` over micro-batches and processes; returns this process's mean, detached."""
@@ -248,8 +291,13 @@ class ConsistencyTask(Task):
         self.optimizer.zero_grad()
         return taken
 
-    def _balance(self, consistency: Tensor, dsm: Tensor) -> Tensor:
-        return balance(consistency, dsm, self._scaled(torch.ones((), device=dsm.device)))
+    def _weights(self, at_last: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns CTM's adaptive weights of all losses but the first, from their gradients at the last layer."""
+        first, *others = at_last.values()
+        scale = self._scaled(torch.ones((), device=first.device))
+        kinds = [{"dsm": balance, "gan": gan_weight}[name] for name in at_last if name != "consistency"]
+        weights = [kind(first, other, scale).to(first.dtype) for kind, other in zip(kinds, others, strict=True)]
+        return dict(zip([name for name in at_last if name != "consistency"], weights, strict=True))
 
     def _scaled(self, value: Tensor) -> Tensor:
         """Multiplies by the factor of the gradient scaler for fp16."""
@@ -260,7 +308,9 @@ class ConsistencyTask(Task):
         """See :class:`Task`."""
         optimizer = optimizer_tensors(self.optimizer, self.live)
         found = {"weights": self.live.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
-        return found if self.target is self.ema else {**found, "target": self.target.state_dict()}
+        if self.target is not self.ema:
+            found["target"] = self.target.state_dict()
+        return found if self.adversary is None else {**found, **self.adversary.groups()}
 
     def load(self, groups: Groups) -> None:
         """See :class:`Task`."""
@@ -269,6 +319,8 @@ class ConsistencyTask(Task):
         if self.target is not self.ema:
             self.target.load_state_dict(groups["target"])
         load_optimizer_tensors(self.optimizer, self.live, groups["optimizer"])
+        if self.adversary is not None:
+            self.adversary.load(groups)
 
     def more(self, seconds: float) -> dict[str, float]:
         """See :class:`Task`: the share of the time that the teacher's solver took."""
@@ -358,6 +410,11 @@ class CMTask(ConsistencyTask):
     def student(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See :class:`ConsistencyTask`; two calls, because masks depend on the size of a batch."""
         return self.student_jump(batch), self.student_dsm(batch)
+
+
+def named(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the adaptive weights under the names of the log."""
+    return {{"dsm": "balance", "gan": "gan_balance"}[name]: weight for name, weight in weights.items()}
 
 
 def coefficient_tables(preconditioning: Preconditioning, grid: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DenoisingSection
 from cdistill.training.batches import check_divisible, draw_data, draw_noise, own_rows, send
-from cdistill.training.loop import Groups, Task, gradient_norm
+from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
 
@@ -54,16 +54,13 @@ class DenoisingTask(Task):
         loss = dsm_loss(denoised, x0, sigma, self.live.sigma_data).mean()
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
-        return {"loss": loss.detach(), "gradient_norm": gradient_norm(self.accelerator, self.optimizer)}
+        return {"loss": loss.detach(), "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
 
-    def optimizer_of(self, index: int) -> torch.optim.Optimizer:
+    def update(self, index: int) -> None:
         """See :class:`Task`; the learning rate decays like a cosine."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
-        return self.optimizer
-
-    def follow(self, index: int) -> None:
-        """See :class:`Task`."""
+        step_scaled(self.optimizer, self.accelerator.scaler)
         update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))
 
     def groups(self) -> Groups:

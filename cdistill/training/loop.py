@@ -62,12 +62,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def optimizer_of(self, index: int) -> Optimizer:
-        """Returns the optimiser that changes the weights by the gradients of step `index`, which are finite."""
-
-    @abstractmethod
-    def follow(self, index: int) -> None:
-        """Moves what follows the weights, when they have changed."""
+    def update(self, index: int) -> None:
+        """Changes the weights by the gradients of step `index`, which are finite; what follows the weights follows."""
 
     @abstractmethod
     def groups(self) -> Groups:
@@ -79,6 +75,11 @@ class Task(ABC):
 
     def prepare(self, index: int) -> None:  # noqa: B027
         """Draws what step `index` needs; called while the device works on the step before."""
+
+    def skip(self, index: int) -> None:
+        """Leaves the gradients of step `index` out, which are not finite; only the scaler for fp16 learns from them."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
 
     def more(self, seconds: float) -> dict[str, float]:
         """Returns more to log about the last `seconds`."""
@@ -129,9 +130,10 @@ def train(
     iterations: int,
     checkpoint: CheckpointSection,
     patience: int,
-    log_every: int = 10,
+    log_every: int,
     evaluate_every: int = 0,
     evaluate: Callable[[int], None] = lambda done: None,
+    best: str | None = None,
 ) -> None:
     """Trains from where the folder's checkpoints end to `iterations`.
 
@@ -144,6 +146,7 @@ def train(
         log_every: Steps between lines of the log.
         evaluate_every: Steps between evaluations, the start included, the end not; 0 for none.
         evaluate: Called with the number of finished steps, on every process.
+        best: By what a checkpoint is kept as the best, see `RunFolder.best_step`.
 
     Raises:
         StoppedError: A signal came; the state is saved.
@@ -173,7 +176,7 @@ def train(
                 done = back
             due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
             if due or report.stop or done == iterations:
-                save(task, folder, done, counters, checkpoint)
+                save(task, folder, done, counters, checkpoint.keep, best)
             if report.stop and done < iterations:
                 _stop(folder, done, report.stop)
             if now(evaluate_every):
@@ -227,29 +230,34 @@ def read(accelerator: Accelerator, values: dict[str, Tensor]) -> Report:
     return Report(dict(zip(values, means, strict=False)), int(everyone[:, -1].max()))
 
 
-def gradient_norm(accelerator: Accelerator, optimizer: Optimizer) -> Tensor:
+def gradient_norm(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> Tensor:
     """Returns the norm of the gradients that `optimizer` will use, the scaler's factor taken out, on the device."""
-    if accelerator.scaler is not None:
-        accelerator.scaler.unscale_(optimizer)
+    if scaler is not None:
+        scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
     return norm
 
 
+def step_scaled(optimizer: Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    """Does a step of the optimiser whose gradients `gradient_norm` has seen."""
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
+
+
 def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
-    """Changes the weights if everything is finite, else counts the step as skipped; then lets the scaler adapt."""
-    scaler = task.accelerator.scaler
+    """Changes the weights if everything is finite, else counts the step as skipped."""
     if report.wrong:
         counters.skipped += 1
         counters.in_a_row += 1
+        task.skip(index)
     else:
         counters.in_a_row = 0
-        optimizer = task.optimizer_of(index)
-        scaler.step(optimizer) if scaler is not None else optimizer.step()
-        task.follow(index)
-    if scaler is not None:
-        scaler.update()
+        task.update(index)
 
 
 def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: Counters) -> int:
@@ -284,6 +292,7 @@ class _Log:
     def __init__(self, task: Task, folder: RunFolder, every: int, iterations: int) -> None:
         self.task, self.folder, self.every, self.iterations = task, folder, every, iterations
         self.steps, self.seconds = 0, 0.0
+        self.latest: dict[str, float | None] = {}
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -294,20 +303,20 @@ class _Log:
         self.seconds += time.perf_counter() - begun
 
     def record(self, done: int, report: Report, counters: Counters) -> None:
-        """Writes a line if one is due; None stands for what is not finite."""
+        """Writes a line if one is due, the last value of everything; None stands for what is not finite."""
+        self.latest |= {name: None if name in report.wrong else value for name, value in report.values.items()}
         if done % self.every and done != self.iterations:
             return
-        values = {name: None if name in report.wrong else value for name, value in report.values.items()}
         rate = round(self.steps * self.task.images / self.seconds, 2)
         more = self.task.more(self.seconds)
         if self.task.accelerator.is_main_process:
-            record = {"step": done, "event": "train", **values, "images_per_second": rate, **more}
+            record = {"step": done, "event": "train", **self.latest, "images_per_second": rate, **more}
             self.folder.log({**record, "skipped": counters.skipped})
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds, self.latest = 0, 0.0, {}
 
 
-def save(task: Task, folder: RunFolder, done: int, counters: Counters, checkpoint: CheckpointSection) -> None:
-    """Writes a checkpoint from the main process; the others wait."""
+def save(task: Task, folder: RunFolder, done: int, counters: Counters, keep: int, best: str | None) -> None:
+    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait."""
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
         state = {
@@ -315,7 +324,8 @@ def save(task: Task, folder: RunFolder, done: int, counters: Counters, checkpoin
             "identity": task.identity,
             "counters": asdict(counters),
         }
-        save_checkpoint(folder.checkpoints, done, task.groups(), state, checkpoint.keep)
+        kept = folder.best_step(best)
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, () if kept is None else (kept,))
         folder.write_status(step=done)
     task.accelerator.wait_for_everyone()
 

@@ -96,16 +96,21 @@ def dsm_loss(theta: Network, sample: Sample, sigma_data: float) -> Tensor:
     return weight * (denoised - sample.x0).square().mean()
 
 
-def total_gradient(theta: Denoiser, consistency: Tensor, dsm: Tensor | None) -> tuple[list[Tensor], Tensor]:
-    """The gradient of L_cons + lambda L_dsm, and lambda = |grad_W L_cons| / (|grad_W L_dsm| + 1e-4) in [0, 1e4].
+def total_gradient(
+    theta: Denoiser, consistency: Tensor, dsm: Tensor | None, gan: Tensor | None
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The gradient of L_cons + lambda_dsm L_dsm + lambda_gan L_gan, and both lambdas.
 
-    W is the last layer's weight. Without `dsm`, the gradient of L_cons, and 0.
+    lambda = |grad_W L_cons| / (|grad_W L| + 1e-4), W the last layer's weight, in [0, 1e4] for DSM and in [0.01, 10] for
+    the GAN loss. A loss that is None is left out.
     """
     parameters = [parameter for parameter in theta.parameters() if parameter.requires_grad]
-    first = torch.autograd.grad(consistency, parameters)
-    if dsm is None:
-        return list(first), torch.zeros(())
-    second = torch.autograd.grad(dsm, parameters)
     last = next(k for k, parameter in enumerate(parameters) if parameter is theta.balance_weight())
-    weight = (first[last].norm() / (second[last].norm() + 1e-4)).clamp(0, 1e4)
-    return [a + weight * b for a, b in zip(first, second, strict=True)], weight
+    total = first = torch.autograd.grad(consistency, parameters, retain_graph=True)
+    weights = {}
+    for name, loss, low, high in (("balance", dsm, 0, 1e4), ("gan_balance", gan, 0.01, 10)):
+        if loss is not None:
+            other = torch.autograd.grad(loss, parameters, retain_graph=True)
+            weight = weights[name] = (first[last].norm() / (other[last].norm() + 1e-4)).clamp(low, high)
+            total = tuple(a + weight * b for a, b in zip(total, other, strict=True))
+    return list(total), weights

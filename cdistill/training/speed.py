@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cdistill.networks.denoiser import Denoiser
-from cdistill.recipe import DistillSection
+from cdistill.recipe import DistillSection, precision_of_teacher
 from cdistill.solvers import heun_step
+from cdistill.training.loop import effective_precision
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """One step of a solver: x (B, ...), t (B,), u (B,), labels (B,) or None."""
@@ -49,15 +50,19 @@ def choose_speed(section: DistillSection, accelerator: Accelerator) -> Speed:
     precision.
     """
     cuda = accelerator.device.type == "cuda"
-    used = {"no": "fp32"}.get(str(accelerator.mixed_precision), str(accelerator.mixed_precision))
-    if used == "fp16" and not cuda:
-        used = "fp32"  # as accelerate does
-    wanted = used if section.teacher_precision == "same" else section.teacher_precision
+    wanted = precision_of_teacher(section)
+    if section.teacher_precision == "same" and effective_precision(accelerator).startswith("fp32"):
+        wanted = "fp32"  # a CPU has no fp16
     return Speed(
         teacher=None if wanted == "fp32" else _TYPES[wanted],
         compiled=cuda if section.compile == "auto" else section.compile,
-        channels_last=cuda and used != "fp32" if section.channels_last == "auto" else section.channels_last,
+        channels_last=cuda and wanted != "fp32" if section.channels_last == "auto" else section.channels_last,
     )
+
+
+def tolerate_compiler() -> None:
+    """Lets what cannot be compiled here run as it is, for want of a compiler say; torch logs why."""
+    torch._dynamo.config.suppress_errors = True
 
 
 def lay_out(network: nn.Module, speed: Speed) -> None:
