@@ -33,14 +33,13 @@ from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import images, say
 from tests.benchmarks.training import (
     MAX_STEPS,
-    OPTIONS,
     POINTS,
     SMALL,
-    AllHalf,
     make_task,
     quantiles_of_h,
     step,
     steps_of,
+    with_options,
 )
 from tests.edm_teacher import random_denoiser
 
@@ -226,22 +225,12 @@ def _wall(pairs: list[Pair]) -> list[tuple[float, float]]:
     return [(pair.theirs[0], pair.ours[0]) for pair in pairs]
 
 
-def with_savings(teacher: EDMDenoiser, batch_size: int, which: str) -> dict[str, CTMTask]:
-    """Returns our tasks with the options of a recipe, "none", those without compilation ("eager") or "all"."""
-    chosen = {title: own for title, own in OPTIONS.items() if which == "all" or "compile" not in own}
-    if which == "none":
-        return {}
-    tasks = {title: make_task(teacher, batch_size, target="live", **own) for title, own in chosen.items()}
-    tasks["everything in bf16"] = make_task(teacher, batch_size, AllHalf, target="live", teacher_precision="bf16")
-    return tasks
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ctm", type=Path, required=True, help="folder with CTM's code: the one that holds cm/")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--savings", default="none", choices=["none", "eager", "all"], help="also time ours with these")
+    parser.add_argument("--options", default="none", choices=["none", "eager", "all"], help="also ours with these")
     chosen = parser.parse_args()
     set_threads()
     teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **SMALL}))
@@ -256,7 +245,7 @@ def main() -> None:
     x0, _ = images().batch(torch.arange(chosen.batch_size))
     steps = steps_of(quantiles_of_h(chosen.pairs))
     check_count(theirs, tasks["eager float32"], steps[0], x0, unit)
-    tasks |= with_savings(teacher, chosen.batch_size, chosen.savings)
+    tasks |= with_options(teacher, chosen.batch_size, chosen.options, target="live")
     for task in tasks.values():
         step(task, steps[0])
     for title, pairs in measure(theirs, tasks, steps, x0).items():

@@ -8,7 +8,6 @@ the ratio of the operations of the networks by torch's own counter: what a savin
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +34,7 @@ from cdistill.training.consistency import CTMTask
 from cdistill.training.cost import step_cost
 from cdistill.training.loop import Counters, Report, finish, read
 from cdistill.training.state import update_ema
-from tests.benchmarks.clock import both_seconds
+from tests.benchmarks.clock import both_seconds, seconds
 from tests.benchmarks.estimators import PEAK, images, peak_mib, say
 from tests.edm_teacher import random_denoiser
 
@@ -165,11 +164,20 @@ def savings_of_a_step(teacher: EDMDenoiser, batch_size: int, index: int) -> list
     return [Saving(title, plain, _stepper(fast, index), counts=True) for title, plain in ways.items()]
 
 
-def options_of_a_step(teacher: EDMDenoiser, batch_size: int, index: int) -> list[Saving]:
+def with_options(teacher: EDMDenoiser, batch_size: int, which: str, **more: Any) -> dict[str, CTMTask]:
+    """Returns tasks with the options of a recipe: "none", those without compilation ("eager") or "all"."""
+    if which == "none":
+        return {}
+    chosen = {title: own for title, own in OPTIONS.items() if which == "all" or "compile" not in own}
+    tasks = {title: make_task(teacher, batch_size, **own, **more) for title, own in chosen.items()}
+    tasks["everything in bf16"] = make_task(teacher, batch_size, AllHalf, teacher_precision="bf16", **more)
+    return tasks
+
+
+def options_of_a_step(teacher: EDMDenoiser, batch_size: int, index: int, which: str) -> list[Saving]:
     """Returns the savings that are options of a recipe, against the step with none of them."""
     plain = make_task(teacher, batch_size)
-    tasks = {title: make_task(teacher, batch_size, **values) for title, values in OPTIONS.items()}
-    tasks["everything in bf16"] = make_task(teacher, batch_size, AllHalf, teacher_precision="bf16")
+    tasks = with_options(teacher, batch_size, which)
     return [Saving(title, _stepper(plain, index), _stepper(task, index)) for title, task in tasks.items()]
 
 
@@ -240,34 +248,35 @@ def random_lpips(device: str) -> LPIPS:
     return distance
 
 
-def print_official(batch_size: int, steps: int) -> None:
-    """Runs the full-size CIFAR-10 step with LPIPS, networks at random, as `cdistill distill` would on this GPU."""
-    architecture = {**OFFICIAL["edm-cifar10"].architecture, "dropout": 0.0}
-    teacher = freeze(random_denoiser(architecture)).to("cuda")
-    auto = {"compile": "auto", "channels_last": "auto", "teacher_precision": "same"}
+def print_rate(teacher: EDMDenoiser, batch_size: int, numbers: list[int], precision: str, lpips: bool) -> None:
+    """Trains for some steps as `cdistill distill` would on this device, and prints its rate and peak memory."""
+    device = next(teacher.parameters()).device.type
+    auto = {"compile": "auto", "channels_last": "auto", "teacher_precision": "same", "precision": precision}
+    task = make_task(teacher, batch_size, distance=random_lpips(device) if lpips else L2(), **auto)
+    for index in numbers[:3]:  # compiles, records graphs, fills the allocator's pools
+        step(task, index)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    taken = seconds(lambda: [step(task, index) for index in numbers], device)
+    rate = batch_size * len(numbers) / taken
     cost = step_cost("ctm", POINTS, MAX_STEPS, dsm=True)
     forwards = cost.teacher + cost.target + 2 * cost.frozen + 3 * cost.student
-    forward = network_cost(hollow(teacher)).forward
-    wanted = steps_of(quantiles_of_h(steps))
+    flops = rate * forwards * network_cost(hollow(teacher)).forward / 1e12
+    say(
+        f"{precision}, {'lpips' if lpips else 'l2'}, batch {batch_size}, {task.speed}: {rate:.1f} images/s, "
+        f"{flops:.1f} TFLOP/s in the U-Nets, {flops / PEAK:.1%} of an H100's {PEAK:g}; "
+        f"peak memory {peak_mib(device) / 1024:.2f} GiB"
+    )
+
+
+def print_official(batch_size: int, steps: int) -> None:
+    """Prints the rates of the full-size CIFAR-10 step on a GPU, networks at random."""
+    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, "dropout": 0.0})).to("cuda")
+    say(f"DDPM++ of {count_parameters(teacher):,} parameters; {steps} steps whose h stand for the law of h")
     for precision in ("bf16", "fp16"):
-        for name, distance in (("l2", L2()), ("lpips", random_lpips("cuda"))):
-            task = make_task(teacher, batch_size, distance=distance, **{**auto, "precision": precision})
-            for index in wanted[:3]:
-                step(task, index)
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
-            for index in wanted:
-                step(task, index)
-            torch.cuda.synchronize()
-            taken = time.perf_counter() - start
-            rate = batch_size * len(wanted) / taken
-            done = rate * forwards * forward / 1e12
-            say(
-                f"DDPM++ of {count_parameters(teacher):,} parameters, {precision}, {name}, batch {batch_size}, "
-                f"{task.speed}: {rate:.1f} images/s, {done:.0f} TFLOP/s of the U-Nets, {done / PEAK:.0%} of an H100's "
-                f"{PEAK:g}; peak {peak_mib('cuda') / 1024:.1f} GiB"
-            )
+        for lpips in (False, True):
+            print_rate(teacher, batch_size, steps_of(quantiles_of_h(steps)), precision, lpips)
 
 
 def quantiles_of_h(count_: int) -> list[int]:
@@ -282,6 +291,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--official", action="store_true", help="the full-size CIFAR-10 step; needs CUDA")
     parser.add_argument("--batch-size", type=int, default=0, help="16, or 128 for the full size")
+    parser.add_argument("--options", default="all", choices=["none", "eager", "all"], help="options of a recipe")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--solver-steps", type=int, default=4, help="h of the steps that are compared")
     chosen = parser.parse_args()
@@ -306,7 +316,7 @@ def main() -> None:
     for saving in savings_of_parts(teacher, batch_size):
         compare(saving, chosen.device, 5 * chosen.repeats)
     say(f"options of a recipe, whole steps with h = {chosen.solver_steps}")
-    for saving in options_of_a_step(teacher, batch_size, index):
+    for saving in options_of_a_step(teacher, batch_size, index, chosen.options):
         compare(saving, chosen.device, chosen.repeats)
 
 
