@@ -104,7 +104,8 @@ class TwoBackwards(CTMTask):
         self.optimizer.zero_grad()
         goal = self.goal(batch)
         first, second = self.student(batch)
-        losses = {"consistency": self.consistency_loss(batch, first, goal), "dsm": self.dsm_loss(batch, second)}
+        consistency = self.consistency_loss(self.land(batch, first), goal)
+        losses = {"consistency": consistency, "dsm": self.dsm_loss(batch, second)}
         weight = self.live.balance_weight()
         norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses.values()]
         ratio = balance(*norms)
