@@ -7,11 +7,14 @@ python -m tests.benchmarks.against_ctm --ctm FOLDER
 """
 
 import argparse
+import ctypes
 import importlib
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.launch import set_threads
+from cdistill.launch import keep_memory, set_threads
 from cdistill.losses import L2
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
 from cdistill.planning import hollow, network_cost
@@ -44,7 +47,11 @@ from tests.benchmarks.training import (
 from tests.edm_teacher import random_denoiser
 
 RATE, LEARNING_RATE = 0.999, 4e-4
-ABSENT = ["blobfile", "cv2", "nvidia_smi", "skimage", "skimage.metrics", "mpi4py", "flash_attn", "piq"]
+KEPT = ", memory kept"
+ABSENT = [
+    "blobfile", "cv2", "flash_attn", "mpi4py", "nvidia_smi", "piq", "skimage", "skimage.metrics", "tensorflow",
+    "tensorflow.compat", "tensorflow.compat.v1",
+]  # fmt: skip
 
 
 class Adapter(nn.Module):
@@ -76,6 +83,9 @@ def load_theirs(folder: Path) -> dict[str, ModuleType]:
             importlib.import_module(name)
         except ImportError:
             sys.modules[name] = MagicMock()
+    evaluator = MagicMock()  # not part of a step
+    evaluator.Evaluator.return_value.read_statistics.return_value = None, None
+    sys.modules["cm.evaluator"] = evaluator
     names = ("logger", "script_util", "karras_diffusion", "train_util")
     modules = {name: importlib.import_module(f"cm.{name}") for name in names}
     modules["logger"].Logger.CURRENT = modules["logger"].Logger(None, [])  # keeps the numbers, writes nothing
@@ -138,6 +148,19 @@ def build_theirs(folder: Path, teacher: EDMDenoiser, batch_size: int) -> Callabl
     return their_step
 
 
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Runs with `cdistill.launch.keep_memory`, as `cdistill distill` does, and goes back to what glibc comes to itself.
+
+    Theirs gives the memory back in between, so ours has to fill its pages again: this counts too little of the saving.
+    """
+    keep_memory()
+    yield
+    libc = ctypes.CDLL(None)
+    for number, value in ((-4, 65536), (-3, 32 * 2**20), (-1, 64 * 2**20)):  # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_...
+        libc.mallopt(number, value)
+
+
 @dataclass(frozen=True)
 class Pair:
     """One step of each, of the same h.
@@ -195,10 +218,15 @@ def measure(
     """Times one step of theirs and of every task for every chosen number, the order changing from turn to turn."""
     pairs: dict[str, list[Pair]] = {title: [] for title in tasks}
     works: dict[str, Callable[[], object]] = {}
+
+    def ours(task: CTMTask, index: int, kept: bool) -> None:
+        with kept_memory() if kept else nullcontext():
+            step(task, index)
+
     for number, index in enumerate(chosen):
         h, work, own = count_forwards(next(iter(tasks.values())), index)
         works[""] = lambda h=h: theirs(x0, h)
-        works |= {title: lambda task=task, index=index: step(task, index) for title, task in tasks.items()}
+        works |= {title: partial(ours, task, index, title.endswith(KEPT)) for title, task in tasks.items()}
         order = list(works)[number % len(works) :] + list(works)[: number % len(works)]
         taken = {title: both_seconds(works[title], "cpu") for title in order}
         for title in tasks:
@@ -230,6 +258,7 @@ def main() -> None:
     parser.add_argument("--ctm", type=Path, required=True, help="folder with CTM's code: the one that holds cm/")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--keep-memory", action="store_true", help="also ours with freed memory kept (glibc)")
     parser.add_argument("--options", default="none", choices=["none", "eager", "all"], help="also ours with these")
     chosen = parser.parse_args()
     set_threads()
@@ -248,6 +277,7 @@ def main() -> None:
     tasks |= with_options(teacher, chosen.batch_size, chosen.options, target="live")
     for task in tasks.values():
         step(task, steps[0])
+    tasks |= {title + KEPT: task for title, task in tasks.items()} if chosen.keep_memory else {}
     for title, pairs in measure(theirs, tasks, steps, x0).items():
         report(title, pairs, chosen.batch_size, expected)
 
