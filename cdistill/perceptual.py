@@ -22,7 +22,8 @@ class LPIPS(Distance):
     """LPIPS (Zhang et al. 2018) of VGG-16, images enlarged to 224x224 by bilinear interpolation, not clamped.
 
     CTM and CM average-pool in VGG; the `lpips` package used here max-pools, as in LPIPS' own paper. The root of
-    each feature's norm has its epsilon inside, because the gradient of the plain root at zero is NaN.
+    each feature's norm has its epsilon inside, because the gradient of the plain root at zero is NaN. Under autocast
+    VGG runs in half precision, and what becomes of its features in float32: small squares would vanish.
 
     Raises:
         MissingAssetError: The backbone is not in the asset folder; the message says where to put it.
@@ -51,7 +52,9 @@ class LPIPS(Distance):
         self.model.to(x.device)
         total = torch.zeros(len(x), device=x.device)
         for layer, first, second in zip(self.model.lins, self._features(x), self._features(y), strict=True):
-            total = total + layer((_unit(first) - _unit(second)).square()).mean((2, 3))[:, 0]
+            weight = layer.model[-1].weight  # a 1x1 convolution to one channel, which autocast would make half
+            difference = _unit(first.float()) - _unit(second.float())
+            total = total + (weight * difference.square()).sum(1).mean((1, 2))
         return total
 
     def _features(self, x: Tensor) -> list[Tensor]:

@@ -69,6 +69,50 @@ def test_the_gradient_reaches_the_images_and_no_weights(lpips_distance):
     assert all(p.grad is None for p in lpips_distance.model.parameters())
 
 
+def in_bf16(distance, x, y):
+    """As a training with precision = "bf16" calls it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return distance(x, y)
+
+
+def test_under_autocast_features_are_half_and_differences_single(lpips_distance):
+    """Within a few roundings of float32; so are small distances, whose squares would vanish."""
+    kinds = []
+    for layer in lpips_distance.model.net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda module, inputs, out: kinds.append(out.dtype))
+    x = images(0).requires_grad_()
+    found = in_bf16(lpips_distance, x, images(1))
+    assert set(kinds) == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, lpips_distance(x, images(1)), rtol=4 * 2**-8, atol=0)
+    kinds.clear()
+    (half,) = torch.autograd.grad(found.sum(), x)
+    (exact,) = torch.autograd.grad(lpips_distance(x, images(1)).sum(), x)
+    assert half.dtype == torch.float32
+    assert float((half - exact).norm() / exact.norm()) < 20 * 2**-8
+
+
+def test_differences_are_not_rounded_to_half(lpips_distance, monkeypatch):
+    """From features that half precision holds exactly, autocast gives what float32 does, bit for bit."""
+    draw = generator(2, "features")
+    features = {
+        seed: [torch.randn(2, width, 4, 4, generator=draw).bfloat16() for width in (64, 128, 256, 512, 512)]
+        for seed in (0, 1)
+    }
+    monkeypatch.setattr(lpips_distance, "_features", lambda x: features[int(x)], raising=False)
+    one, two = torch.zeros(1), torch.ones(1)
+    assert torch.equal(in_bf16(lpips_distance, one, two), lpips_distance(one, two))
+
+
+def test_in_half_precision_equal_images_have_a_finite_gradient(lpips_distance):
+    x = images(0).requires_grad_()
+    distance = in_bf16(lpips_distance, x, images(0))
+    assert distance.tolist() == [0, 0]
+    distance.sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_a_missing_backbone_names_file_address_and_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     with pytest.raises(MissingAssetError) as caught:

@@ -67,8 +67,9 @@ def moved(task):
     """Moves the student away from the start, so that target and student differ and every branch is live."""
     with torch.no_grad():
         for k, (live, target) in enumerate(zip(task.live.parameters(), task.target.parameters(), strict=True)):
-            live.add_(0.02 * torch.randn(live.shape, generator=generator(k, "live"), dtype=live.dtype))
-            target.add_(0.02 * torch.randn(target.shape, generator=generator(k, "target"), dtype=live.dtype))
+            for moving, purpose in ((live, "live"), (target, "target")):
+                noise = torch.randn(moving.shape, generator=generator(k, purpose), dtype=moving.dtype)
+                moving.add_(0.02 * noise.to(moving.device))
     return task
 
 

@@ -98,18 +98,18 @@ class Source:
         """Returns the samples at `indices` and their labels.
 
         Args:
-            indices: (B,) int64.
+            indices: (B,) int64, on the CPU.
             flip: (B,) bool, which images to mirror; used only where `flips` holds.
 
         Returns:
             x (B, ...), float32 in [-1, 1] for images, float64 for vectors; labels (B,) int64 or None.
         """
         place = "cpu" if isinstance(self.samples, LazySamples) else self.samples.device
-        indices = indices.to(place)
+        indices = indices.to(place, non_blocking=True)  # the copy of a few bytes is never waited for
         chosen = self.samples[indices]
         x = from_uint8(chosen) if chosen.dtype == torch.uint8 else chosen
         if flip is not None and self.flips:
-            x = torch.where(flip.to(place)[:, None, None, None], x.flip(-1), x)
+            x = torch.where(flip.to(place, non_blocking=True)[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[indices]
 
 

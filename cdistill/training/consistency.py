@@ -42,7 +42,7 @@ from cdistill.training.batches import (
 )
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.passes import Loss, Term, backward_once, backward_separately, cut
-from cdistill.training.speed import choose_speed, compiled_call, lay_out, make_solver_step
+from cdistill.training.speed import choose_speed, compiled_call, keep_buffers, lay_out, make_solver_step
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.stopwatch import Stopwatch
 
@@ -87,8 +87,9 @@ class ConsistencyTask(Task):
         self.images = section.batch_size
         self.source = source.resident(device)
         self.speed = choose_speed(section, accelerator)
-        self.grid = rho_grid(section.points).to(device)
-        self.f, self.g = coefficient_tables(preconditioning, self.grid)
+        grid = rho_grid(section.points)
+        self.grid = grid.to(device)
+        self.f, self.g = (table.to(device) for table in coefficient_tables(preconditioning, grid))
         self.watch = Stopwatch(device)
         self.live = teacher.student(section.method == "ctm", section.dropout).to(device)
         lay_out(self.live, self.speed)
@@ -98,6 +99,8 @@ class ConsistencyTask(Task):
         self.solver_step = make_solver_step(teacher.to(device), self.speed)
         if self.speed.compiled:
             self.live.compile_body()
+        if self.speed.compiled and adversary is not None:
+            keep_buffers()
         self.trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
         self.model = accelerator.prepare(self.live)
         self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, foreach=True)
@@ -358,10 +361,10 @@ class CMTask(ConsistencyTask):
 
 
 def coefficient_tables(preconditioning: Preconditioning, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns f and g at all pairs (t, s) of grid points, (N, N) float64 each, NaN where there is no jump."""
-    t, s = torch.meshgrid(grid.cpu(), grid.cpu(), indexing="ij")
+    """Returns f and g at all pairs (t, s) of grid points, (N, N) float64 on the CPU, NaN where there is no jump."""
+    t, s = torch.meshgrid(grid, grid, indexing="ij")
     allowed = (s <= t) & ((s == EPS) | (s == t) | (not preconditioning.to_eps_only))
     tables = [torch.full_like(t, torch.nan) for _ in range(2)]
     for table, values in zip(tables, preconditioning(t[allowed], s[allowed]), strict=True):
         table[allowed] = values
-    return tables[0].to(grid.device), tables[1].to(grid.device)
+    return tables[0], tables[1]

@@ -65,6 +65,11 @@ def tolerate_compiler() -> None:
     torch._dynamo.config.suppress_errors = True
 
 
+def keep_buffers() -> None:
+    """Lets one call of a compiled network be passed back through twice, as two losses of e* do through mu's call."""
+    torch._functorch.config.donated_buffer = False
+
+
 def lay_out(network: nn.Module, speed: Speed) -> None:
     """Puts the weights of the convolutions into the memory format."""
     if speed.channels_last:
