@@ -141,11 +141,14 @@ def save_checkpoint(
 
 
 def _prune(parent: Path, keep: int, protected: Collection[int]) -> None:
-    """Removes old checkpoints; each leaves the list at once, so that none is ever found with a part of its files."""
     for old in list_checkpoints(parent)[:-keep]:
         if step_of(old) not in protected:
-            leaving = old.rename(old.with_name(f".tmp-{old.name}"))
-            shutil.rmtree(leaving)
+            remove_checkpoint(old)
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Removes a checkpoint; it leaves the list at once, so that none is ever found with a part of its files."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".tmp-{checkpoint.name}")))
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -141,9 +141,12 @@ def plan_distillation(
     frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
     forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
     alone = section.accumulation == 1  # then both losses go back at once, and need one gradient
-    copies = (1 if alone or not section.dsm else 2) + (1 if section.target_rate == section.ema_rate else 2)
+    losses = 1 + section.dsm + (recipe.gan is not None)
+    copies = (1 if alone else losses) + (1 if section.target_rate == section.ema_rate else 2)
     kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
-    teaching_bytes = 4.0 if precision_of_teacher(section) == "fp32" else 6.0  # the half copy beside the whole one
+    teaching_bytes = (
+        8.0 if precision_of_teacher(section) == "fp32" else 6.0
+    )  # the one that runs beside the one to judge
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)

@@ -63,7 +63,8 @@ def final_state(run: Path) -> dict[str, str]:
 def records(run: Path, event: str) -> list[dict[str, Any]]:
     """The records of metrics.jsonl of one kind, but for what depends on the clock."""
     found = [record for record in RunFolder(run).metrics() if record["event"] == event]
-    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in found]
+    timed = {"images_per_second", "teacher_share"}
+    return [{key: value for key, value in record.items() if key not in timed} for record in found]
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cdistill import stopping
 from cdistill.errors import DivergedError, MismatchError, RecipeError, StoppedError
 from cdistill.recipe import CheckpointSection
 from cdistill.runs import RunFolder
-from cdistill.storage import list_checkpoints
+from cdistill.storage import file_digest, list_checkpoints
 from cdistill.training.loop import Task, gradient_norm, step_scaled, train
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -78,7 +78,9 @@ def test_single_bad_steps_are_skipped_counted_and_logged(tmp_path):
     assert [record["skipped"] for record in lines(folder)] == [1, 1, 3, 3, 3, 3, 3, 3]
     assert lines(folder)[0]["norm"] is None
     assert lines(folder)[1]["norm"] is not None
-    assert state(folder)["counters"] == {"skipped": 3, "in_a_row": 0, "attempt": 0, "returned_to": -1}
+    assert state(folder)["counters"] == {
+        "skipped": 3, "in_a_row": {}, "attempt": 0, "returned_to": -1, "latest": {},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITY])
@@ -86,8 +88,9 @@ def test_several_in_a_row_go_back_to_the_last_checkpoint_and_draw_other_numbers(
     task = Walk(lambda index, attempt: index in range(25, 35) and attempt == 0, value)
     folder = run(task, tmp_path / "run")
     assert task.seen == [*((k, 0) for k in range(28)), *((k, 1) for k in range(20, 40))]
-    assert state(folder)["counters"] == {"skipped": 3, "in_a_row": 0, "attempt": 1, "returned_to": 20}
-    assert [(record["step"], record["from"]) for record in lines(folder, "went back")] == [(20, 28)]
+    counters = state(folder)["counters"]
+    assert (counters["skipped"], counters["attempt"], counters["returned_to"]) == (3, 1, 20)
+    assert [(record["step"], record["to"]) for record in lines(folder, "went back")] == [(28, 20)]
     assert [record["step"] for record in lines(folder)] == [5, 10, 15, 20, 25, 30, 35, 40]
 
 
@@ -107,6 +110,28 @@ def test_going_back_twice_to_the_same_checkpoint_stops_with_advice(tmp_path):
 def test_without_a_checkpoint_there_is_nothing_to_go_back_to(tmp_path):
     with pytest.raises(DivergedError, match=r"step 5: 3 steps .* no checkpoint to go back to"):
         run(Walk(lambda index, attempt: index >= 2), tmp_path / "run")
+
+
+def test_a_row_is_a_row_of_one_kind_of_steps(tmp_path):
+    """A student that is never finite is not hidden by the discriminator's good steps in between."""
+    task = Walk(lambda index, attempt: index >= 25 and index % 2 == 0)
+    task.kind = lambda index: "student" if index % 2 == 0 else "discriminator"
+    with pytest.raises(DivergedError, match="3 steps in a row"):
+        run(task, tmp_path / "run")
+    assert task.seen[30:33] == [(30, 0), (20, 1), (21, 1)]
+
+
+def test_counters_of_a_newer_version_are_refused(tmp_path):
+    folder = run(Walk(), tmp_path / "run", iterations=10)
+    newest = list_checkpoints(folder.checkpoints)[-1]
+    values = json.loads((newest / "state.json").read_text())
+    values["counters"]["unheard of"] = 1
+    (newest / "state.json").write_text(json.dumps(values))
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["state.json"] = file_digest(newest / "state.json")
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(MismatchError, match="unheard of; made by a newer cdistill"):
+        run(Walk(), tmp_path / "run")
 
 
 def test_nothing_is_saved_while_steps_are_skipped(tmp_path):

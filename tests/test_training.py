@@ -194,10 +194,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(exact_coeffici
     assert wrong is None or report.wrong == wrong
     finish(task, 1, report, counters)
     assert all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
-    assert (counters.skipped, counters.in_a_row) == (1, 1)
+    assert (counters.skipped, counters.row()) == (1, 1)
     task.distance = honest
     finish(task, 2, read(task.accelerator, task.gradients(2)), counters)
-    assert (counters.skipped, counters.in_a_row) == (1, 0)
+    assert (counters.skipped, counters.row()) == (1, 0)
     assert not all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
 
 

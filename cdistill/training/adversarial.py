@@ -20,6 +20,7 @@ from cdistill.randomness import derive_seed
 from cdistill.recipe import GanSection
 from cdistill.registry import DISCRIMINATORS
 from cdistill.training.augment import diff_augment, draw_numbers
+from cdistill.training.batches import send
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors
 
 _BETAS = (0.5, 0.9)  # CTM's
@@ -152,7 +153,7 @@ class Adversary:
 
     def _augment(self, x: Tensor, purpose: str, index: int, rows: slice) -> Tensor:
         """Augments images in the type of the discriminator's weights."""
-        numbers = draw_numbers(self.seed, purpose, index, rows).to(x.device, non_blocking=True)
+        numbers = send(draw_numbers(self.seed, purpose, index, rows), x.device)
         return diff_augment(x.to(self.trained[0].dtype), numbers, self.section.augment)
 
     def _compare(self, pair: Pair, index: int) -> tuple[Tensor, Tensor, Tensor]:

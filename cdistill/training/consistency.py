@@ -41,7 +41,7 @@ from cdistill.training.batches import (
     own_rows,
 )
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
-from cdistill.training.passes import Loss, Term, backward_once, backward_separately, cut
+from cdistill.training.passes import Loss, Term, backward_once, backward_separately, cut, pull
 from cdistill.training.speed import choose_speed, compiled_call, keep_buffers, lay_out, make_solver_step
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.stopwatch import Stopwatch
@@ -92,7 +92,7 @@ class ConsistencyTask(Task):
         self.f, self.g = (table.to(device) for table in coefficient_tables(preconditioning, grid))
         self.watch = Stopwatch(device)
         self.live = teacher.student(section.method == "ctm", section.dropout).to(device)
-        lay_out(self.live, self.speed)
+        lay_out(self.live, self.speed.channels_last)
         self.ema = freeze(deepcopy(self.live))
         self.target = self.ema if section.target_rate == section.ema_rate else freeze(deepcopy(self.live))
         self.mu = compiled_call(self.target, self.speed)
@@ -128,6 +128,8 @@ class ConsistencyTask(Task):
     def gradients(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`; a step of the student, or of the discriminator."""
         batches = self.draw(index)
+        if self.adversary is not None:
+            self.adversary.seed = self.draw_seed
         if self.adversary is not None and self.discriminates(index):
             found = self.adversary.backward((self.pair(batch) for batch in batches), index)
             return {**found, "discriminator_norm": gradient_norm(self.adversary.optimizer)}
@@ -169,6 +171,10 @@ class ConsistencyTask(Task):
         update_ema(self.ema, self.live, self.section.ema_rate)
         if self.target is not self.ema:
             update_ema(self.target, self.live, self.section.target_rate)
+
+    def kind(self, index: int) -> str:
+        """See :class:`Task`."""
+        return "discriminator" if self.discriminates(index) else "student"
 
     def skip(self, index: int) -> None:
         """See :class:`Task`."""
@@ -224,15 +230,23 @@ class ConsistencyTask(Task):
         """Computes all losses of a batch from one call of the student."""
         goal = self.goal(batch)
         jumped, denoised = self.student(batch) if self.section.dsm else (self.student_jump(batch), None)
+        found = {}
+        if denoised is not None:
+            leaf = cut(denoised)
+            loss = self.dsm_loss(batch, leaf)
+            found["dsm"] = Term(denoised, loss.detach(), pull(loss, leaf, self.accelerator))
         leaf = cut(jumped)
         landed = self.land(batch, leaf)
-        found = {"consistency": Term(jumped, leaf, self.consistency_loss(landed, goal))}
-        if denoised is not None:
-            beside = cut(denoised)
-            found["dsm"] = Term(denoised, beside, self.dsm_loss(batch, beside))
+        place = cut(landed)  # no loss's own graph outlives its gradient here
+        losses = {"consistency": self.consistency_loss(place, goal)}
+        pulls = {"consistency": pull(losses["consistency"], place, self.accelerator)}
         if self.competes(batch.index):
-            found["gan"] = Term(jumped, leaf, self.gan_loss(batch, landed))
-        return found
+            losses["gan"] = self.gan_loss(batch, place)
+            pulls["gan"] = pull(losses["gan"], place, self.accelerator)
+        for name, cotangent in pulls.items():
+            (back,) = torch.autograd.grad(landed, leaf, cotangent, retain_graph=len(pulls) > 1)
+            found[name] = Term(jumped, losses[name].detach(), back)
+        return {name: found[name] for name in ("consistency", "dsm", "gan") if name in found}
 
     def losses(self, index: int) -> dict[str, Loss]:
         """Returns the losses of step `index`, each with a call of the student of its own."""
@@ -316,9 +330,12 @@ class CTMTask(ConsistencyTask):
     def goal(self, batch: Batch) -> Tensor:
         """See :class:`ConsistencyTask`."""
         x_u = self.solve_teacher(batch)
-        inner = self.mu if self.section.target == "ema" else self.live.eval()
-        y = self.jump_some(inner, x_u, (batch.start + batch.h, batch.end), batch.inner, batch)
-        self.live.train()
+        places = batch.start + batch.h, batch.end
+        if self.section.target == "ema":
+            y = self.jump_some(self.mu, x_u, places, batch.inner, batch)
+        else:
+            y = self.jump_some(self.live.eval(), x_u, places, batch.inner, batch)
+            self.live.train()
         return self.jump_some(self.mu, y, (batch.end, self.last(batch)), batch.outer, batch)
 
     def destination(self, batch: Batch) -> Tensor:

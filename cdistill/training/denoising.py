@@ -14,6 +14,7 @@ from cdistill.randomness import derive_seed, generator
 from cdistill.recipe import DenoisingSection
 from cdistill.training.batches import check_divisible, draw_data, draw_noise, own_rows, send
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
+from cdistill.training.passes import scaled
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 
 
@@ -54,7 +55,7 @@ class DenoisingTask(Task):
         denoised = self.model(x0 + broadcast(sigma, x0) * z, sigma, None, labels)
         loss = dsm_loss(denoised, x0, sigma, self.live.sigma_data).mean()
         self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+        scaled(loss, self.accelerator).backward()
         return {"loss": loss.detach(), "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
 
     def update(self, index: int) -> None:

@@ -5,13 +5,12 @@ over all processes. By then everything of the step is queued and the next batch 
 """
 
 import math
-import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cdistill import stopping
-from cdistill.checkpoint import check_identity, load_checkpoint, save_checkpoint
+from cdistill.checkpoint import check_identity, load_checkpoint, remove_checkpoint, save_checkpoint
 from cdistill.console import progress, say
 from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
 from cdistill.launch import set_threads, world_size
@@ -78,6 +77,10 @@ class Task(ABC):
     def prepare(self, index: int) -> None:  # noqa: B027
         """Draws what step `index` needs; called while the device works on the step before."""
 
+    def kind(self, index: int) -> str:
+        """Returns what step `index` trains, where steps train different things by turns."""
+        return "step"
+
     def skip(self, index: int) -> None:
         """Leaves the gradients of step `index` out, which are not finite; only the scaler for fp16 learns from them."""
         if self.accelerator.scaler is not None:
@@ -94,15 +97,21 @@ class Counters:
 
     Attributes:
         skipped: Steps whose loss or gradient was not finite; they changed nothing.
-        in_a_row: How many of them came last, one behind the other.
+        in_a_row: How many of them came last, one behind the other, of each kind of step.
         attempt: How often the run went back to a checkpoint.
         returned_to: The step that it went back to last, or -1.
+        latest: The last values of everything since the last line of the log; None stands for what is not finite.
     """
 
     skipped: int = 0
-    in_a_row: int = 0
+    in_a_row: dict[str, int] = field(default_factory=dict)
     attempt: int = 0
     returned_to: int = -1
+    latest: dict[str, float | None] = field(default_factory=dict)
+
+    def row(self) -> int:
+        """The longest row of skipped steps that has not ended."""
+        return max(self.in_a_row.values(), default=0)
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,7 @@ def train(
     def now(every: int) -> bool:
         return every > 0 and done % every == 0 and done < iterations
 
-    if now(evaluate_every):
+    if now(evaluate_every) and not counters.row():
         evaluate(done)
     with progress(iterations, "training", "it", done) as advance:
         while done < iterations:
@@ -172,17 +181,17 @@ def train(
             done += 1
             advance(1, str(report))
             log.record(done, report, counters)
-            if counters.in_a_row == patience:
+            if counters.row() == patience:
                 back = go_back(task, folder, done, report, counters)
                 advance(back - done, "")
                 done = back
             last = done == iterations
-            due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every) or last)
+            due = not counters.row() and (now(checkpoint.every) or now(evaluate_every) or last)
             if due or report.stop or last:
                 save(task, folder, done, counters, due, checkpoint.keep, best)
             if report.stop and not last:
                 _stop(folder, done, report.stop)
-            if now(evaluate_every):
+            if due and now(evaluate_every):
                 evaluate(done)
 
 
@@ -214,7 +223,10 @@ def restore(task: Task, checkpoint: Path) -> tuple[int, Counters]:
         raise MismatchError(f"{checkpoint}: its tensors do not fit this recipe ({error})") from error
     if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
-    counters = Counters(**state.get("counters", {}))
+    known, given = {part.name for part in fields(Counters)}, state.get("counters", {})
+    if not given.keys() <= known:
+        raise MismatchError(f"{checkpoint}: counts {', '.join(given.keys() - known)}; made by a newer cdistill")
+    counters = Counters(**given)
     task.attempt = counters.attempt
     return int(state["step"]), counters
 
@@ -226,9 +238,10 @@ def read(accelerator: Accelerator, values: dict[str, Tensor]) -> Report:
     if accelerator.num_processes == 1:
         return Report(dict(zip(values, mine.tolist(), strict=True)), stop)
     asked = torch.full((1,), stop, dtype=mine.dtype, device=mine.device)
-    everyone = accelerator.gather(torch.cat([mine, asked])[None])
-    means = everyone.mean(0).tolist()
-    return Report(dict(zip(values, means, strict=False)), int(everyone[:, -1].max()))
+    everyone = accelerator.gather(torch.cat([mine, asked])[None]).tolist()
+    *columns, signals = zip(*everyone, strict=True)
+    means = [sum(column) / len(column) for column in columns]
+    return Report(dict(zip(values, means, strict=True)), int(max(signals)))
 
 
 def gradient_norm(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> Tensor:
@@ -254,10 +267,10 @@ def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
     """Changes the weights if everything is finite, else counts the step as skipped."""
     if report.wrong:
         counters.skipped += 1
-        counters.in_a_row += 1
+        counters.in_a_row[task.kind(index)] = counters.in_a_row.get(task.kind(index), 0) + 1
         task.skip(index)
     else:
-        counters.in_a_row = 0
+        counters.in_a_row.pop(task.kind(index), None)
         task.update(index)
 
 
@@ -272,7 +285,7 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
     Raises:
         DivergedError: There is none, or the run went back to it once already.
     """
-    told = f"step {done}: {counters.in_a_row} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
+    told = f"step {done}: {counters.row()} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
     there = list_checkpoints(folder.checkpoints)
     found = _due(there)
     advice = "start again with a lower training.learning_rate, or fp32, and another --out"
@@ -280,17 +293,17 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
         raise DivergedError(f"{told}; there is no checkpoint to go back to: {advice}")
     if counters.returned_to == step_of(found[-1]):
         raise DivergedError(f"{told}, after the run had gone back to {found[-1]} once; {advice}")
-    skipped, attempt = counters.skipped, counters.attempt + 1
-    back, _ = restore(task, found[-1])
+    back, then = restore(task, found[-1])
     task.accelerator.wait_for_everyone()
-    counters.skipped, counters.in_a_row, counters.attempt, counters.returned_to = skipped, 0, attempt, back
-    task.attempt = attempt
+    counters.attempt += 1
+    counters.in_a_row, counters.returned_to, counters.latest = {}, back, then.latest
+    task.attempt = counters.attempt
     say(f"{folder.path}: {told}; goes back to step {back}, with other random numbers")
     if task.accelerator.is_main_process:
         for newer in there[there.index(found[-1]) + 1 :]:  # this run will not come there again
-            shutil.rmtree(newer)
+            remove_checkpoint(newer)
         folder.truncate_metrics(back)
-        folder.log({"step": back, "event": "went back", "from": done, **asdict(counters)})
+        folder.log({"step": done, "event": "went back", "to": back, "attempt": counters.attempt})
         folder.write_status(step=back)
     task.accelerator.wait_for_everyone()
     return back
@@ -307,7 +320,6 @@ class _Log:
     def __init__(self, task: Task, folder: RunFolder, every: int, iterations: int) -> None:
         self.task, self.folder, self.every, self.iterations = task, folder, every, iterations
         self.steps, self.seconds = 0, 0.0
-        self.latest: dict[str, float | None] = {}
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -318,16 +330,16 @@ class _Log:
         self.seconds += time.perf_counter() - begun
 
     def record(self, done: int, report: Report, counters: Counters) -> None:
-        """Writes a line if one is due, the last value of everything; None stands for what is not finite."""
-        self.latest |= {name: None if name in report.wrong else value for name, value in report.values.items()}
+        """Writes a line if one is due, the last value of everything."""
+        counters.latest |= {name: None if name in report.wrong else value for name, value in report.values.items()}
         if done % self.every and done != self.iterations:
             return
         rate = round(self.steps * self.task.images / self.seconds, 2)
         more = self.task.more(self.seconds)
         if self.task.accelerator.is_main_process:
-            record = {"step": done, "event": "train", **self.latest, "images_per_second": rate, **more}
+            record = {"step": done, "event": "train", **counters.latest, "images_per_second": rate, **more}
             self.folder.log({**record, "skipped": counters.skipped})
-        self.steps, self.seconds, self.latest = 0, 0.0, {}
+        self.steps, self.seconds, counters.latest = 0, 0.0, {}
 
 
 def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool, keep: int, best: str | None) -> None:

@@ -22,17 +22,17 @@ _WEIGHTS = {"dsm": ("balance", balance), "gan": ("gan_balance", gan_weight)}
 
 @dataclass(frozen=True)
 class Term:
-    """A loss and the place where the graph is cut between it and the network.
+    """A loss, and its gradient where the graph is cut between it and the network.
 
     Attributes:
         output: What the network gave (B, ...).
-        leaf: The same without its history (B, ...).
-        loss: A function of `leaf`, a scalar.
+        loss: Detached, a scalar.
+        cotangent: Gradient of the loss with respect to `output`, times the scaler's factor.
     """
 
     output: Tensor
-    leaf: Tensor
     loss: Tensor
+    cotangent: Tensor
 
 
 def cut(output: Tensor) -> Tensor:
@@ -40,11 +40,16 @@ def cut(output: Tensor) -> Tensor:
     return output.detach().requires_grad_()
 
 
+def pull(loss: Tensor, place: Tensor, accelerator: Accelerator) -> Tensor:
+    """Returns the gradient of a loss at a leaf, times the scaler's factor; the graph between them is given up."""
+    return torch.autograd.grad(scaled(loss, accelerator), place)[0]
+
+
 def backward_once(terms: Mapping[str, Term], last: nn.Parameter, accelerator: Accelerator) -> dict[str, Tensor]:
     """Leaves the gradient of all terms in the parameters, by one backward pass through the network.
 
-    Each loss gives its gradient at its leaf; from there the last layer alone turns it into the norm that its weight
-    needs; then the weighted gradients go back together.
+    The last layer alone turns the gradient of each loss at the network's output into the norm that its weight needs;
+    then the weighted gradients go back together.
 
     Args:
         terms: "consistency" first, then "dsm" and "gan" where they are.
@@ -54,24 +59,14 @@ def backward_once(terms: Mapping[str, Term], last: nn.Parameter, accelerator: Ac
     Returns:
         The losses and "balance" and "gan_balance", scalars on the device.
     """
-    left = list(terms.values())
-    cotangents: list[Tensor] = []
-    while left:
-        term, *left = left
-        shared = any(other.leaf is term.leaf for other in left)
-        cotangents += torch.autograd.grad(scaled(term.loss, accelerator), term.leaf, retain_graph=shared)
-    outputs = [term.output for term in terms.values()]
     weights = {}
     if len(terms) > 1:
-        at_last = [
-            torch.autograd.grad(output, last, cotangent, retain_graph=True)[0]
-            for output, cotangent in zip(outputs, cotangents, strict=True)
-        ]
+        at_last = [torch.autograd.grad(t.output, last, t.cotangent, retain_graph=True)[0] for t in terms.values()]
         weights = adaptive_weights(dict(zip(terms, accelerator.reduce(at_last, "mean"), strict=True)), accelerator)
-    first, *others = cotangents
+    first, *others = [term.cotangent for term in terms.values()]
     weighted = [weight * cotangent for weight, cotangent in zip(weights.values(), others, strict=True)]
-    torch.autograd.backward(outputs, [first, *weighted])
-    return {**{name: term.loss.detach() for name, term in terms.items()}, **weights}
+    torch.autograd.backward([term.output for term in terms.values()], [first, *weighted])
+    return {**{name: term.loss for name, term in terms.items()}, **weights}
 
 
 def backward_separately(
@@ -137,6 +132,6 @@ def _accumulate(loss: Loss, batches: Sequence[Batch], model: nn.Module, accelera
         final = number == len(batches) - 1
         with nullcontext() if final else accelerator.no_sync(model):
             value = loss(batch) / len(batches)
-            accelerator.backward(value)
+            scaled(value, accelerator).backward()
         parts.append(value.detach())
     return torch.stack(parts).sum()

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cdistill.networks.denoiser import Denoiser
-from cdistill.recipe import DistillSection, precision_of_teacher
+from cdistill.recipe import DistillSection
 from cdistill.solvers import heun_step
 from cdistill.training.loop import effective_precision
 
@@ -29,34 +29,41 @@ class Speed:
     Attributes:
         teacher: Type of the teacher's weights, None for the type that they have.
         compiled: Whether networks are compiled, and on a GPU the solver's step is replayed as a CUDA graph.
-        channels_last: Whether convolutions see the channels innermost.
+        channels_last: Whether the student's convolutions see the channels innermost.
+        teacher_channels_last: Whether the teacher's do.
     """
 
     teacher: torch.dtype | None
     compiled: bool
     channels_last: bool
+    teacher_channels_last: bool
 
     def __str__(self) -> str:
         parts = [f"teacher {str(self.teacher).removeprefix('torch.')}"] if self.teacher is not None else []
         parts += ["compiled"] if self.compiled else []
         parts += ["channels_last"] if self.channels_last else []
+        parts += ["teacher channels_last"] if self.teacher_channels_last else []
         return ", ".join(parts) or "eager"
 
 
 def choose_speed(section: DistillSection, accelerator: Accelerator) -> Speed:
     """Returns what a recipe asks for; "auto" is what was found to be fast on the kind of device.
 
-    On a CPU that is channels_last with a teacher in float32 (in bfloat16 it is slower there), and no compilation; on a
-    GPU, not measured yet, compilation, and channels_last in half precision.
+    On a CPU that is channels_last in float32 (in bfloat16 it is slower there), and no compilation; on a GPU, not
+    measured yet, compilation, and channels_last in half precision.
     """
     cuda = accelerator.device.type == "cuda"
-    wanted = precision_of_teacher(section)
-    if section.teacher_precision == "same" and effective_precision(accelerator).startswith("fp32"):
-        wanted = "fp32"  # a CPU has no fp16
+    own = effective_precision(accelerator).split()[0]
+    wanted = own if section.teacher_precision == "same" else section.teacher_precision
+
+    def innermost(precision: str) -> bool:
+        return cuda == (precision != "fp32") if section.channels_last == "auto" else section.channels_last
+
     return Speed(
         teacher=None if wanted == "fp32" else _TYPES[wanted],
         compiled=cuda if section.compile == "auto" else section.compile,
-        channels_last=cuda == (wanted != "fp32") if section.channels_last == "auto" else section.channels_last,
+        channels_last=innermost(own),
+        teacher_channels_last=innermost(wanted),
     )
 
 
@@ -70,9 +77,9 @@ def keep_buffers() -> None:
     torch._functorch.config.donated_buffer = False
 
 
-def lay_out(network: nn.Module, speed: Speed) -> None:
+def lay_out(network: nn.Module, channels_last: bool) -> None:
     """Puts the weights of the convolutions into the memory format."""
-    if speed.channels_last:
+    if channels_last:
         network.to(memory_format=torch.channels_last)
 
 
@@ -86,9 +93,10 @@ def make_solver_step(teacher: Denoiser, speed: Speed) -> Step:
 
     With half weights only what enters the network is rounded: c_in x is cast last, x and dx/dt stay as they are.
     """
-    own = next(iter(teacher.state_dict().values()))
-    network = teacher.lowered(speed.teacher or own.dtype) if speed.teacher or speed.channels_last else teacher
-    lay_out(network, speed)
+    own = next(iter(teacher.state_dict().values()), torch.zeros(()))
+    changed = speed.teacher is not None or speed.teacher_channels_last
+    network = teacher.lowered(speed.teacher or own.dtype) if changed else teacher
+    lay_out(network, speed.teacher_channels_last)
 
     def step(x: Tensor, t: Tensor, u: Tensor, labels: Tensor | None) -> Tensor:
         return heun_step(lambda point, level: network(point, level, None, labels), x, t, u)

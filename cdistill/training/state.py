@@ -24,10 +24,11 @@ def optimizer_tensors(optimizer: Optimizer, module: nn.Module) -> dict[str, Tens
 
 
 def load_optimizer_tensors(optimizer: Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what :func:`optimizer_tensors` returned; step counters stay on the CPU."""
+    """Puts back what :func:`optimizer_tensors` returned, laid out as the parameters; step counters stay on the CPU."""
     parameters = dict(module.named_parameters())
     optimizer.state.clear()
     for name, tensor in tensors.items():
         owner, key = name.rsplit(".", 1)
         parameter = parameters[owner]
-        optimizer.state[parameter][key] = tensor.clone() if key == "step" else tensor.to(parameter.device, copy=True)
+        moment = key != "step"
+        optimizer.state[parameter][key] = torch.empty_like(parameter.data).copy_(tensor) if moment else tensor.clone()
