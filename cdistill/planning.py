@@ -144,9 +144,8 @@ def plan_distillation(
     losses = 1 + section.dsm + (recipe.gan is not None)
     copies = (1 if alone else losses) + (1 if section.target_rate == section.ema_rate else 2)
     kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
-    teaching_bytes = (
-        8.0 if precision_of_teacher(section) == "fp32" else 6.0
-    )  # the one that runs beside the one to judge
+    # Beside the teacher by which the student is judged there is the one that runs.
+    teaching_bytes = 8.0 if precision_of_teacher(section) == "fp32" else 6.0
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)

@@ -193,7 +193,7 @@ def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe,
     old = read_json(folder.path / "env.json")
     changed = [
         f"{key} {old[key]} -> {facts[key]}"
-        for key in ("device", "processes", "threads", "micro-batches", "networks")
+        for key in ("device", "processes", "threads", *_engine(recipe, accelerator))
         if old.get(key, facts[key]) != facts[key]
     ]
     if changed and list_checkpoints(folder.checkpoints):

@@ -10,13 +10,15 @@ from cdistill.console import say
 from cdistill.data.memory import free_memory
 from cdistill.launch import local_processes
 from cdistill.planning import fewest_micro_batches
-from cdistill.recipe import DistillRecipe
+from cdistill.recipe import DistillRecipe, load_recipe
+from cdistill.runs import RunFolder
+from cdistill.storage import list_checkpoints
 from cdistill.training.batches import check_divisible
 
 _SHARE = 0.8  # of the free memory that may be planned with: the plan is an estimate
 
 
-def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelerator) -> DistillRecipe:
+def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelerator, run: RunFolder) -> DistillRecipe:
     """Returns the recipe with the number of micro-batches that a device needs; the results do not depend on it.
 
     But for rounding, and for the dropout masks, which are drawn for each micro-batch.
@@ -25,6 +27,7 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
         recipe: The recipe; its own `accumulation` does not count.
         wanted: "auto" for as few as fit in the memory that is free now, or the most images of one, a number.
         accelerator: Devices and processes; all agree on the largest number that one needs.
+        run: With "auto" a run that goes on keeps its micro-batches, if they still divide the batch.
 
     Raises:
         RecipeError: The batch cannot be divided among the processes.
@@ -32,6 +35,10 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
     processes: int = accelerator.num_processes
     check_divisible(recipe.training.batch_size, processes, 1)
     own = recipe.training.batch_size // processes
+    if wanted == "auto" and list_checkpoints(run.checkpoints) and run.recipe.is_file():
+        before = load_recipe(run.recipe, DistillRecipe).training.accumulation
+        if own % before == 0:
+            return _divided(recipe, before)
     if wanted == "auto":
         limit = _SHARE * free_bytes(accelerator.device)
         whole = plan(_divided(recipe, 1), processes)

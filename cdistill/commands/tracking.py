@@ -44,10 +44,14 @@ def tracked(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, accelerato
         CdistillError: A tracker could not be started: nobody is logged in, say.
     """
     with ExitStack() as stack:
-        listeners = []
-        for name in recipe.logging.trackers if accelerator.is_main_process else ():
-            listeners.append(_Listener(name, _start(name, folder, recipe)))
-            stack.callback(listeners[-1].close)
+        listeners: list[_Listener] = []
+
+        def begin() -> None:
+            for name in recipe.logging.trackers:
+                listeners.append(_Listener(name, _start(name, folder, recipe)))
+                stack.callback(listeners[-1].close)
+
+        let_main(begin, folder.path, accelerator)
         yield replace(folder, listeners=(*folder.listeners, *listeners))
 
 

@@ -80,7 +80,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
     if micro_batch is not None:
-        recipe = with_micro_batches(recipe, micro_batch, accelerator)
+        recipe = with_micro_batches(recipe, micro_batch, accelerator, folder)
     if recipe.training.compile == "auto":
         tolerate_compiler()
     adversary = make_adversary(recipe, teacher, accelerator)
@@ -100,7 +100,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         )
 
         def evaluate_now(step: int) -> None:
-            if not _evaluated(folder, step):
+            if not _evaluated(folder, step, accelerator):
                 rows, drawn = judge.judge_student("student", task.averaged(), form, section.nfe)
                 draw_grid(folder, judge, drawn, section, f"step-{step:08d}")
                 _log_evaluation(folder, judge, step, rows)
@@ -111,7 +111,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
             section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
         rows = report(folder, judge, untrained_student(teacher, recipe), task.averaged(), form, section, iterations)
-        if not _evaluated(folder, iterations):
+        if not _evaluated(folder, iterations, accelerator):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
         best = folder.best_step(checkpoint.best)
         if best not in (None, iterations):
@@ -187,8 +187,10 @@ def prepare_preconditioning(
     return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
 
 
-def _evaluated(folder: RunFolder, step: int) -> bool:
-    return any(record["step"] == step and record["event"] == "evaluation" for record in folder.metrics())
+def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:
+    """Whether the log has an evaluation of `step`; the main process looks for all, since they go on together."""
+    found = any(record["step"] == step and record["event"] == "evaluation" for record in folder.metrics())
+    return bool(accelerator.gather(torch.tensor([found], device=accelerator.device))[0])
 
 
 def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
