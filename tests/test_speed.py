@@ -164,7 +164,11 @@ def test_a_step_in_fp16_is_near_that_in_float32(exact_coefficients, options):
     accelerator.autocast, accelerator.prepare, accelerator.backward = half_cpu, prepare, backward
     whole = moved(single(exact_coefficients, **options))
     half = moved(single(exact_coefficients, accelerator=accelerator, teacher_precision="fp16", **options))
+    kinds = set()
+    for network in (half.live, half.target):
+        network.model.register_forward_hook(lambda module, inputs, out: kinds.add(out.dtype))
     exact, found = whole.gradients(0), half.gradients(0)
+    assert kinds == {torch.float16}
     kinked = 2.0**-5.5
     for name, value in exact.items():
         bound = kinked if name in ("gan_balance", "gradient_norm") and "gan" in options else 3 * ROUNDING["fp16"]
@@ -446,6 +450,7 @@ def test_what_is_prepared_is_what_would_be_drawn(exact_coefficients):
         ahead.prepare(index + 1)
         prepared = ahead.draw(index + 1)
         assert prepared is ahead.ready[2]
+        assert [batch.index for batch in prepared] == [index + 1]
         assert found == expected
         assert all(torch.equal(value, gradients(plain)[name]) for name, value in gradients(ahead).items())
 
