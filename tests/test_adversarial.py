@@ -208,14 +208,16 @@ def test_the_class_enters_as_a_projection():
 
 @pytest.mark.parametrize("part", range(2))
 def test_spectral_norms_become_one_with_power_iterations_and_not_by_calls(part):
+    torch.manual_seed(0)
     network = freeze(ImageDiscriminator((1, 8, 8), 10))
     layer = [network.trunk[2], network.head.classes][part]
     with torch.no_grad():
         layer.parametrizations.weight.original.add_(torch.randn(layer.weight.shape, generator=generator(0, "w")))
+    assert abs(float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) - 1) > 0.1
     before = {name: value.clone() for name, value in network.state_dict().items()}
     network(images(0), labels())
     assert same(network.state_dict(), before)
-    for _ in range(100):
+    for _ in range(300):
         power_iteration(network)
     assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) == pytest.approx(1, rel=1e-2)
     assert not network.training
@@ -331,8 +333,8 @@ def test_the_discriminators_loss_and_gradient_by_hand():
     loss = (1 - first).clamp(min=0).mean() + (1 + second).clamp(min=0).mean()
     loss.backward()
     assert float(values["discriminator"]) == pytest.approx(float(loss.detach()), rel=1e-6)
-    assert float(values["real"]) == pytest.approx(float(first.detach().mean()), rel=1e-5, abs=1e-6)
-    assert float(values["fake"]) == pytest.approx(float(second.detach().mean()), rel=1e-5, abs=1e-6)
+    assert float(values["logit_real"]) == pytest.approx(float(first.detach().mean()), rel=1e-5, abs=1e-6)
+    assert float(values["logit_fake"]) == pytest.approx(float(second.detach().mean()), rel=1e-5, abs=1e-6)
     for one, two in zip(gradients(found), gradients(mine), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
 
@@ -404,6 +406,16 @@ def test_a_nan_poisons_nothing_unless_it_is_stepped_along():
     assert all(value.isfinite().all() for value in state(found).values())
 
 
+def test_an_update_moves_weights_and_spectral_norms_alike():
+    found = adversary()
+    before = state(found)
+    found.backward([pair()], 1)
+    found.update()
+    after = state(found)
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert still == ["discriminator head.linear.parametrizations.weight.0._u"]  # of one output: it is 1 or -1
+
+
 def test_equal_seeds_begin_equal_and_leave_the_global_generator_alone():
     torch.manual_seed(7)
     expected = torch.rand(3)
@@ -414,8 +426,9 @@ def test_equal_seeds_begin_equal_and_leave_the_global_generator_alone():
     assert not same(state(first), state(adversary(seed=1)))
 
 
-@pytest.mark.parametrize("classes", [0, 10])
-def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes):
+@pytest.mark.parametrize(("classes", "done"), [(0, 7), (10, 7), (10, 0)])
+def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes, done):
+    """Also one from before the discriminator's first step."""
     first, second = (adversary(classes=classes) for _ in range(2))
 
     def steps(found, begin, end):
@@ -424,13 +437,13 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes):
             found.backward([data if classes else Pair(data.real, data.fake, None, data.rows)], index)
             found.update()
 
-    steps(first, 0, 7)
-    save_checkpoint(tmp_path, 7, first.groups(), {}, 1)
+    steps(first, 0, done)
+    save_checkpoint(tmp_path, done, first.groups(), {}, 1)
     groups, _ = load_checkpoint(list_checkpoints(tmp_path)[-1])
     second.load({**groups, "weights": {}})
     assert set(groups) == {"discriminator", "discriminator_optimizer"}
     for found in (first, second):
-        steps(found, 7, 12)
+        steps(found, done, 12)
     assert same(state(first), state(second))
 
 
@@ -446,7 +459,7 @@ def test_it_learns_to_tell_apart_and_draws_fakes_to_the_real():
     for step in range(120):
         values = found.backward([Pair(noisy(above, 2 * step), noisy(left, 2 * step + 1), None, slice(0, 16))], step)
         found.update()
-    assert float(values["real"] - values["fake"]) > 1
+    assert float(values["logit_real"] - values["logit_fake"]) > 1
     fake = noisy(left, 1000)
     correlation = [float(((fake - fake.mean()) * (above - 0.5)).mean())]
     for step in range(200, 230):

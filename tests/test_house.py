@@ -134,7 +134,7 @@ def test_doctests():
     import importlib
 
     flags = doctest.ELLIPSIS
-    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.cost"]
+    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.adversarial", "cdistill.training.cost"]
     results = [doctest.testmod(importlib.import_module(name), optionflags=flags) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0

@@ -152,7 +152,8 @@ def test_hours_are_work_over_throughput():
 def test_half_precision_and_several_devices_change_the_memory():
     single, half = fast_plan(), fast_plan("training.precision=fp16")
     assert half.activation_bytes == pytest.approx(0.88 * single.activation_bytes, rel=1e-3)
-    assert half.state_bytes - single.state_bytes == pytest.approx(2 * half.student, rel=0.01)
+    copies = 2 * (half.student + half.teacher)  # half weights of the student, and of the teacher beside its own
+    assert half.state_bytes - single.state_bytes == pytest.approx(copies, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,7 @@ def test_half_precision_and_several_devices_change_the_memory():
         (["--recipe", "cifar10", "--devices", "3"], "cannot be divided among 3 processes"),
         (["--recipe", "cifar10", "--devices", "4", "--set", "training.accumulation=256"], "cannot be divided"),
         (["--recipe", "mixture", "--set", "training.distance=lpips"], "compares grey or RGB images"),
+        (["--recipe", "mixture", "--set", "gan.start=0"], "judges grey or RGB images"),
         (["--recipe", "mixture", "--tflops", "inf"], "--tflops: got inf"),
     ],
 )

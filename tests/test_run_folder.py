@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cdistill.checkpoint import save_checkpoint
 from cdistill.cli import run
-from cdistill.errors import MissingAssetError, RecipeError, RunLockedError
+from cdistill.commands.common import let_main
+from cdistill.errors import CdistillError, MissingAssetError, RecipeError, RunLockedError
 from cdistill.recipe import DistillRecipe, load_recipe, to_toml
 from cdistill.runs import RunFolder, held
 
@@ -88,6 +90,14 @@ def test_a_lock_is_held_once_and_given_back(tmp_path):
         pass
     with held(lock, "it: taken"):
         pass
+
+
+def test_a_process_that_is_told_of_a_refusal_ends_with_the_same_code():
+    """Whichever process ends first, the launcher returns the code of the refusal."""
+    told = SimpleNamespace(is_main_process=False, device="cpu", reduce=lambda own, how: own + RunLockedError.exit_code)
+    with pytest.raises(CdistillError, match="here: the main process refused it") as caught:
+        let_main(lambda: pytest.fail("not its work"), Path("here"), told)
+    assert caught.value.exit_code == 6
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])

@@ -17,6 +17,7 @@ from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record
+from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import count_parameters
 from cdistill.preconditionings import Preconditioning
@@ -28,6 +29,7 @@ from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
+from cdistill.training.adversarial import Adversary
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.loop import effective_precision, make_accelerator, train
@@ -81,6 +83,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         recipe = with_micro_batches(recipe, micro_batch, accelerator)
     if recipe.training.compile == "auto":
         tolerate_compiler()
+    adversary = make_adversary(recipe, teacher, accelerator)
     check_run(folder, recipe, resume)  # before anything that takes long
     accelerator.wait_for_everyone()  # every process has looked before the main one writes
     teacher.denoiser.to(accelerator.device)
@@ -89,11 +92,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
     with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
-        torch.manual_seed(derive_seed(recipe.seed, "student"))
-        task = _TASKS[recipe.training.method](
-            teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, recipe.gan
-        )
-        task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+        task = make_task(recipe, teacher, form, distance, source, accelerator, adversary)
         say(
             f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
@@ -102,7 +101,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step):
-                rows, drawn = judge.judge_student("student", task.ema, form, section.nfe)
+                rows, drawn = judge.judge_student("student", task.averaged(), form, section.nfe)
                 draw_grid(folder, judge, drawn, section, f"step-{step:08d}")
                 _log_evaluation(folder, judge, step, rows)
 
@@ -111,7 +110,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
             task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
             section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
-        rows = report(folder, judge, untrained_student(teacher, recipe), task.ema, form, section, iterations)
+        rows = report(folder, judge, untrained_student(teacher, recipe), task.averaged(), form, section, iterations)
         if not _evaluated(folder, iterations):
             _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
         best = folder.best_step(checkpoint.best)
@@ -120,6 +119,31 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return rows
+
+
+def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Accelerator) -> Adversary | None:
+    """Builds the discriminator of a recipe's GAN loss; None without one."""
+    if recipe.gan is None:
+        return None
+    return Adversary(recipe.gan, teacher.shape, teacher.denoiser.num_classes, accelerator, recipe.seed)
+
+
+def make_task(
+    recipe: DistillRecipe,
+    teacher: Teacher,
+    form: Preconditioning,
+    distance: Distance,
+    source: Source,
+    accelerator: Accelerator,
+    adversary: Adversary | None,
+) -> ConsistencyTask:
+    """Builds the student and what trains it; the teacher is on the accelerator's device."""
+    torch.manual_seed(derive_seed(recipe.seed, "student"))
+    task = _TASKS[recipe.training.method](
+        teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, adversary
+    )
+    task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+    return task
 
 
 def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:

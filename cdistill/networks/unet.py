@@ -72,8 +72,11 @@ def resample(x: Tensor, taps: Tensor, direction: str) -> Tensor:
 
 
 def _repeated(x: Tensor) -> Tensor:
-    """Doubles every row and column; on a CPU 2 to 4 times as fast as `interpolate`."""
+    """Doubles every row and column, in the memory format of `x`; on a CPU 2 to 4 times as fast as `interpolate`."""
     batch, channels, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        inner = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
+        return inner.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
     wide = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
     return wide.reshape(batch, channels, 2 * height, 2 * width)
 

@@ -118,10 +118,10 @@ class Adversary:
             index: Number of the step.
 
         Returns:
-            "discriminator", the hinge loss, and "real" and "fake", the mean logits; scalars on the device.
+            "discriminator", the hinge loss, "logit_real" and "logit_fake", the mean logits; scalars on the device.
         """
         self.optimizer.zero_grad()
-        totals, count = torch.zeros(3, device=self.accelerator.device), 0
+        totals, count = self.trained[0].detach().new_zeros(3), 0
         for pair in pairs:
             size = len(pair.real)
             with self._learning():
@@ -131,7 +131,7 @@ class Adversary:
             count += size
         self._share_gradients(count)
         found = self.accelerator.reduce(totals / count, "mean")
-        return dict(zip(("discriminator", "real", "fake"), found, strict=True))
+        return dict(zip(("discriminator", "logit_real", "logit_fake"), found, strict=True))
 
     def update(self) -> None:
         """Steps along the gradient that :meth:`backward` left; leave it out if that is not finite."""

@@ -5,8 +5,7 @@
 * The teacher and the targets run before the student, without a graph; the teacher in half precision where asked.
 * Jumps that stand still (s = u, s = eps) cost no network call.
 * The student's jump and its DSM prediction are one batch.
-* One backward pass. The graph is cut at the student's outputs: each loss gives its gradient there, the last layer turns
-  both into the two norms of CTM's adaptive weight, and the combined gradient goes back through the student once.
+* One backward pass, the weights of the losses included (`cdistill.training.passes`).
 * The host waits for the device once a step, when the next batch is ready (see `cdistill.training.loop`).
 
 With micro-batches the weight must still be that of the whole batch, which is known only at the end of it. Then each
@@ -15,8 +14,6 @@ added.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 
 import torch
@@ -25,11 +22,11 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.errors import RecipeError
-from cdistill.losses import Distance, balance, dsm_loss, gan_weight
+from cdistill.losses import Distance, dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import generator
-from cdistill.recipe import DistillSection, GanSection
+from cdistill.recipe import DistillSection
 from cdistill.schedule import EPS, rho_grid
 from cdistill.solvers import jump
 from cdistill.training.adversarial import Adversary, Pair, discriminates
@@ -44,11 +41,10 @@ from cdistill.training.batches import (
     own_rows,
 )
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
+from cdistill.training.passes import Loss, Term, backward_once, backward_separately, cut
 from cdistill.training.speed import choose_speed, compiled_call, keep_buffers, lay_out, make_solver_step
 from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.stopwatch import Stopwatch
-
-Loss = Callable[[Batch], Tensor]
 
 
 class ConsistencyTask(Task):
@@ -62,14 +58,13 @@ class ConsistencyTask(Task):
         accelerator: Devices and processes.
         section: The recipe's numbers.
         seed: Seed of the run.
-        gan: The recipe's section of the GAN loss, if there is one.
+        adversary: The discriminator of the GAN loss, if there is one.
 
     Attributes:
         live: theta, the student's weights.
         ema: Their moving average, for sampling.
         target: mu, their moving average inside the loss; the same module when the rates are equal.
         speed: How the networks run.
-        adversary: The discriminator of the GAN loss, or None.
     """
 
     def __init__(
@@ -81,7 +76,7 @@ class ConsistencyTask(Task):
         accelerator: Accelerator,
         section: DistillSection,
         seed: int,
-        gan: GanSection | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
         if preconditioning.to_eps_only and section.method != "cm":
@@ -104,13 +99,12 @@ class ConsistencyTask(Task):
         self.solver_step = make_solver_step(teacher.to(device), self.speed)
         if self.speed.compiled:
             self.live.compile_body()
-        if self.speed.compiled and gan is not None:
+        if self.speed.compiled and adversary is not None:
             keep_buffers()
         self.trained = [parameter for parameter in self.live.parameters() if parameter.requires_grad]
         self.model = accelerator.prepare(self.live)
         self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, foreach=True)
-        shape, classes = teacher.sample_shape, teacher.num_classes
-        self.adversary = None if gan is None else Adversary(gan, shape, classes, accelerator, seed)
+        self.adversary = adversary
         self.ready: tuple[int, int, list[Batch]] | None = None
 
     @abstractmethod
@@ -138,7 +132,12 @@ class ConsistencyTask(Task):
             found = self.adversary.backward((self.pair(batch) for batch in batches), index)
             return {**found, "discriminator_norm": gradient_norm(self.adversary.optimizer)}
         self.optimizer.zero_grad()
-        found = self._one_pass(batches[0]) if len(batches) == 1 else self._several_passes(batches)
+        last = self.live.balance_weight()
+        if len(batches) == 1:
+            found = backward_once(self.terms(batches[0]), last, self.accelerator)
+        else:
+            losses = self.losses(index)
+            found = backward_separately(losses, batches, self.model, self.trained, last, self.accelerator)
         return {**found, "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
 
     def discriminates(self, index: int) -> bool:
@@ -217,95 +216,41 @@ class ConsistencyTask(Task):
         """Returns what the discriminator learns from: x_0 and e*."""
         return Pair(batch.x0, self.land(batch, self.student_jump(batch)), batch.labels, batch.rows)
 
-    def competes(self, batch: Batch) -> bool:
-        """Whether the student has a GAN loss in the step of `batch`."""
-        return self.adversary is not None and batch.index >= self.adversary.section.start
+    def competes(self, index: int) -> bool:
+        """Whether the student has a GAN loss in step `index`."""
+        return self.adversary is not None and index >= self.adversary.section.start
 
-    def _one_pass(self, batch: Batch) -> dict[str, Tensor]:
-        """Back-propagates a batch at once; returns the losses and their weights."""
+    def terms(self, batch: Batch) -> dict[str, Term]:
+        """Computes all losses of a batch from one call of the student."""
         goal = self.goal(batch)
         jumped, denoised = self.student(batch) if self.section.dsm else (self.student_jump(batch), None)
-        leaf = jumped.detach().requires_grad_()
+        leaf = cut(jumped)
         landed = self.land(batch, leaf)
-        losses, outputs, leaves = {"consistency": self.consistency_loss(landed, goal)}, [jumped], [leaf]
+        found = {"consistency": Term(jumped, leaf, self.consistency_loss(landed, goal))}
         if denoised is not None:
-            outputs.append(denoised)
-            leaves.append(denoised.detach().requires_grad_())
-            losses["dsm"] = self.dsm_loss(batch, leaves[1])
-        if self.competes(batch):
-            outputs.append(jumped)
-            leaves.append(leaf)
-            losses["gan"] = self.gan_loss(batch, landed)
-        cotangents = [
-            torch.autograd.grad(self._scaled(loss), reached, retain_graph="gan" in losses)[0]
-            for loss, reached in zip(losses.values(), leaves, strict=True)
-        ]
-        weights = {}
-        if len(losses) > 1:
-            last = self.live.balance_weight()
-            at_last = [
-                torch.autograd.grad(output, last, cotangent, retain_graph=True)[0]
-                for output, cotangent in zip(outputs, cotangents, strict=True)
-            ]
-            weights = self._weights(dict(zip(losses, self.accelerator.reduce(at_last, "mean"), strict=True)))
-        first, *others = cotangents
-        scaled = [weight * cotangent for weight, cotangent in zip(weights.values(), others, strict=True)]
-        torch.autograd.backward(outputs, [first, *scaled])
-        return {**{name: loss.detach() for name, loss in losses.items()}, **named(weights)}
+            beside = cut(denoised)
+            found["dsm"] = Term(denoised, beside, self.dsm_loss(batch, beside))
+        if self.competes(batch.index):
+            found["gan"] = Term(jumped, leaf, self.gan_loss(batch, landed))
+        return found
 
-    def _several_passes(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """Back-propagates micro-batches, loss by loss; returns the losses and their weights."""
-        passes: dict[str, Loss] = {"consistency": self._consistency}
+    def losses(self, index: int) -> dict[str, Loss]:
+        """Returns the losses of step `index`, each with a call of the student of its own."""
+
+        def consistency(batch: Batch) -> Tensor:
+            goal = self.goal(batch)
+            return self.consistency_loss(self.land(batch, self.student_jump(batch)), goal)
+
+        found: dict[str, Loss] = {"consistency": consistency}
         if self.section.dsm:
-            passes["dsm"] = lambda batch: self.dsm_loss(batch, self.student_dsm(batch))
-        if self.competes(batches[0]):
-            passes["gan"] = lambda batch: self.gan_loss(batch, self.land(batch, self.student_jump(batch)))
-        losses, gradients = {}, {}
-        for name, loss in passes.items():
-            losses[name] = self._accumulate(batches, loss)
-            gradients[name] = self._take_gradients()
-        last = next(k for k, parameter in enumerate(self.trained) if parameter is self.live.balance_weight())
-        weights = self._weights({name: gradient[last] for name, gradient in gradients.items()})
-        total = gradients["consistency"]
-        for name, weight in weights.items():
-            torch._foreach_add_(total, torch._foreach_mul(gradients[name], weight))
-        for parameter, gradient in zip(self.trained, total, strict=True):
-            parameter.grad = gradient
-        return {**losses, **named(weights)}
+            found["dsm"] = lambda batch: self.dsm_loss(batch, self.student_dsm(batch))
+        if self.competes(index):
+            found["gan"] = lambda batch: self.gan_loss(batch, self.land(batch, self.student_jump(batch)))
+        return found
 
-    def _consistency(self, batch: Batch) -> Tensor:
-        goal = self.goal(batch)
-        return self.consistency_loss(self.land(batch, self.student_jump(batch)), goal)
-
-    def _accumulate(self, batches: list[Batch], loss: Loss) -> Tensor:
-        """Adds the gradients of `loss` over micro-batches and processes; returns this process's mean, detached."""
-        parts = []
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                value = loss(batch) / len(batches)
-                self.accelerator.backward(value)
-            parts.append(value.detach())
-        return torch.stack(parts).sum()
-
-    def _take_gradients(self) -> list[Tensor]:
-        """Returns the gradients and clears them."""
-        taken = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.trained]
-        self.optimizer.zero_grad()
-        return taken
-
-    def _weights(self, at_last: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns CTM's adaptive weights of all losses but the first, from their gradients at the last layer."""
-        first, *others = at_last.values()
-        scale = self._scaled(torch.ones((), device=first.device))
-        kinds = [{"dsm": balance, "gan": gan_weight}[name] for name in at_last if name != "consistency"]
-        weights = [kind(first, other, scale).to(first.dtype) for kind, other in zip(kinds, others, strict=True)]
-        return dict(zip([name for name in at_last if name != "consistency"], weights, strict=True))
-
-    def _scaled(self, value: Tensor) -> Tensor:
-        """Multiplies by the factor of the gradient scaler for fp16."""
-        scaler = self.accelerator.scaler
-        return value if scaler is None else scaler.scale(value)
+    def averaged(self) -> Denoiser:
+        """Returns the averaged student as it comes back from a file, whatever its layout here: for evaluation."""
+        return deepcopy(self.ema).to(memory_format=torch.contiguous_format)
 
     def groups(self) -> Groups:
         """See :class:`Task`."""
@@ -413,11 +358,6 @@ class CMTask(ConsistencyTask):
     def student(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """See :class:`ConsistencyTask`; two calls, because masks depend on the size of a batch."""
         return self.student_jump(batch), self.student_dsm(batch)
-
-
-def named(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the adaptive weights under the names of the log."""
-    return {{"dsm": "balance", "gan": "gan_balance"}[name]: weight for name, weight in weights.items()}
 
 
 def coefficient_tables(preconditioning: Preconditioning, grid: Tensor) -> tuple[Tensor, Tensor]:

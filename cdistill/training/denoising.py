@@ -39,7 +39,8 @@ class DenoisingTask(Task):
         seed: int,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, 1)
-        self.accelerator, self.source, self.section, self.seed = accelerator, source, section, seed
+        self.accelerator, self.section, self.seed = accelerator, section, seed
+        self.source = source.resident(accelerator.device)
         self.images = section.batch_size
         self.live = denoiser.to(accelerator.device).train()
         self.ema = freeze(deepcopy(self.live))

@@ -5,12 +5,14 @@ over all processes. By then everything of the step is queued and the next batch 
 """
 
 import math
+import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +27,7 @@ from cdistill.launch import set_threads, world_size
 from cdistill.randomness import derive_seed
 from cdistill.recipe import CheckpointSection
 from cdistill.runs import RunFolder
-from cdistill.storage import list_checkpoints
+from cdistill.storage import list_checkpoints, read_json, step_of
 
 _PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -176,7 +178,7 @@ def train(
                 done = back
             due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
             if due or report.stop or done == iterations:
-                save(task, folder, done, counters, checkpoint.keep, best)
+                save(task, folder, done, counters, due, checkpoint.keep, best)
             if report.stop and done < iterations:
                 _stop(folder, done, report.stop)
             if now(evaluate_every):
@@ -190,7 +192,8 @@ def start(task: Task, folder: RunFolder, iterations: int) -> tuple[int, Counters
         MismatchError: It was made with another teacher or other data, or its tensors do not fit.
         RecipeError: It has more steps than `iterations`.
     """
-    done, counters = restore(task, folder)
+    found = list_checkpoints(folder.checkpoints)
+    done, counters = restore(task, found[-1]) if found else (0, Counters())
     if done > iterations:
         raise RecipeError(f"training.iterations: got {iterations}, but {folder.path} has {done} steps already")
     if task.accelerator.is_main_process:
@@ -200,17 +203,14 @@ def start(task: Task, folder: RunFolder, iterations: int) -> tuple[int, Counters
     return done, counters
 
 
-def restore(task: Task, folder: RunFolder) -> tuple[int, Counters]:
-    """Loads the newest checkpoint into the task; returns its number of steps and its counters, (0, new) without one."""
-    found = list_checkpoints(folder.checkpoints)
-    if not found:
-        return 0, Counters()
-    groups, state = load_checkpoint(found[-1])
-    check_identity(found[-1], state, task.identity)
+def restore(task: Task, checkpoint: Path) -> tuple[int, Counters]:
+    """Loads a checkpoint into the task; returns its number of steps and its counters."""
+    groups, state = load_checkpoint(checkpoint)
+    check_identity(checkpoint, state, task.identity)
     try:
         task.load(groups)
     except (RuntimeError, KeyError) as error:
-        raise MismatchError(f"{found[-1]}: its tensors do not fit this recipe ({error})") from error
+        raise MismatchError(f"{checkpoint}: its tensors do not fit this recipe ({error})") from error
     if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     counters = Counters(**state.get("counters", {}))
@@ -261,29 +261,43 @@ def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
 
 
 def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: Counters) -> int:
-    """Loads the last checkpoint, from which the run goes on with other random numbers; returns its step.
+    """Loads the last checkpoint that was due; the run goes on from there with other random numbers.
+
+    One that was saved because of a signal does not count, so that an interrupted run goes back where any other does.
+
+    Returns:
+        Its step.
 
     Raises:
         DivergedError: There is none, or the run went back to it once already.
     """
     told = f"step {done}: {counters.in_a_row} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
-    found = list_checkpoints(folder.checkpoints)
+    there = list_checkpoints(folder.checkpoints)
+    found = _due(there)
     advice = "start again with a lower training.learning_rate, or fp32, and another --out"
     if not found:
         raise DivergedError(f"{told}; there is no checkpoint to go back to: {advice}")
-    if counters.returned_to == int(found[-1].name[5:]):
+    if counters.returned_to == step_of(found[-1]):
         raise DivergedError(f"{told}, after the run had gone back to {found[-1]} once; {advice}")
     skipped, attempt = counters.skipped, counters.attempt + 1
-    back, _ = restore(task, folder)
+    back, _ = restore(task, found[-1])
+    task.accelerator.wait_for_everyone()
     counters.skipped, counters.in_a_row, counters.attempt, counters.returned_to = skipped, 0, attempt, back
     task.attempt = attempt
     say(f"{folder.path}: {told}; goes back to step {back}, with other random numbers")
     if task.accelerator.is_main_process:
+        for newer in there[there.index(found[-1]) + 1 :]:  # this run will not come there again
+            shutil.rmtree(newer)
         folder.truncate_metrics(back)
         folder.log({"step": back, "event": "went back", "from": done, **asdict(counters)})
         folder.write_status(step=back)
     task.accelerator.wait_for_everyone()
     return back
+
+
+def _due(checkpoints: list[Path]) -> list[Path]:
+    """Returns those that were saved because they were due, not because of a signal."""
+    return [path for path in checkpoints if read_json(path / "state.json").get("due", True)]
 
 
 class _Log:
@@ -315,17 +329,22 @@ class _Log:
         self.steps, self.seconds, self.latest = 0, 0.0, {}
 
 
-def save(task: Task, folder: RunFolder, done: int, counters: Counters, keep: int, best: str | None) -> None:
-    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait."""
+def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool, keep: int, best: str | None) -> None:
+    """Writes a checkpoint from the main process, and keeps the best besides the last `keep`; the others wait.
+
+    Before one that is not `due` the last that was stays too, because the run may have to go back there.
+    """
     if task.accelerator.is_main_process:
         scaler = task.accelerator.scaler
         state = {
             "scaler": scaler.state_dict() if scaler is not None else None,
             "identity": task.identity,
             "counters": asdict(counters),
+            "due": due,
         }
-        kept = folder.best_step(best)
-        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, () if kept is None else (kept,))
+        needed = {step_of(path) for path in _due(list_checkpoints(folder.checkpoints))[-1:] if not due}
+        protected = needed | ({kept} if (kept := folder.best_step(best)) is not None else set())
+        save_checkpoint(folder.checkpoints, done, task.groups(), state, keep, protected)
         folder.write_status(step=done)
     task.accelerator.wait_for_everyone()
 

@@ -2,8 +2,9 @@
 
 python -m tests.benchmarks.kills --kills 50 --seed 0
 
-A kill comes at random in the start of the process, after its work has begun, or while a checkpoint is written. Prints
-where the kills hit and what differs at the end, and ends with 1 if anything does; the folders are left.
+The first tenth of the kills come at random while coefficients are estimated, the others in the start of the process,
+in training and its evaluations, or while a checkpoint is written. Prints where the kills hit and what differs at the
+end, and ends with 1 if anything does; the folders are left.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from tests.runner import finish, kill, outcome, records, start, steps_of
 
 MEASURED_EVERY = 50
 STEPS_A_KILL = 20  # so that the run lasts as long as the kills do
-MODES = {"start": 2, "work": 5, "checkpoint": 3}
+MODES = {"start": 2, "training": 5, "checkpoint": 3}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Times:
 def arguments_of(run: Path, kills: int) -> list[str]:
     return fast_distill(
         run, f"training.iterations={STEPS_A_KILL * kills}", "checkpoint.every=5", "training.learning_rate=0.01",
-        f"evaluation.every={MEASURED_EVERY}", "evaluation.samples=2048", "estimation.samples=4096",
+        f"evaluation.every={MEASURED_EVERY}", "evaluation.samples=2048", "estimation.samples=8192",
         "estimation.timesteps=60",
     )  # fmt: skip
 
@@ -65,7 +66,7 @@ def uninterrupted(run: Path, kills: int) -> Times:
     process = start(arguments_of(run, kills), run.parent)
     ends_first(process, lambda: works_since(run, begun))
     second = time.monotonic()
-    ends_first(process, lambda: works_since(run, begun, "running"))
+    ends_first(process, RunFolder(run).coefficients.is_file)
     third = time.monotonic()
     _, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -73,15 +74,17 @@ def uninterrupted(run: Path, kills: int) -> Times:
 
 
 def is_killed(run: Path, mode: str, times: Times, kills: int, draw: random.Random) -> tuple[bool, int]:
-    """Starts the run and kills it in one of the MODES; whether it lived until then, and when it began, in ns."""
+    """Starts the run and kills it in a certain state; whether it lived until then, and when it began, in ns."""
     begun = time.time_ns()
     process = start(arguments_of(run, kills), run.parent)
     if mode == "start":
         wait = draw.uniform(0, 1.2 * times.start)
-    elif mode == "work":
-        trained = RunFolder(run).coefficients.is_file()
-        ends_first(process, lambda: works_since(run, begun, "running" if trained else "preparing"))
-        wait = draw.uniform(0, 4 * times.training / kills if trained else 2 * times.estimation)
+    elif mode == "estimation":
+        ends_first(process, lambda: works_since(run, begun))
+        wait = draw.uniform(0, times.estimation / 2)
+    elif mode == "training":
+        ends_first(process, lambda: works_since(run, begun, "running"))
+        wait = draw.uniform(0, 4 * times.training / kills)
     else:
         for _ in range(draw.randint(1, 3)):
             known = steps_of(run)
@@ -123,7 +126,8 @@ def main() -> None:
     times = uninterrupted(whole, options.kills)
     places: collections.Counter[str] = collections.Counter()
     while places.total() < options.kills:
-        mode = draw.choices([*MODES], [*MODES.values()])[0]
+        early = places.total() < options.kills // 10
+        mode = "estimation" if early else draw.choices([*MODES], [*MODES.values()])[0]
         killed, begun = is_killed(run, mode, times, options.kills, draw)
         if killed:
             places[place_of(run, begun)] += 1
