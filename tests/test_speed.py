@@ -39,6 +39,7 @@ from cdistill.recipe import DistillRecipe, GanSection, load_recipe, shipped_reci
 from cdistill.registry import DISTANCES
 from cdistill.storage import list_checkpoints
 from cdistill.teachers import load_teacher
+from cdistill.training.adversarial import Adversary
 from cdistill.training.batches import Times
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.loop import Counters, finish, read
@@ -51,14 +52,14 @@ METHODS = ["ctm", "cm"]
 
 
 def build(table, accelerator=None, source=None, teacher=None, gan=None, **values) -> ConsistencyTask:
-    """A task in float64, unless `source` and `teacher` are of another type."""
-    chosen = section(**values)
+    """A task in float64, unless `source` and `teacher` are of another type; contiguous, unless asked otherwise."""
+    chosen = section(**{"channels_last": False, **values})
     kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
     form, accelerator = make_preconditioning("analytic", table=table), accelerator or Accelerator(cpu=True)
-    task = kind(teacher or small_teacher(), form, distance, source or digits(), accelerator, chosen, 1, gan)
-    if task.adversary is not None:
-        task.adversary.discriminator.double()
-    return task
+    adversary = gan and Adversary(gan, (1, 8, 8), 10, accelerator, 1)
+    if adversary:
+        adversary.discriminator.double()
+    return kind(teacher or small_teacher(), form, distance, source or digits(), accelerator, chosen, 1, adversary)
 
 
 def single(table, **values) -> ConsistencyTask:
