@@ -176,10 +176,11 @@ def train(
                 back = go_back(task, folder, done, report, counters)
                 advance(back - done, "")
                 done = back
-            due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every))
-            if due or report.stop or done == iterations:
+            last = done == iterations
+            due = counters.in_a_row == 0 and (now(checkpoint.every) or now(evaluate_every) or last)
+            if due or report.stop or last:
                 save(task, folder, done, counters, due, checkpoint.keep, best)
-            if report.stop and done < iterations:
+            if report.stop and not last:
                 _stop(folder, done, report.stop)
             if now(evaluate_every):
                 evaluate(done)
