@@ -39,6 +39,7 @@ from cdistill.recipe import DistillRecipe, GanSection, load_recipe, shipped_reci
 from cdistill.registry import DISTANCES
 from cdistill.storage import list_checkpoints
 from cdistill.teachers import load_teacher
+from cdistill.training.adversarial import Adversary
 from cdistill.training.batches import Times
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.loop import Counters, finish, read
@@ -51,14 +52,14 @@ METHODS = ["ctm", "cm"]
 
 
 def build(table, accelerator=None, source=None, teacher=None, gan=None, **values) -> ConsistencyTask:
-    """A task in float64, unless `source` and `teacher` are of another type."""
-    chosen = section(**values)
+    """A task in float64, unless `source` and `teacher` are of another type; contiguous, unless asked otherwise."""
+    chosen = section(**{"channels_last": False, **values})
     kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
     form, accelerator = make_preconditioning("analytic", table=table), accelerator or Accelerator(cpu=True)
-    task = kind(teacher or small_teacher(), form, distance, source or digits(), accelerator, chosen, 1, gan)
-    if task.adversary is not None:
-        task.adversary.discriminator.double()
-    return task
+    adversary = gan and Adversary(gan, (1, 8, 8), 10, accelerator, 1)
+    if adversary:
+        adversary.discriminator.double()
+    return kind(teacher or small_teacher(), form, distance, source or digits(), accelerator, chosen, 1, adversary)
 
 
 def single(table, **values) -> ConsistencyTask:
@@ -164,7 +165,11 @@ def test_a_step_in_fp16_is_near_that_in_float32(exact_coefficients, options):
     accelerator.autocast, accelerator.prepare, accelerator.backward = half_cpu, prepare, backward
     whole = moved(single(exact_coefficients, **options))
     half = moved(single(exact_coefficients, accelerator=accelerator, teacher_precision="fp16", **options))
+    kinds = set()
+    for network in (half.live, half.target):
+        network.model.register_forward_hook(lambda module, inputs, out: kinds.add(out.dtype))
     exact, found = whole.gradients(0), half.gradients(0)
+    assert kinds == {torch.float16}
     kinked = 2.0**-5.5
     for name, value in exact.items():
         bound = kinked if name in ("gan_balance", "gradient_norm") and "gan" in options else 3 * ROUNDING["fp16"]
@@ -446,6 +451,7 @@ def test_what_is_prepared_is_what_would_be_drawn(exact_coefficients):
         ahead.prepare(index + 1)
         prepared = ahead.draw(index + 1)
         assert prepared is ahead.ready[2]
+        assert [batch.index for batch in prepared] == [index + 1]
         assert found == expected
         assert all(torch.equal(value, gradients(plain)[name]) for name, value in gradients(ahead).items())
 

@@ -26,6 +26,7 @@ from cdistill.runs import RunFolder
 from cdistill.schedule import rho_grid
 from cdistill.storage import list_checkpoints
 from cdistill.teachers import load_teacher
+from cdistill.training.adversarial import Adversary
 from cdistill.training.batches import Times
 from cdistill.training.consistency import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.loop import Counters, finish, read
@@ -59,7 +60,8 @@ def build(table, device: str, gan=None, teacher=None, **values) -> ConsistencyTa
     assert accelerator.device.type == device
     kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
     form, teacher = make_preconditioning("analytic", table=table), teacher or small_teacher(torch.float32)
-    return kind(teacher, form, distance, FLIPPED, accelerator, chosen, 1, gan)
+    adversary = gan and Adversary(gan, (1, 8, 8), 10, accelerator, 1)
+    return kind(teacher, form, distance, FLIPPED, accelerator, chosen, 1, adversary)
 
 
 def relative(x: Tensor, y: Tensor) -> float:
