@@ -152,9 +152,7 @@ def test_hours_are_work_over_throughput():
 def test_half_precision_and_several_devices_change_the_memory():
     single, half = fast_plan(), fast_plan("training.precision=fp16")
     assert half.activation_bytes == pytest.approx(0.88 * single.activation_bytes, rel=1e-3)
-    copies = 2 * (
-        half.student - half.teacher
-    )  # half weights of the student; half in place of whole ones of the teacher
+    copies = 2 * (half.student - half.teacher)  # the teacher that runs is half as large
     assert half.state_bytes - single.state_bytes == pytest.approx(copies, rel=0.01)
 
 

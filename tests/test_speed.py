@@ -103,7 +103,10 @@ def test_a_half_teacher_moves_the_solution_and_the_step_by_its_rounding(exact_co
 @pytest.mark.parametrize("kind", list(ROUNDING))
 def test_what_enters_the_half_teacher_is_rounded_last(kind):
     """dx/dt at t = 0.002 is off by the rounding of the network, about 2; with x itself rounded by thousands of it."""
-    teacher, speed = small_teacher(), Speed(TYPES[kind], compiled=False, channels_last=False)
+    teacher, speed = (
+        small_teacher(),
+        Speed(TYPES[kind], compiled=False, channels_last=False, teacher_channels_last=False),
+    )
     x = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x"))
     t, u = (torch.full((16,), level, dtype=torch.float64) for level in (0.0022, 0.002))
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 
+from cdistill.commands.common import let_main
 from cdistill.console import say
 from cdistill.errors import CdistillError, RecipeError, brief
 from cdistill.recipe import DistillRecipe, TeacherRecipe
