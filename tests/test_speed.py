@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -35,8 +36,9 @@ from cdistill.errors import RecipeError
 from cdistill.planning import Plan, hollow, input_cost, network_cost
 from cdistill.preconditionings import make_preconditioning
 from cdistill.randomness import generator
-from cdistill.recipe import DistillRecipe, GanSection, load_recipe, shipped_recipes
+from cdistill.recipe import DistillRecipe, GanSection, load_recipe, shipped_recipes, to_toml
 from cdistill.registry import DISTANCES
+from cdistill.runs import RunFolder
 from cdistill.storage import list_checkpoints
 from cdistill.teachers import load_teacher
 from cdistill.training.adversarial import Adversary
@@ -219,7 +221,7 @@ def test_an_overflow_is_skipped_and_lowers_the_scale(exact_coefficients, accumul
     assert math.isfinite(report.values["consistency"])
     assert "gradient_norm" in report.wrong
     finish(task, 0, report, counters)
-    assert (counters.skipped, counters.in_a_row) == (1, 1)
+    assert (counters.skipped, counters.row()) == (1, 1)
     assert all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
     assert accelerator.scaler.get_scale() == 2.0**17
     report = read(accelerator, task.gradients(1))
@@ -228,7 +230,7 @@ def test_an_overflow_is_skipped_and_lowers_the_scale(exact_coefficients, accumul
     assert distance_of(gradients(task), gradients(plain)) < 1e-5
     finish(task, 1, report, counters)
     step(plain, 1)
-    assert (counters.skipped, counters.in_a_row) == (1, 0)
+    assert (counters.skipped, counters.row()) == (1, 0)
     assert accelerator.scaler.get_scale() == 2.0**17
     for first, second in zip(task.live.parameters(), plain.live.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-4)  # RAdam begins with the plain gradient
@@ -516,13 +518,16 @@ def others(*counts: int) -> SimpleNamespace:
     )  # fmt: skip
 
 
+NOWHERE = RunFolder(Path("no run here"))
+
+
 @pytest.mark.parametrize(("most", "counts", "expected"), [
     ("24", (), 1), ("12", (), 2), ("7", (), 4), ("1", (), 24), ("100", (), 1), ("5", (2,), 3), ("12", (4,), 4),
 ])  # fmt: skip
 def test_a_micro_batch_of_at_most_n_images(most, counts, expected):
     """Only equal parts: at most 7 of 24 images are 6; the process that needs the most parts decides."""
     recipe = micro_recipe(accumulation=4)
-    found = micro.with_micro_batches(recipe, most, others(*counts))
+    found = micro.with_micro_batches(recipe, most, others(*counts), NOWHERE)
     assert found.training.accumulation == expected
     assert found.model_copy(update={"training": recipe.training}) == recipe
 
@@ -541,20 +546,33 @@ def test_auto_takes_what_fits_in_memory(limit, counts, expected, monkeypatch):
 
     monkeypatch.setattr(micro, "plan", counted)
     monkeypatch.setattr(micro, "free_bytes", lambda device: (limit + 1e-6) / 0.8)
-    assert micro.with_micro_batches(micro_recipe(), "auto", others(*counts)).training.accumulation == expected
+    assert micro.with_micro_batches(micro_recipe(), "auto", others(*counts), NOWHERE).training.accumulation == expected
 
 
 def test_auto_cuts_a_real_recipe(monkeypatch):
     whole, parts = (plan(micro_recipe(accumulation=count), 1) for count in (1, 2))
     for free, expected in ((whole.device_bytes / 0.79, 1), (parts.device_bytes / 0.79, 2), (0, 24)):
         monkeypatch.setattr(micro, "free_bytes", lambda device, free=free: free)
-        found = micro.with_micro_batches(micro_recipe(), "auto", others())
+        found = micro.with_micro_batches(micro_recipe(), "auto", others(), NOWHERE)
+        assert found.training.accumulation == expected
+
+
+def test_a_run_that_goes_on_keeps_its_micro_batches(monkeypatch, tmp_path):
+    """What is free now does not decide, as long as the old number still divides the batch."""
+    run = RunFolder(tmp_path)
+    (run.checkpoints / "step-00000010").mkdir(parents=True)
+    monkeypatch.setattr(micro, "free_bytes", lambda device: 0)
+    for before, expected in ((3, 3), (5, 24)):
+        changed = {"batch_size": before * 24, "accumulation": before}
+        old = micro_recipe().model_copy(update={"training": micro_recipe().training.model_copy(update=changed)})
+        run.recipe.write_text(to_toml(old))
+        found = micro.with_micro_batches(micro_recipe(), "auto", others(), run)
         assert found.training.accumulation == expected
 
 
 def test_a_batch_that_cannot_be_shared_is_not_cut():
     with pytest.raises(RecipeError, match="cannot be divided among 5 processes"):
-        micro.with_micro_batches(micro_recipe(), "auto", others(1, 1, 1, 1))
+        micro.with_micro_batches(micro_recipe(), "auto", others(1, 1, 1, 1), NOWHERE)
 
 
 @pytest.mark.parametrize("text", ["0", "x", "-1", "1.5", ""])

@@ -175,7 +175,7 @@ def test_a_tracker_that_does_not_start_is_one_line_and_the_other_is_closed(heard
 
 
 def test_only_the_main_process_tracks(heard, tmp_path):
-    accelerator = types.SimpleNamespace(is_main_process=False)
+    accelerator = types.SimpleNamespace(is_main_process=False, device="cpu", reduce=lambda code, kind: code)
     with tracked(RunFolder(tmp_path), recipe("tensorboard", "wandb"), accelerator) as folder:
         assert folder.listeners == ()
     assert heard.begun == []

@@ -74,9 +74,12 @@ def relative(x: Tensor, y: Tensor) -> float:
 @pytest.fixture
 def steps() -> tuple[Callable[..., Tensor], Replayed]:
     """The teacher's step in float64 on the CPU, and the fastest one."""
-    exact = make_solver_step(small_teacher(), Speed(None, compiled=False, channels_last=False))
+    exact = make_solver_step(
+        small_teacher(), Speed(None, compiled=False, channels_last=False, teacher_channels_last=False)
+    )
     fast = make_solver_step(
-        small_teacher(torch.float32).to("cuda"), Speed(torch.float16, compiled=True, channels_last=True)
+        small_teacher(torch.float32).to("cuda"),
+        Speed(torch.float16, compiled=True, channels_last=True, teacher_channels_last=True),
     )
     assert isinstance(fast, Replayed)
     return exact, fast
