@@ -85,7 +85,7 @@ def lay_out(network: nn.Module, channels_last: bool) -> None:
 
 def compiled_call(denoiser: Denoiser, speed: Speed) -> Denoiser:
     """Returns a frozen denoiser that shares its weights and is compiled for any number of samples, or itself."""
-    return cast(Denoiser, torch.compile(denoiser)) if speed.compiled else denoiser
+    return cast(Denoiser, torch.compile(denoiser, dynamic=True)) if speed.compiled else denoiser
 
 
 def make_solver_step(teacher: Denoiser, speed: Speed) -> Step:
