@@ -215,7 +215,7 @@ class DistillSection(Section):
     dropout: Rate = 0.0
     flips: bool = True
     precision: Precision = "fp32"
-    teacher_precision: Literal["same"] | Precision = "same"
+    teacher_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
     compile: bool | Literal["auto"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
     accumulation: Count = 1
