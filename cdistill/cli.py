@@ -670,7 +670,10 @@ def finish(as_json: bool, record: Any, text: str) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line and returns the exit code; prints one line for every error that a person can mend."""
     _arguments[:] = arguments
-    return guard(lambda: app(list(arguments), standalone_mode=False) or 0)
+    try:
+        return guard(lambda: app(list(arguments), standalone_mode=False) or 0)
+    finally:
+        launch.leave_group()
 
 
 def _advice(error: OSError) -> str:

@@ -25,6 +25,7 @@ CODE = """
 import sys
 import torch
 from safetensors.torch import save_file
+from cdistill.launch import leave_group
 from cdistill.recipe import GanSection
 from cdistill.training.loop import Counters, finish, read
 from tests.conftest import *
@@ -53,6 +54,7 @@ for name, options in CASES.items():
         finish(task, index, report, counters)
 if task.accelerator.is_main_process:
     save_file(found, sys.argv[1])
+leave_group()
 """
 
 
