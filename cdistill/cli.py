@@ -386,7 +386,7 @@ def sample(
 
         find_weights(teacher, weights)
     start()
-    from cdistill.commands.evaluate import sample as run_sample
+    from cdistill.commands.sample import sample as run_sample
 
     console.say(f"sampling from {teacher or run or latest_run().path}")
     written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
