@@ -131,15 +131,13 @@ def collect_moments(
         for shape in ((points, points), (points - 1, points), (points - 1,), (len(samplers),))
     ]
     device = next(iter(denoiser.state_dict().values())).device
-    world = accelerator.num_processes if accelerator else 1
     seeds = range(seed * count, (seed + 1) * count)
     for chunk in draw_chunks(denoiser.sample_shape, seeds, denoiser.num_classes, accelerator=accelerator):
         stopping.check("comparison")
-        if chunk.mine:
-            products = _chunk_products(denoiser, chunk, points, substeps, samplers, device)
-            for total, part in zip(sums, products, strict=True):
-                total.index_add_(0, owners[chunk.rows], part[chunk.places])
-            advance(len(chunk.rows) * world, "")
+        products = _chunk_products(denoiser, chunk, points, substeps, samplers, device)
+        for total, part in zip(sums, products, strict=True):
+            total.index_add_(0, owners[chunk.rows], part[chunk.places])
+        advance(chunk.turn, "")
     if accelerator:
         sums = [accelerator.reduce(part.to(device), "sum").cpu() for part in sums]
     xx, dx, dd, ends = sums

@@ -8,12 +8,15 @@ from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.preconditionings import make_preconditioning
 from cdistill.sampling import (
+    draw_chunks,
     generate,
+    stream,
     student_sampler,
     teacher_sampler,
     teacher_trajectories,
     trajectories,
 )
+from cdistill.sampling.drawing import chunks_together
 from cdistill.schedule import EPS, T, sampling_grid
 from cdistill.solvers import jump
 from cdistill.teachers import load_teacher
@@ -41,23 +44,75 @@ def test_an_image_depends_on_its_seed_alone(digits):
         assert torch.equal(part_labels, labels[seeds])
 
 
+class Part:
+    """One of several processes, as far as sampling asks."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank, count):
+        self.process_index, self.num_processes = rank, count
+
+    def reduce(self, tensor, how):
+        return tensor
+
+
 def test_the_number_of_processes_changes_nothing(digits):
     """Each process draws its chunks and leaves zeros elsewhere; their sum is the whole."""
-
-    class Part:
-        device = torch.device("cpu")
-
-        def __init__(self, rank, count):
-            self.process_index, self.num_processes = rank, count
-
-        def reduce(self, tensor, how):
-            return tensor
-
-    whole, _ = draw(digits, range(200))
+    whole, labels = draw(digits, range(200))
     for count in (2, 3):
-        parts = [draw(digits, range(200), accelerator=Part(rank, count))[0] for rank in range(count)]
+        parts, drawn = zip(*(draw(digits, range(200), accelerator=Part(k, count)) for k in range(count)), strict=True)
         assert torch.equal(sum(parts), whole)
         assert torch.equal(to_uint8(sum(parts)), to_uint8(whole))
+        assert torch.equal(sum(drawn), labels)
+
+
+def test_a_stream_is_the_whole_in_pieces_each_from_one_process(digits):
+    seeds = [700, 3, *range(60, 140), 4]
+    whole, labels = draw(digits, seeds)
+    sampler = student_sampler(digits, make_preconditioning("ctm"), 2)
+    for count in (1, 3):
+        counted, seen = [], []
+        for rank in range(count):
+            advance = lambda more, note, rank=rank, counted=counted: counted.append((rank, more))  # noqa: E731
+            for drawn in stream(sampler, SHAPE, seeds, 10, advance=advance, accelerator=Part(rank, count)):
+                assert drawn.samples.dtype == torch.float64
+                assert torch.equal(drawn.samples, whole[drawn.rows])
+                assert torch.equal(drawn.labels, labels[drawn.rows])
+                seen += drawn.rows.tolist()
+        assert sorted(seen) == list(range(len(seeds)))
+        assert sum(more for rank, more in counted if not rank) == len(seeds)  # the first process counts for all
+
+
+def test_a_process_draws_the_noise_of_its_own_chunks_only(monkeypatch):
+    drawn = []
+    original = torch.Generator.manual_seed
+
+    class Recording(torch.Generator):
+        def manual_seed(self, seed):
+            drawn.append(seed)
+            return original(self, seed)
+
+    monkeypatch.setattr(torch, "Generator", Recording)
+    chunks = list(draw_chunks((1,), range(200), accelerator=Part(1, 3)))
+    assert [chunk.rows.tolist() for chunk in chunks] == [list(range(64, 128))]
+    assert drawn == list(range(64, 128))
+
+
+def test_on_a_gpu_a_call_holds_several_chunks_of_the_same_noise():
+    """The noise and the labels stay those of the seeds; only how many there are at once changes."""
+    seeds = [300, *range(10, 150), 5, 5]
+    single = {int(row): (chunk.x[place], chunk.labels[place]) for chunk in draw_chunks((1,), seeds, 10)
+              for row, place in zip(chunk.rows, chunk.places, strict=True)}  # fmt: skip
+    chunks = list(draw_chunks((1,), seeds, 10, together=4))
+    assert [len(chunk.x) for chunk in chunks] == [192, 64]
+    for chunk in chunks:
+        for row, place in zip(chunk.rows, chunk.places, strict=True):
+            x, label = single.pop(int(row))
+            assert torch.equal(chunk.x[place], x)
+            assert chunk.labels[place] == label
+    assert not single
+    assert [chunks_together(SHAPE, "cuda", count) for count in (None, 1, 64, 65)] == [4, 1, 1, 2]
+    assert chunks_together(SHAPE, "cpu", 1000) == 1
 
 
 def test_seeds_are_edms_latent_first_label_second(digits):

@@ -1,6 +1,6 @@
 """Sampling: which points a sampler visits, and how the samples of many seeds are drawn."""
 
-from cdistill.sampling.drawing import Chunk, Noise, Sampler, draw_chunks, generate
+from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
 from cdistill.sampling.samplers import (
     TEACHER_POINTS,
     student_sampler,
@@ -12,10 +12,12 @@ from cdistill.sampling.samplers import (
 __all__ = [
     "TEACHER_POINTS",
     "Chunk",
+    "Drawn",
     "Noise",
     "Sampler",
     "draw_chunks",
     "generate",
+    "stream",
     "student_sampler",
     "teacher_sampler",
     "teacher_trajectories",
