@@ -1,111 +1,162 @@
-"""``cdistill evaluate`` and ``cdistill sample``, and the results that ``distill`` ends with."""
+"""``cdistill evaluate``: students, teachers and images measured, compared, and measured again."""
 
+import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from accelerate import Accelerator
 
-from cdistill.commands.common import open_data, versions
+from cdistill.commands.measuring import (
+    STUDENT,
+    UNTRAINED,
+    how,
+    make_judge,
+    measure_student,
+    measure_teacher,
+    print_table,
+    student_samplers,
+    write_results,
+)
+from cdistill.commands.subjects import Subject, Target, open_subject
 from cdistill.console import say
+from cdistill.errors import RecipeError
+from cdistill.evaluation.comparison import as_json, compare_rows, print_comparison
 from cdistill.evaluation.judge import Judge
-from cdistill.evaluation.results import Row, as_record, print_rows
-from cdistill.networks.denoiser import Denoiser
-from cdistill.pictures import save_grid
-from cdistill.preconditionings import Preconditioning
-from cdistill.recipe import EvaluationSection, check_section
-from cdistill.runs import RunFolder
-from cdistill.storage import read_json, write_text
-from cdistill.student import load_student, untrained_student
+from cdistill.evaluation.results import Row, as_record
+from cdistill.evaluation.samples import SampleSet
+from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler
+from cdistill.storage import write_text
 from cdistill.training.loop import make_accelerator
 
+_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256", "features", "features_sha256")
+_USUAL = ("nfe", "samples", "split")  # changes that the name of a record tells
 
-def evaluate(run: RunFolder, weights: Path | None, step: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Measures a student of a run, the untrained student and the teacher.
+
+@dataclass(frozen=True)
+class Result:
+    """One target, measured.
+
+    Attributes:
+        title: What tables call it.
+        judge: Who measured it.
+        rows: The figures.
+        record: The figures and how they were made.
+    """
+
+    title: str
+    judge: Judge
+    rows: Sequence[Row]
+    record: dict[str, Any]
+
+
+def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None) -> dict[str, Any]:
+    """Measures each target and prints its table; compares the others with the first on the same seeds.
 
     Args:
-        run: The run.
-        weights: File of its teacher's weights, where it has moved since.
-        step: Which student, see `load_student`.
-        changes: Values that replace those of the recipe's evaluation section.
+        targets: What to measure.
+        choice: The students' sampler; without times, at each NFE of a target's section.
+        out: Where the comparison of several is written; beside the first's results by default.
 
     Returns:
-        The record, which is written beside the run's own ``evaluation.json``, under a name of its own.
+        The record of the only target, or of the comparison.
+
+    Raises:
+        RecipeError: Targets that cannot be compared.
     """
-    student = load_student(run, weights, step)
-    values = {**student.recipe.evaluation.model_dump(), **changes}
-    section = check_section(values, EvaluationSection, "evaluate")
     accelerator = make_accelerator("fp32")
-    student.teacher.denoiser.to(accelerator.device)
-    source = open_data(student.recipe.data, section.split, student.teacher, accelerator)
-    student.denoiser.to(accelerator.device)
-    judge = Judge(student.teacher, source, section.samples, section.metrics, accelerator)
-    say(f"{run.path}: step {student.step}, {section.samples} samples of seeds 0..{section.samples - 1}")
-    untrained = untrained_student(student.teacher, student.recipe)
-    name = f"evaluation-step{student.step}-{section.split}{section.samples}-nfe{'-'.join(map(str, section.nfe))}"
-    report(run, judge, untrained, student.denoiser, student.preconditioning, section, student.step, name)
-    judge.wait()
-    return read_json(run.path / f"{name}.json")
+    results = [measure(target, choice, accelerator) for target in targets]
+    if len(results) == 1:
+        return results[0].record
+    return _compare(results, out)
 
 
-def report(
-    run: RunFolder,
-    judge: Judge,
-    untrained: Denoiser,
-    trained: Denoiser,
-    form: Preconditioning,
-    section: EvaluationSection,
-    step: int,
-    name: str = "evaluation",
-) -> list[Row]:
-    """Measures teacher, untrained and trained student; prints the table, writes `name`.json and a picture."""
-    rows = [judge.judge_teacher()]
-    rows += judge.judge_student("untrained student", untrained.to(judge.device), form, section.nfe)[0]
-    students, drawn = judge.judge_student("student", trained, form, section.nfe)
-    rows += students
-    own = f"step-{step:08d}" if name == "evaluation" else name
-    grid = draw_grid(run, judge, drawn, section, own)
-    record = as_record(
-        rows,
-        run=str(run.path),
-        step=step,
-        samples=section.samples,
-        seeds=f"0..{section.samples - 1}",
-        split=section.split,
-        quantisation="uint8 = clamp(127.5 x + 128)",
-        teacher=judge.teacher.name,
-        teacher_sha256=judge.teacher.digest,
-        data_sha256=judge.source.digest,
-        device=str(judge.device),
-        versions=versions(),
-    )
-    if judge.main:
-        write_text(run.path / f"{name}.json", json.dumps(record, indent=1) + "\n")
-        title = f"{run.path}, step {step}: {section.samples} samples against {judge.source.name} ({section.split})"
-        print_rows(title, judge.metrics, rows)
-        say(f"results: {run.path / name}.json" + (f"   samples: {grid}" if grid else ""))
-    return rows
-
-
-def draw_grid(
-    run: RunFolder, judge: Judge, drawn: Sequence[Tensor], section: EvaluationSection, name: str
-) -> Path | None:
-    """Shows the first seeds at every NFE, the teacher's above, as one picture; None for vectors.
+def measure(target: Target, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Result:
+    """Measures one target.
 
     Args:
-        run: The run.
-        judge: Who has the teacher's samples.
-        drawn: The student's samples (n, ...) at each NFE of the section.
-        section: How many images.
-        name: The file's, without its ending.
+        target: What.
+        choice: See `evaluate`.
+        accelerator: Devices and processes.
+        write: Whether the record and pictures are written.
     """
-    if len(judge.teacher.shape) != 3:
-        return None
-    count = min(section.grid_images, section.samples)
-    rows = [part[:count] for part in [judge.reference.teacher_samples, *drawn]]
-    path = run.path / "samples" / f"{name}.png"
-    if judge.main:
-        save_grid(path, torch.cat(rows), count, ["teacher", *[f"{calls} NFE" for calls in section.nfe]])
-    return path
+    subject = open_subject(target)
+    for network in (subject.network, subject.untrained, None if subject.teacher is None else subject.teacher.denoiser):
+        if network is not None:
+            network.to(accelerator.device)
+    section, shape = subject.section, subject.shape
+    classes = 0 if subject.network is None else subject.network.num_classes
+    judge = make_judge(section, shape, classes, subject.teacher, subject.source(accelerator), accelerator)
+    say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
+    rows, drawn, samplers = _rows(subject, judge, choice)
+    facts = {**subject.facts, "samplers": samplers, "request": {"target": asdict(target), "choice": asdict(choice)}}
+    name = _name(subject, target, choice)
+    if write:
+        record = write_results(subject.folder, name, subject.title, judge, rows, drawn, section, facts, name)
+    else:
+        record = as_record(judge.metrics, rows, **facts, **how(judge, section))
+        print_table(subject.title, judge, section, rows)
+    return Result(subject.title, judge, rows, record)
+
+
+def _rows(
+    subject: Subject, judge: Judge, choice: SamplerChoice
+) -> tuple[list[Row], dict[int, SampleSet], dict[str, Any]]:
+    """Returns the rows of a subject, the student's samples and what its samplers were."""
+    rows: list[Row] = []
+    if subject.images is not None:
+        return [judge.measure("images", 0, SampleSet(subject.images.samples[:], None, judge.accelerator))], {}, {}
+    if subject.teacher is not None:
+        rows += measure_teacher(judge, subject.section.baselines, subject.section.nfe)
+    if subject.student is None:
+        return rows, {}, {}
+    denoiser, form = subject.student
+    if subject.untrained is not None:
+        rows += measure_student(judge, UNTRAINED, student_samplers(subject.untrained, form, choice, subject.section.nfe))[0]
+    samplers = student_samplers(denoiser, form, choice, subject.section.nfe)
+    found, drawn = measure_student(judge, STUDENT, samplers)
+    named = choice.name or default_sampler(form)
+    facts = {str(k): {"sampler": named, "times": s.times.tolist(), "gamma": choice.gamma} for k, s in samplers.items()}
+    return rows + found, dict(drawn), facts
+
+
+def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
+    """Returns the name of a record: what was measured, and a digest of what is unusual about how."""
+    section = subject.section
+    step = subject.facts.get("step")
+    what = f"step{step}" if step is not None else Path(target.path or f"teacher-{target.teacher}").stem
+    name = f"evaluation-{what}-{section.split}{section.samples}-nfe{'-'.join(map(str, section.nfe))}"
+    unusual = {key: value for key, value in target.changes.items() if key not in _USUAL}
+    if not unusual and choice == SamplerChoice():
+        return name
+    text = json.dumps([unusual, asdict(choice)], sort_keys=True)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _compare(results: Sequence[Result], out: Path | None) -> dict[str, Any]:
+    first, found = results[0], []
+    for other in results[1:]:
+        _check_alike(first, other)
+        metrics = dict(first.judge.metrics)
+        if first.record["teacher_sha256"] != other.record["teacher_sha256"]:
+            metrics.pop("teacher-mse", None)
+            say(f"{other.title}: has another teacher than {first.title}; MSE to the teacher is not compared")
+        differences = compare_rows(first.rows, other.rows, metrics)
+        print_comparison((first.title, other.title), metrics, differences)
+        found.append({"first": first.title, "second": other.title, "differences": as_json(differences)})
+    record = {"comparisons": found, "records": [result.record for result in results]}
+    if out is not None and first.judge.accelerator.is_main_process:
+        write_text(out, json.dumps(record, indent=1) + "\n")
+        say(f"comparison: {out}")
+    return record
+
+
+def _check_alike(first: Result, other: Result) -> None:
+    for key in _ALIKE:
+        if first.record[key] != other.record[key]:
+            raise RecipeError(
+                f"{other.title}: {key} is {str(other.record[key])[:20]}, that of {first.title} "
+                f"{str(first.record[key])[:20]}; they are compared on the same seeds and data: set them by options"
+            )

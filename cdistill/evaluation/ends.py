@@ -61,14 +61,12 @@ class TeacherEnds:
                     device=self.accelerator.device, advance=advance, accelerator=self.accelerator,
                 )  # fmt: skip
                 self._keep(start, samples)
+        self._open = None
         self.accelerator.wait_for_everyone()
 
     def rows(self, seeds: Tensor) -> Tensor:
-        """Returns the samples (r, ...) of `seeds`, which are of one piece; images in float32, vectors in float64."""
-        start = int(seeds[0]) // PIECE * PIECE
-        if self._open is None or self._open[0] != start or len(self._open[1]) <= int(seeds.max()) - start:
-            self._open = start, self._load(start)
-        return self._open[1][seeds - start]
+        """Returns the samples (r, ...) of prepared `seeds` (r,); images in float32, vectors in float64."""
+        return torch.stack([self._piece(seed // PIECE * PIECE)[seed % PIECE] for seed in seeds.tolist()])
 
     def _key(self) -> str:
         """Names what the samples depend on."""
@@ -102,9 +100,15 @@ class TeacherEnds:
         if self.accelerator.reduce(failed, "sum"):
             self._kept[start] = kept
 
-    def _load(self, start: int) -> Tensor:
+    def _piece(self, start: int) -> Tensor:
+        """Returns what there is of a piece; the last one asked for stays in memory."""
         if start in self._kept:
             return self._kept[start]
+        if self._open is None or self._open[0] != start:
+            self._open = start, self._load(start)
+        return self._open[1]
+
+    def _load(self, start: int) -> Tensor:
         path = max(self._files(start).items())[1]
         try:
             return load_tensors(path, "teacher's samples")[0]["samples"]

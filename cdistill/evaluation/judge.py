@@ -1,4 +1,4 @@
-"""Measures samplers of one teacher on the same seeds; the teacher's own samples are drawn once."""
+"""Measures samplers on the same seeds; the teacher's own samples are drawn once and kept."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -8,68 +8,100 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.console import progress
-from cdistill.data import Source
-from cdistill.evaluation.metrics import Metric, Reference
-from cdistill.evaluation.results import Row, choose_metrics, measure
-from cdistill.networks.denoiser import Denoiser
-from cdistill.preconditionings import Preconditioning
-from cdistill.sampling import TEACHER_POINTS, Sampler, generate, student_sampler, teacher_sampler
+from cdistill.data.source import to_uint8
+from cdistill.evaluation.ends import TeacherEnds
+from cdistill.evaluation.features import FeatureNetwork
+from cdistill.evaluation.references import Reference
+from cdistill.evaluation.results import Row, choose_metrics
+from cdistill.evaluation.samples import SampleSet
+from cdistill.sampling import TEACHER_POINTS, Sampler, stream
 from cdistill.teachers import Teacher
+
+TEACHER = "teacher (Heun)"
 
 
 class Judge:
-    """Draws samples of seeds 0 .. n-1 and measures them.
+    """Draws samples of the seeds `first` ... `first` + `count` - 1 and measures them.
 
     Args:
-        teacher: Whose trajectories are the reference of `teacher-mse`.
-        source: Real data to compare with.
-        samples: n.
+        shape: Shape of one sample.
+        num_classes: Number of classes, 0 when unconditional.
+        teacher: Whose trajectories `teacher-mse` compares with, on the accelerator's device; None without one.
+        reference: Real data to compare with.
+        network: What FID and its kin look at.
         metrics: Names; all that apply when empty.
-        accelerator: Shares the sampling among its processes.
+        first: First seed.
+        count: How many.
+        accelerator: Shares the work among its processes.
     """
 
     def __init__(
         self,
-        teacher: Teacher,
-        source: Source,
-        samples: int,
-        metrics: Sequence[str] = (),
-        accelerator: Accelerator | None = None,
+        shape: tuple[int, ...],
+        num_classes: int,
+        teacher: Teacher | None,
+        reference: Reference,
+        network: FeatureNetwork,
+        metrics: Sequence[str],
+        first: int,
+        count: int,
+        accelerator: Accelerator,
     ) -> None:
-        self.teacher, self.source, self.accelerator = teacher, source, accelerator
-        self.seeds = range(samples)
-        self.device = accelerator.device if accelerator else torch.device("cpu")
-        self.main = accelerator is None or accelerator.is_main_process
-        self.metrics: dict[str, Metric] = choose_metrics(metrics, source)
-
-    def draw(self, sampler: Sampler, title: str) -> Tensor:
-        """Draws the samples (n, ...), with a progress bar."""
-        with progress(len(self.seeds), title, "img") as advance:
-            return generate(
-                sampler, self.teacher.shape, self.seeds, self.teacher.denoiser.num_classes,
-                device=self.device, advance=advance, accelerator=self.accelerator,
-            )[0]  # fmt: skip
+        self.shape, self.num_classes = shape, num_classes
+        self.teacher, self.reference, self.network, self.accelerator = teacher, reference, network, accelerator
+        self.seeds = range(first, first + count)
+        self.metrics = choose_metrics(metrics, reference, network)
 
     @cached_property
-    def reference(self) -> Reference:
-        """The data and the teacher's samples."""
-        sampler = teacher_sampler(self.teacher.denoiser)
-        return Reference(self.source, self.draw(sampler, "teacher's samples"))
+    def ends(self) -> TeacherEnds | None:
+        """The teacher's samples of these seeds; None without a teacher."""
+        if self.teacher is None:
+            return None
+        ends = TeacherEnds(self.teacher, self.accelerator)
+        ends.prepare(self.seeds.start, len(self.seeds))
+        return ends
+
+    def teacher_ends(self, count: int | None = None) -> Tensor:
+        """Returns the teacher's samples (n, ...) of the first `count` seeds, or of all."""
+        if self.ends is None:
+            raise ValueError("no teacher")
+        return self.ends.rows(torch.tensor(self.seeds[:count]))
+
+    def draw(self, sampler: Sampler, title: str) -> SampleSet:
+        """Draws the samples with a progress bar; every process returns all of them.
+
+        Raises:
+            StoppedError: A signal came.
+        """
+        images = len(self.shape) == 3
+        samples = torch.zeros(len(self.seeds), *self.shape, dtype=torch.uint8 if images else torch.float64)
+        errors = None if self.ends is None else torch.zeros(len(self.seeds), dtype=torch.float64)
+        with progress(len(self.seeds), title, "img") as advance:
+            for drawn in stream(
+                sampler, self.shape, self.seeds, self.num_classes,
+                device=self.accelerator.device, advance=advance, accelerator=self.accelerator,
+            ):  # fmt: skip
+                samples[drawn.rows] = to_uint8(drawn.samples) if images else drawn.samples
+                if self.ends is not None and errors is not None:
+                    ends = self.ends.rows(drawn.rows + self.seeds.start)
+                    errors[drawn.rows] = (drawn.samples - ends).square().flatten(1).mean(1)
+        return SampleSet(self._shared(samples), None if errors is None else self._shared(errors), self.accelerator)
+
+    def _shared(self, part: Tensor) -> Tensor:
+        """Adds up what the processes have; each has zeros where the others have something."""
+        if self.accelerator.num_processes == 1:
+            return part
+        return self.accelerator.reduce(part.to(self.accelerator.device), "sum").cpu()
+
+    def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
+        """Measures one set of samples; what has no meaning for it is left out."""
+        metrics = self.metrics.items()
+        usable = {name: metric for name, metric in metrics if samples.errors is not None or name != "teacher-mse"}
+        return Row(sampler, nfe, {name: metric(samples, self.reference) for name, metric in usable.items()})
 
     def judge_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""
-        samples = self.reference.teacher_samples
-        return measure("teacher (Heun)", 2 * (TEACHER_POINTS - 1), self.metrics, samples, self.reference)
-
-    def judge_student(
-        self, name: str, denoiser: Denoiser, form: Preconditioning, nfe: Sequence[int]
-    ) -> tuple[list[Row], list[Tensor]]:
-        """Measures a student at each number of network calls; returns the rows and the samples behind them."""
-        drawn = [self.draw(student_sampler(denoiser, form, k), f"{name}, {k} NFE") for k in nfe]
-        rows = [measure(name, k, self.metrics, samples, self.reference) for k, samples in zip(nfe, drawn, strict=True)]
-        return rows, drawn
-
-    def wait(self) -> None:
-        """Waits until every process is here."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+        ends = self.teacher_ends()
+        samples = to_uint8(ends) if len(self.shape) == 3 else ends
+        errors = torch.zeros(len(ends), dtype=torch.float64)
+        return self.measure(TEACHER, 2 * (TEACHER_POINTS - 1), SampleSet(samples, errors, self.accelerator))

@@ -1,10 +1,11 @@
 """Rows of results: samplers measured on the same seeds, as a table and as a record."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdistill.console import compact, say, table
+from cdistill.console import say, table
 from cdistill.errors import CdistillError, StoppedError
 from cdistill.evaluation.estimates import LEVEL, Estimate
 from cdistill.evaluation.features import FeatureNetwork
@@ -50,8 +51,12 @@ def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureN
         CdistillError: None of those that are named can be computed.
         StoppedError: A signal came while weights were fetched.
     """
+    source = reference.source
     found: dict[str, Metric] = {name: METRICS.get(name)(network) for name in (names or METRICS.names())}
-    chosen = found if names else {name: metric for name, metric in found.items() if metric.applies(reference.source)}
+    chosen = found
+    if not names:
+        default = {name for name, metric in found.items() if source is None or metric.applies(source)}
+        chosen = {name: found[name] for name in (default if source else ("fid", "teacher-mse"))}
     usable, failure = {}, None
     for name, metric in chosen.items():
         try:
@@ -68,17 +73,27 @@ def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureN
 
 
 def print_rows(title: str, metrics: Mapping[str, Metric], rows: Sequence[Row]) -> None:
-    """Prints the table of results, each figure with its standard error in the last digits."""
+    """Prints the table of results, each figure with half the width of its interval."""
     columns = ["sampler", "NFE", *[metric.title for metric in metrics.values()]]
-    cells = [
-        [row.sampler, str(row.nfe or "-"), *[_figure(row.estimates[name]) if name in row.estimates else "-" for name in metrics]]
-        for row in rows
-    ]
-    table(title, columns, cells)
+    table(title, columns, [[row.sampler, str(row.nfe or "-"), *_figures(row, metrics)] for row in rows])
 
 
-def _figure(estimate: Estimate) -> str:
-    return compact(estimate.value, estimate.error) if estimate.error > 0 else f"{estimate.value:.4g}"
+def _figures(row: Row, metrics: Mapping[str, Metric]) -> list[str]:
+    found = [row.estimates.get(name) for name in metrics]
+    return ["-" if estimate is None else figure(estimate.value, estimate.interval()) for estimate in found]
+
+
+def figure(value: float, interval: tuple[float, float]) -> str:
+    """Writes a value and half the width of its interval, with two digits of that.
+
+    >>> figure(0.21387, (0.20291, 0.22483)), figure(0.5, (0.5, 0.5)), figure(1234.5, (1200.0, 1269.0))
+    ('0.214 ± 0.011', '0.5', '1234 ± 34')
+    """
+    width = (interval[1] - interval[0]) / 2
+    if not 0 < width < math.inf:
+        return f"{value:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(width)))
+    return f"{value:.{digits}f} ± {width:.{digits}f}"
 
 
 def as_record(metrics: Mapping[str, Metric], rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
