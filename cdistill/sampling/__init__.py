@@ -1,8 +1,12 @@
 """Sampling: which points a sampler visits, and how the samples of many seeds are drawn."""
 
+from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Noise, Sampler, draw_chunks, generate
 from cdistill.sampling.samplers import (
+    TEACHER_NFE,
     TEACHER_POINTS,
+    default_sampler,
+    make_sampler,
     student_sampler,
     teacher_sampler,
     teacher_trajectories,
@@ -10,12 +14,18 @@ from cdistill.sampling.samplers import (
 )
 
 __all__ = [
+    "TEACHER_NFE",
     "TEACHER_POINTS",
     "Chunk",
     "Noise",
     "Sampler",
+    "StudentSampler",
+    "TeacherSampler",
+    "TimedSampler",
+    "default_sampler",
     "draw_chunks",
     "generate",
+    "make_sampler",
     "student_sampler",
     "teacher_sampler",
     "teacher_trajectories",
