@@ -14,7 +14,16 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import (
+    DISCRIMINATORS,
+    DISTANCES,
+    ESTIMATORS,
+    METRICS,
+    PRECONDITIONINGS,
+    SAMPLERS,
+    SOURCES,
+    TEACHERS,
+)
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -541,7 +550,7 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators or metrics."
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, metrics, samplers."
         ),
     ] = "recipes",
     as_json: JsonOption = False,
@@ -551,7 +560,7 @@ def list_names(
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
-        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS,
+        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "samplers": SAMPLERS, "metrics": METRICS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")

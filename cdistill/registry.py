@@ -183,6 +183,19 @@ ESTIMATORS = Registry(
     "cdistill.estimators",
 )
 
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "cm": "cdistill.sampling.students:Multistep",
+        "ctm": "cdistill.sampling.students:Jumps",
+        "dpmpp-2m": "cdistill.sampling.teachers:DPMSolverPP2M",
+        "euler": "cdistill.sampling.teachers:Euler",
+        "gamma": "cdistill.sampling.students:GammaSampling",
+        "heun": "cdistill.sampling.teachers:Heun",
+    },
+    "cdistill.samplers",
+)
+
 METRICS = Registry(
     "metric",
     {

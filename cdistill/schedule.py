@@ -19,11 +19,13 @@ All grids are float64 with both ends exact: float32 would give 79.99998 for T an
 """
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from cdistill.errors import RecipeError
+from cdistill.errors import RecipeError, printable
 
 EPS = 0.002
 T = 80.0
@@ -73,6 +75,38 @@ def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO
     if nfe < 1:
         raise RecipeError(f"nfe: got {nfe}; the number of network calls must be 1 or more")
     return rho_grid(nfe + 1, eps, t_max, rho)
+
+
+def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: float = T) -> Tensor:
+    """Returns a person's list of noise levels for a sampler; T in front and eps at the end may be left out.
+
+    Args:
+        times: Numbers, or text with commas between them.
+        eps: Smallest noise level, the last point.
+        t_max: Largest noise level, the first point.
+
+    Returns:
+        float64 (k+1,), strictly decreasing from exactly `t_max` to exactly `eps`.
+
+    Raises:
+        RecipeError: Not numbers, none at all, or not strictly decreasing from `t_max` to `eps`.
+
+    >>> time_list("2.5").tolist(), time_list([80, 1, 0.5, 0.002]).tolist()
+    ([80.0, 2.5, 0.002], [80.0, 1.0, 0.5, 0.002])
+    """
+    try:
+        parts: Sequence[str | float] | Tensor = times.split(",") if isinstance(times, str) else times
+        levels = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        levels = []
+    whole = [*([t_max] if levels[:1] != [t_max] else []), *levels, *([eps] if levels[-1:] != [eps] else [])]
+    if not levels or not all(first > second for first, second in pairwise(whole)):
+        shown = times if isinstance(times, str) else ",".join(f"{level:g}" for level in levels)
+        raise RecipeError(
+            f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {t_max:g} to {eps:g}, which "
+            f"may be left out themselves, as in {t_max:g},2.5,{eps:g}"
+        )
+    return torch.tensor(whole, dtype=torch.float64)
 
 
 def lam_of(t: Tensor) -> Tensor:

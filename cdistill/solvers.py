@@ -30,6 +30,45 @@ def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
     return x + broadcast((u - t) / 2, x) * (slope + slope_there)
 
 
+def euler_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """One step of Euler's method in t, x + (u - t) (x - D)/t; 1 network call; arguments and result as `heun_step`."""
+    return exponential_step(x, denoise(x, t), t, u)
+
+
+def exponential_step(x: Tensor, d: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """x_u = (u/t) x_t + (1 - u/t) d, exact where D is d all the way from t to u (Lu et al. 2022, DPM-Solver++, Sec. 4).
+
+    Args:
+        x: Points at noise level t, (B, ...).
+        d: What D is taken to be, like `x`.
+        t: Where they are, (B,) float64.
+        u: Where they go, (B,) float64.
+
+    Returns:
+        Points at noise level u, like `x`.
+    """
+    return broadcast(u / t, x) * x + broadcast(1 - u / t, x) * d
+
+
+def extrapolate(d: Tensor, before: Tensor, earlier: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """D on the way from t to u, linear in lam = -log t through two values (Lu et al. 2022, Alg. 2).
+
+    (1 + 1/2r) D(t) - 1/2r D(earlier), r = log(earlier/t) / log(t/u): the line at the middle of [lam_t, lam_u].
+
+    Args:
+        d: D at t, (B, ...).
+        before: D at `earlier`, like `d`.
+        earlier: The noise level before t, (B,) float64.
+        t: Where the step starts, (B,) float64.
+        u: Where it ends, (B,) float64.
+
+    Returns:
+        Like `d`.
+    """
+    share = (t / u).log() / (2 * (earlier / t).log())
+    return d + broadcast(share, d) * (d - before)
+
+
 def solve(
     step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: Denoise, x: Tensor, times: Tensor
 ) -> Tensor:

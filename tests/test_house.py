@@ -122,9 +122,19 @@ def test_no_file_of_the_package_reads_or_writes_pickles():
 
 
 def test_every_built_in_name_can_be_imported():
-    from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+    from cdistill.registry import (
+        DISCRIMINATORS,
+        DISTANCES,
+        ESTIMATORS,
+        METRICS,
+        PRECONDITIONINGS,
+        SAMPLERS,
+        SOURCES,
+        TEACHERS,
+    )
 
-    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS):
+    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS
+    for registry in everything:
         for name in registry.names():
             assert callable(registry.get(name))
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cdistill.errors import RecipeError
-from cdistill.schedule import EPS, T, log_uniform_grid, rho_grid, sampling_grid
+from cdistill.schedule import EPS, T, log_uniform_grid, rho_grid, sampling_grid, time_list
 
 
 @pytest.mark.parametrize("make", [rho_grid, log_uniform_grid])
@@ -42,3 +42,23 @@ def test_sampling_grid_refuses_fewer_than_one_call(nfe):
 def test_rho_grid_refuses_what_is_no_grid(arguments):
     with pytest.raises(RecipeError, match="needs 2 or more"):
         rho_grid(*arguments)
+
+
+@pytest.mark.parametrize("text", ["80,2.5,0.002", "2.5", "80,2.5", "2.5,0.002", " 80, 2.5 ,2e-3", [2.5], (T, 2.5, EPS)])
+def test_a_list_of_times_may_leave_out_its_ends(text):
+    times = time_list(text)
+    assert times.dtype == torch.float64
+    assert times.tolist() == [T, 2.5, EPS]
+
+
+def test_a_grid_is_its_own_list_of_times():
+    assert torch.equal(time_list(sampling_grid(7)), sampling_grid(7))
+    assert time_list("80,0.002").tolist() == [T, EPS]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "a", "1,2", "2.5,2.5", "81", "80,80", "0.001", "0.002,0.002", "nan", "inf,2", "2.5,,1", [], "-1"]
+)
+def test_times_that_do_not_fall_from_t_to_eps_are_refused(wrong):
+    with pytest.raises(RecipeError, match=r"^times: got '.*'; needs noise levels that fall strictly from 80 to 0\.002"):
+        time_list(wrong)

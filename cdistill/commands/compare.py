@@ -164,7 +164,7 @@ def admit(teacher: Teacher, request: Request, coefficients: Path | None) -> tupl
             form = load_preconditioning(name, teacher, coefficients)
             pairs = pair_coefficients(form, rho_grid(request.points))
             calls = [k for k in request.nfe if k == 1 or not form.to_eps_only]  # CM draws fresh noise behind the first
-            samplers = {k: student_sampler(teacher.denoiser, form, k) for k in calls}
+            samplers: dict[int, Sampler] = {k: student_sampler(teacher.denoiser, form, k) for k in calls}
             found[name] = Entrant(pairs, samplers)
         except CdistillError as error:
             refused[name] = brief(error)

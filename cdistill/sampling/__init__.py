@@ -1,8 +1,14 @@
 """Sampling: which points a sampler visits, and how the samples of many seeds are drawn."""
 
+from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
 from cdistill.sampling.samplers import (
+    SamplerChoice,
+    TEACHER_NFE,
     TEACHER_POINTS,
+    default_sampler,
+    make_sampler,
+    sampler_class,
     student_sampler,
     teacher_sampler,
     teacher_trajectories,
@@ -10,13 +16,21 @@ from cdistill.sampling.samplers import (
 )
 
 __all__ = [
+    "TEACHER_NFE",
     "TEACHER_POINTS",
     "Chunk",
     "Drawn",
     "Noise",
     "Sampler",
+    "SamplerChoice",
+    "StudentSampler",
+    "TeacherSampler",
+    "TimedSampler",
+    "default_sampler",
     "draw_chunks",
     "generate",
+    "make_sampler",
+    "sampler_class",
     "stream",
     "student_sampler",
     "teacher_sampler",

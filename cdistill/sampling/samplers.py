@@ -1,48 +1,108 @@
-"""Samplers: few-step jumps of students, solvers of the ODE for teachers."""
+"""Samplers by name: few-step sampling of students, solvers of the ODE for teachers."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from cdistill.errors import CdistillError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
-from cdistill.sampling.drawing import Noise, Sampler
-from cdistill.schedule import EPS, rho_grid, sampling_grid
-from cdistill.solvers import heun_step, jump, solve, trajectory
+from cdistill.registry import SAMPLERS
+from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler, grid_for
+from cdistill.schedule import rho_grid, sampling_grid, time_list
+from cdistill.solvers import heun_step, jump, trajectory
 
 TEACHER_POINTS = 18
+TEACHER_NFE = 2 * (TEACHER_POINTS - 1)
+Times = str | Sequence[float] | Tensor
+"""What `time_list` takes."""
 
 
-def student_sampler(denoiser: Denoiser, preconditioning: Preconditioning, nfe: int) -> Sampler:
-    """Returns the sampler of a student with `nfe` network calls.
+def make_sampler(
+    denoiser: Denoiser,
+    preconditioning: Preconditioning | None,
+    name: str | None = None,
+    nfe: int | None = None,
+    times: Times | None = None,
+    gamma: float | None = None,
+) -> TimedSampler:
+    """Builds a registered sampler of a student, or of a teacher where `preconditioning` is None.
 
-    Deterministic jumps T -> t_1 -> ... -> eps on the k-step rho-grid (Zheng et al. 2025, Appendix B.3); for
-    consistency models, which jump to eps only, their multistep sampling with fresh noise (Song et al. 2023, Alg. 1).
+    Args:
+        denoiser: D(x, t, s) of the student or D(x, t) of the teacher.
+        preconditioning: The student's f and g.
+        name: Registered name; None for `default_sampler`.
+        nfe: Network calls, on the rho-grid; 34 for a teacher where neither `nfe` nor `times` is given.
+        times: See `time_list`; in place of `nfe`.
+        gamma: For 'gamma', the share of fresh noise.
 
     Raises:
-        RecipeError: `nfe` is less than 1.
+        UnknownNameError: No such sampler.
+        RecipeError: It draws from the other kind of network; both or none of `nfe` and `times`; or as the classes in
+            the registry say.
     """
-    times = sampling_grid(nfe)
-    if preconditioning.to_eps_only:
-        return lambda x, labels, noise: _multistep(denoiser, preconditioning, times, x, labels, noise)
-    f, g = preconditioning(times[:-1], times[1:])
+    wanted = "teacher" if preconditioning is None else "student"
+    name = name or default_sampler(preconditioning)
+    kind = sampler_class(name, wanted)
+    if nfe is not None and times is not None:
+        raise RecipeError("times: got a number of network calls too; the times say how many there are; leave --nfe out")
+    if nfe is None and times is None and preconditioning is not None:
+        raise RecipeError("nfe: missing; a student needs a number of network calls, or times")
+    grid = grid_for(kind, TEACHER_NFE if nfe is None else nfe) if times is None else time_list(times)
+    if preconditioning is not None and issubclass(kind, StudentSampler):
+        return kind(denoiser, preconditioning, grid, gamma)
+    if gamma is not None:
+        raise RecipeError(f"gamma: got {gamma}; goes with a student; a teacher's solver adds no noise")
+    return kind(denoiser, grid)
 
-    def sample(x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        for k in range(nfe):
-            t, s, f_k, g_k = (part.expand(len(x)).to(x.device) for part in (times[k], times[k + 1], f[k], g[k]))
-            x = jump(denoiser, x, t, s, (f_k, g_k), labels)
-        return x
 
-    return sample
+def default_sampler(preconditioning: Preconditioning | None) -> str:
+    """Returns "heun" for a teacher (None), "cm" for a student that jumps to eps only, "ctm" for any other."""
+    if preconditioning is None:
+        return "heun"
+    return "cm" if preconditioning.to_eps_only else "ctm"
 
 
-def teacher_sampler(denoiser: Denoiser, points: int = TEACHER_POINTS) -> Sampler:
-    """Returns Heun's solver on `points` noise levels from T to eps, ``2 (points - 1)`` network calls."""
-    times = rho_grid(points)
+def sampler_class(name: str, draws_from: str) -> type[TimedSampler]:
+    """Returns a registered class for "student" or "teacher".
 
-    def sample(x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        return solve(heun_step, lambda point, t: denoiser(point, t, None, labels), x, times.to(x.device))
+    Raises:
+        UnknownNameError: No such sampler.
+        RecipeError: It draws from the other.
+    """
+    kind = SAMPLERS.get(name)
+    base = TeacherSampler if draws_from == "teacher" else StudentSampler
+    if not (isinstance(kind, type) and issubclass(kind, TimedSampler)):
+        raise CdistillError(f"sampler {name!r}: {kind!r} is no subclass of cdistill's StudentSampler or TeacherSampler")
+    if not issubclass(kind, base):
+        fitting = [other for other in SAMPLERS.names() if issubclass(SAMPLERS.get(other), base)]
+        raise RecipeError(
+            f"sampler: got {name!r}, which draws from a {kind.draws_from}; for a {draws_from}: {', '.join(fitting)}"
+        )
+    return kind
 
-    return sample
+
+def student_sampler(
+    denoiser: Denoiser,
+    preconditioning: Preconditioning,
+    nfe: int | None,
+    name: str | None = None,
+    times: Times | None = None,
+    gamma: float | None = None,
+) -> TimedSampler:
+    """Builds the sampler of a student with `nfe` network calls, or over `times`; see `make_sampler`.
+
+    By default deterministic jumps on the rho-grid, and multistep sampling for consistency models.
+    """
+    return make_sampler(denoiser, preconditioning, name, nfe, times, gamma)
+
+
+def teacher_sampler(
+    denoiser: Denoiser, points: int = TEACHER_POINTS, name: str = "heun", times: Times | None = None
+) -> TimedSampler:
+    """Builds a solver for a teacher on `points` noise levels from T to eps, or on `times`; see `make_sampler`."""
+    return make_sampler(denoiser, None, name, times=rho_grid(points) if times is None else times)
 
 
 def trajectories(denoiser: Denoiser, preconditioning: Preconditioning, nfe: int, x: Tensor) -> Tensor:
@@ -63,22 +123,3 @@ def teacher_trajectories(denoiser: Denoiser, points: int, x: Tensor) -> Tensor:
             x,
             rho_grid(points),
         )
-
-
-def _multistep(
-    denoiser: Denoiser,
-    preconditioning: Preconditioning,
-    times: Tensor,
-    x: Tensor,
-    labels: Tensor | None,
-    noise: Noise,
-) -> Tensor:
-    """Jumps to eps; then, for each time in between, adds noise up to it and jumps to eps again."""
-    end = torch.full((len(x),), EPS, dtype=torch.float64, device=x.device)
-    for number, time in enumerate(times[:-1]):
-        t = time.expand(len(x)).to(x.device)
-        if number:
-            x = x + (time**2 - EPS**2).sqrt().to(x.device) * noise()
-        f, g = preconditioning(t.cpu(), end.cpu())
-        x = jump(denoiser, x, t, end, (f.to(x.device), g.to(x.device)), labels)
-    return x
