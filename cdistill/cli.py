@@ -23,6 +23,7 @@ from cdistill.registry import (
     SAMPLERS,
     SOURCES,
     TEACHERS,
+    Registry,
 )
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
@@ -77,6 +78,11 @@ StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best 
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
 ]
+SamplerOption = Annotated[str | None, typer.Option("--sampler", help="How; cdistill ls samplers lists them.")]
+TimesOption = Annotated[
+    str | None, typer.Option("--times", help="Noise levels in place of --nfe: 80,0.8,0.002; the ends may be left out.")
+]
+GammaOption = Annotated[float | None, typer.Option("--gamma", help="Share of fresh noise of the sampler gamma.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -131,6 +137,11 @@ def known_forms(text: str) -> list[str]:
         UnknownNameError: One is not registered.
     """
     return list(dict.fromkeys(PRECONDITIONINGS.check(name.strip()) for name in text.split(",")))
+
+
+def known_names(text: str | None, registry: Registry) -> list[str] | None:
+    """Returns the names in a list with commas, which a registry knows; None for None."""
+    return None if text is None else [registry.check(name.strip()) for name in text.split(",")]
 
 
 def distinct(seeds: list[int]) -> list[int]:
@@ -404,31 +415,73 @@ def sample(
 
 @app.command()
 def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Runs, converted students, or images; the latest run by default.")
+    ] = None,
     run: RunOption = None,
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
     samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
+    first_seed: Annotated[int | None, typer.Option(min=0, help="Seeds from here on; 0 by default.")] = None,
     weights: WeightsOption = None,
     step: StepOption = "last",
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What FID and its kin look at: a name (cdistill ls features), a TorchScript, module:callable."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Statistics of the real data: EDM's npz, or what reference-stats wrote.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Real data, where the run does not say: a name or a file.")] = None,
     split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The teacher, where the run does not say; alone, it is measured.")
+    ] = None,
+    baselines: Annotated[
+        str | None, typer.Option(help="Measure the teacher by these solvers too: euler,dpmpp-2m.")
+    ] = None,
+    sampler: SamplerOption = None,
+    times: TimesOption = None,
+    gamma: GammaOption = None,
+    check: Annotated[
+        Path | None, typer.Option(help="Repeat what this record describes, and compare every figure with it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the comparison of several runs is written (JSON).")] = None,
+    processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a student at several numbers of network calls, beside the untrained student and the teacher.
+    """Measure students at several numbers of network calls; compare several on the same seeds.
 
-    Example:  cdistill evaluate --nfe 2,3,5
+    Examples:  cdistill evaluate --nfe 2,3,5
+
+    cdistill evaluate runs/digits-ctm runs/digits --nfe 2,3,5
     """
+    values = {
+        "nfe": calls(nfe) if nfe else None, "samples": samples, "split": split, "first_seed": first_seed,
+        "reference": reference, "features": features, "metrics": known_names(metrics, METRICS),
+        "baselines": known_names(baselines, SAMPLERS),
+    }  # fmt: skip
+    changes = {key: value for key, value in values.items() if value is not None}
     known_step(step)
-    values = {"nfe": calls(nfe) if nfe else None, "samples": samples, "split": split}
-    names = [METRICS.check(name.strip()) for name in metrics.split(",")] if metrics else None
-    changes = {key: value for key, value in {**values, "metrics": names}.items() if value is not None}
-    folder = run_or_file(run)
-    if isinstance(folder, Path):
-        raise RecipeError(f"{folder}: a file; evaluate needs a run folder; sample draws from converted students")
+    paths = [*(runs or []), *([run] if run else [])]
+    if not paths and teacher is None and check is None:
+        paths = [latest_run().path]
+    start_processes(processes)
     start()
+    from cdistill.commands.evaluate import check as run_check
     from cdistill.commands.evaluate import evaluate as run_evaluate
+    from cdistill.commands.subjects import Target
+    from cdistill.sampling import SamplerChoice
 
+    common = {"teacher": teacher, "data": data, "weights": weights and str(weights), "step": step, "changes": changes}
     with console.json_only(as_json):
-        record = run_evaluate(folder, weights, step, changes)
+        if check is not None:
+            record = run_check(check)
+        else:
+            targets = [Target(path and str(path), **common) for path in paths or [None]]
+            record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
     finish(as_json, record, "")
 
 

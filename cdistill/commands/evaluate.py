@@ -9,26 +9,17 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from cdistill.commands.measuring import (
-    STUDENT,
-    UNTRAINED,
-    how,
-    make_judge,
-    measure_student,
-    measure_teacher,
-    print_table,
-    student_samplers,
-    write_results,
-)
+from cdistill.commands.measuring import Measured, make_judge, make_record, measure, write_results
 from cdistill.commands.subjects import Subject, Target, open_subject
-from cdistill.console import say
-from cdistill.errors import RecipeError
+from cdistill.console import say, table
+from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
+from cdistill.evaluation.checking import Repeated, changes, describe, repeated
 from cdistill.evaluation.comparison import as_json, compare_rows, print_comparison
 from cdistill.evaluation.judge import Judge
-from cdistill.evaluation.results import Row, as_record
+from cdistill.evaluation.results import Row
 from cdistill.evaluation.samples import SampleSet
-from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler
-from cdistill.storage import write_text
+from cdistill.sampling import SamplerChoice
+from cdistill.storage import read_json, write_text
 from cdistill.training.loop import make_accelerator
 
 _ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256", "features", "features_sha256")
@@ -67,13 +58,13 @@ def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None)
         RecipeError: Targets that cannot be compared.
     """
     accelerator = make_accelerator("fp32")
-    results = [measure(target, choice, accelerator) for target in targets]
+    results = [measure_target(target, choice, accelerator) for target in targets]
     if len(results) == 1:
         return results[0].record
     return _compare(results, out)
 
 
-def measure(target: Target, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Result:
+def measure_target(target: Target, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Result:
     """Measures one target.
 
     Args:
@@ -90,36 +81,17 @@ def measure(target: Target, choice: SamplerChoice, accelerator: Accelerator, wri
     classes = 0 if subject.network is None else subject.network.num_classes
     judge = make_judge(section, shape, classes, subject.teacher, subject.source(accelerator), accelerator)
     say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
-    rows, drawn, samplers = _rows(subject, judge, choice)
-    facts = {**subject.facts, "samplers": samplers, "request": {"target": asdict(target), "choice": asdict(choice)}}
-    name = _name(subject, target, choice)
-    if write:
-        record = write_results(subject.folder, name, subject.title, judge, rows, drawn, section, facts, name)
-    else:
-        record = as_record(judge.metrics, rows, **facts, **how(judge, section))
-        print_table(subject.title, judge, section, rows)
-    return Result(subject.title, judge, rows, record)
-
-
-def _rows(
-    subject: Subject, judge: Judge, choice: SamplerChoice
-) -> tuple[list[Row], dict[int, SampleSet], dict[str, Any]]:
-    """Returns the rows of a subject, the student's samples and what its samplers were."""
-    rows: list[Row] = []
     if subject.images is not None:
-        return [judge.measure("images", 0, SampleSet(subject.images.samples[:], None, judge.accelerator))], {}, {}
-    if subject.teacher is not None:
-        rows += measure_teacher(judge, subject.section.baselines, subject.section.nfe)
-    if subject.student is None:
-        return rows, {}, {}
-    denoiser, form = subject.student
-    if subject.untrained is not None:
-        rows += measure_student(judge, UNTRAINED, student_samplers(subject.untrained, form, choice, subject.section.nfe))[0]
-    samplers = student_samplers(denoiser, form, choice, subject.section.nfe)
-    found, drawn = measure_student(judge, STUDENT, samplers)
-    named = choice.name or default_sampler(form)
-    facts = {str(k): {"sampler": named, "times": s.times.tolist(), "gamma": choice.gamma} for k, s in samplers.items()}
-    return rows + found, dict(drawn), facts
+        images = SampleSet(subject.images.samples[:], None, accelerator)
+        found = Measured([judge.measure("images", 0, images)])
+    else:
+        found = measure(judge, section, choice, subject.student, subject.untrained)
+    facts = {**subject.facts, "request": {"target": asdict(target), "choice": asdict(choice)}}
+    if not write:
+        return Result(subject.title, judge, found.rows, make_record(judge, found, section, facts))
+    name = _name(subject, target, choice)
+    record = write_results(subject.folder, name, subject.title, judge, found, section, facts, name)
+    return Result(subject.title, judge, found.rows, record)
 
 
 def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
@@ -160,3 +132,48 @@ def _check_alike(first: Result, other: Result) -> None:
                 f"{other.title}: {key} is {str(other.record[key])[:20]}, that of {first.title} "
                 f"{str(first.record[key])[:20]}; they are compared on the same seeds and data: set them by options"
             )
+
+
+def check(path: Path) -> dict[str, Any]:
+    """Measures again what a record describes, and compares every figure with it; writes nothing.
+
+    Raises:
+        MissingAssetError: No such record, or something that it names is gone.
+        CorruptFileError: It is no record, or one of an older version without what is needed to repeat it.
+        MismatchError: A figure came out otherwise.
+    """
+    before = _read_record(path)
+    try:
+        target, choice = Target(**before["request"]["target"]), SamplerChoice(**before["request"]["choice"])
+    except (TypeError, KeyError) as error:
+        raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
+    now = measure_target(target, choice, make_accelerator("fp32"), write=False).record
+    parts = repeated(before, now)
+    table(
+        f"{path}, measured again",
+        ["sampler", "NFE", "metric", "recorded", "now", ""],
+        [[p.sampler, str(p.nfe), p.metric, f"{p.before:.6g}", f"{p.now:.6g}", _told(p)] for p in parts],
+    )
+    otherwise = changes(before, now)
+    for line in otherwise:
+        say(f"not as it was: {line}")
+    wrong = [part for part in parts if not part.same]
+    if wrong:
+        raise MismatchError(
+            f"{path}: {len(wrong)} of {len(parts)} figures came out otherwise, first {wrong[0].metric} of "
+            f"{wrong[0].sampler} at {wrong[0].nfe} NFE"
+        )
+    say(f"{path}: {describe(parts)}")
+    return {"record": str(path), "changes": otherwise, "figures": [vars(part) for part in parts], "reproduced": True}
+
+
+def _told(part: Repeated) -> str:
+    if part.identical:
+        return "identical"
+    return "same" if part.same else "DIFFERS"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingAssetError(f"{path}: no such record; evaluate writes one beside every result")
+    return read_json(path)

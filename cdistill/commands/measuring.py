@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,26 @@ from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.pictures import save_grid
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection
-from cdistill.sampling import SamplerChoice, TimedSampler
+from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, sampler_class
 from cdistill.storage import replacing, write_text
 from cdistill.teachers import Teacher
 
 STUDENT, UNTRAINED = "student", "untrained student"
-Drawn = Mapping[int, SampleSet]
-"""The student's samples at each number of network calls."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came out of a measurement.
+
+    Attributes:
+        rows: The figures of each sampler.
+        drawn: The student's samples, NFE -> samples.
+        samplers: The student's samplers as the record describes them, NFE -> name, times, gamma.
+    """
+
+    rows: list[Row]
+    drawn: dict[int, SampleSet] = field(default_factory=dict)
+    samplers: dict[str, Any] = field(default_factory=dict)
 
 
 def make_judge(
@@ -43,9 +56,37 @@ def make_judge(
     """Returns who measures as a recipe's section says; see :class:`Judge`."""
     network = load_features(section.features)
     reference = Reference(source, Path(section.reference) if section.reference else None, accelerator)
-    return Judge(
-        shape, num_classes, teacher, reference, network, section.metrics, section.first_seed, section.samples, accelerator
-    )
+    seeds = range(section.first_seed, section.first_seed + section.samples)
+    return Judge(shape, num_classes, teacher, reference, network, section.metrics, seeds, accelerator)
+
+
+def measure(
+    judge: Judge,
+    section: EvaluationSection,
+    choice: SamplerChoice,
+    student: tuple[Denoiser, Preconditioning] | None,
+    untrained: Denoiser | None,
+) -> Measured:
+    """Measures the teacher, the student before training and the student, as far as there are such.
+
+    Args:
+        judge: On whose device all networks are.
+        section: How, and the numbers of network calls.
+        choice: The students' sampler; without times, at each NFE of the section.
+        student: D(x, t, s), and f and g.
+        untrained: The student before training.
+    """
+    rows = [] if judge.teacher is None else measure_teacher(judge, section.baselines, section.nfe)
+    if student is None:
+        return Measured(rows)
+    denoiser, form = student
+    if untrained is not None:
+        rows += measure_student(judge, UNTRAINED, student_samplers(untrained, form, choice, section.nfe))[0]
+    samplers = student_samplers(denoiser, form, choice, section.nfe)
+    found, drawn = measure_student(judge, STUDENT, samplers)
+    name = choice.name or default_sampler(form)
+    used = {str(k): {"sampler": name, "times": s.times.tolist(), "gamma": choice.gamma} for k, s in samplers.items()}
+    return Measured(rows + found, drawn, used)
 
 
 def student_samplers(
@@ -71,13 +112,15 @@ def measure_teacher(judge: Judge, baselines: Sequence[str], nfe: Sequence[int]) 
     return rows
 
 
-def measure_student(judge: Judge, name: str, samplers: Mapping[int, TimedSampler]) -> tuple[list[Row], Drawn]:
+def measure_student(
+    judge: Judge, name: str, samplers: Mapping[int, TimedSampler]
+) -> tuple[list[Row], dict[int, SampleSet]]:
     """Measures a student with each sampler; returns the rows and the samples behind them."""
     drawn = {calls: judge.draw(sampler, f"{name}, {calls} NFE") for calls, sampler in samplers.items()}
     return [judge.measure(name, calls, samples) for calls, samples in drawn.items()], drawn
 
 
-def save_images(folder: Path, name: str, judge: Judge, drawn: Drawn, count: int) -> Path | None:
+def save_images(folder: Path, name: str, judge: Judge, drawn: Mapping[int, SampleSet], count: int) -> Path | None:
     """Shows the first seeds at every NFE, the teacher's above: ``samples/NAME.png``, and the arrays as ``.npz``.
 
     Returns:
@@ -103,8 +146,7 @@ def write_results(
     name: str,
     title: str,
     judge: Judge,
-    rows: Sequence[Row],
-    drawn: Drawn,
+    found: Measured,
     section: EvaluationSection,
     facts: Mapping[str, Any],
     images: str,
@@ -116,18 +158,17 @@ def write_results(
         name: Of the record.
         title: What was measured.
         judge: Who measured it.
-        rows: The figures.
-        drawn: The student's samples.
+        found: The figures and samples.
         section: How it was measured.
         facts: Whatever else belongs into the record.
         images: Name of the pictures.
     """
-    path = save_images(folder, images, judge, drawn, section.grid_images)
-    found = {} if path is None else {"images": str(path.with_suffix(".npz").relative_to(folder))}
-    record = as_record(judge.metrics, rows, **facts, **how(judge, section), **found)
+    path = save_images(folder, images, judge, found.drawn, section.grid_images)
+    shown = {} if path is None else {"images": str(path.with_suffix(".npz").relative_to(folder))}
+    record = make_record(judge, found, section, {**facts, **shown})
     if judge.accelerator.is_main_process:
         write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
-        print_table(title, judge, section, rows)
+        print_table(title, judge, section, found.rows)
         say(f"results: {folder / name}.json" + (f"   samples: {path}" if path else ""))
     return record
 
@@ -139,10 +180,10 @@ def print_table(title: str, judge: Judge, section: EvaluationSection, rows: Sequ
     print_rows(f"{title}: {len(judge.seeds)} samples against {real}; ± is the 95 % interval", judge.metrics, rows)
 
 
-def how(judge: Judge, section: EvaluationSection) -> dict[str, Any]:
-    """Returns what the figures depend on besides the student, as JSON."""
+def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the figures, `facts`, and what else the figures depend on, as JSON."""
     source, teacher = judge.reference.source, judge.teacher
-    return {
+    how = {
         "samples": len(judge.seeds),
         "seeds": f"{judge.seeds[0]}..{judge.seeds[-1]}",
         "split": section.split,
@@ -161,3 +202,4 @@ def how(judge: Judge, section: EvaluationSection) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
+    return as_record(judge.metrics, found.rows, **facts, **how, samplers=found.samplers)

@@ -13,7 +13,7 @@ from cdistill.data import Source, load_source
 from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
-from cdistill.recipe import EvaluationSection, check_section
+from cdistill.recipe import DistillRecipe, EvaluationSection, check_section
 from cdistill.registry import is_data_path
 from cdistill.runs import RunFolder
 from cdistill.storage import file_digest
@@ -74,6 +74,13 @@ class Subject:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        if self.images is not None:
+            return self.images.shape
+        return () if self.network is None else self.network.sample_shape
+
+    @property
     def network(self) -> Denoiser | None:
         """What is drawn from."""
         if self.student is not None:
@@ -103,15 +110,9 @@ def _open_run(run: RunFolder, target: Target) -> Subject:
         raise RecipeError(f"{run.path}: a run knows its teacher and its data; leave out --teacher and --data")
     student = load_student(run, target.weights_path, target.step)
     section = _section({**student.recipe.evaluation.model_dump(), **target.changes})
-    facts = {
-        "run": str(run.path),
-        "step": student.step,
-        "weights_sha256": tensor_digest(student.denoiser.state_dict()),
-        "preconditioning": student.recipe.preconditioning.name,
-        "coefficients_sha256": file_digest(run.coefficients) if run.coefficients.is_file() else None,
-    }
+    facts = run_facts(run, student.recipe, student.step, student.denoiser)
     return Subject(
-        title=str(run.path),
+        title=f"{run.path}, step {student.step}",
         folder=run.path,
         section=section,
         source=lambda accelerator: open_data(student.recipe.data, section.split, student.teacher, accelerator),
@@ -120,6 +121,17 @@ def _open_run(run: RunFolder, target: Target) -> Subject:
         untrained=untrained_student(student.teacher, student.recipe),
         facts=facts,
     )
+
+
+def run_facts(run: RunFolder, recipe: DistillRecipe, step: int, denoiser: Denoiser) -> dict[str, Any]:
+    """Returns what the record says of a run's student, as JSON."""
+    return {
+        "run": str(run.path),
+        "step": step,
+        "weights_sha256": tensor_digest(denoiser.state_dict()),
+        "preconditioning": recipe.preconditioning.name,
+        "coefficients_sha256": file_digest(run.coefficients) if run.coefficients.is_file() else None,
+    }
 
 
 def _open_converted(path: Path, target: Target) -> Subject:

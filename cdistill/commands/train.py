@@ -1,6 +1,7 @@
 """``cdistill distill`` and ``cdistill train-teacher``."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,8 +10,18 @@ from accelerate import Accelerator
 
 from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
-from cdistill.commands.evaluate import draw_grid, report
+from cdistill.commands.measuring import (
+    STUDENT,
+    Measured,
+    make_judge,
+    measure,
+    measure_student,
+    save_images,
+    student_samplers,
+    write_results,
+)
 from cdistill.commands.micro import with_micro_batches
+from cdistill.commands.subjects import Target, run_facts
 from cdistill.commands.tracking import check_trackers, tracked
 from cdistill.console import say
 from cdistill.data import Source, load_source
@@ -19,12 +30,13 @@ from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row, as_record
 from cdistill.losses import Distance
 from cdistill.networks.architecture import build_denoiser
-from cdistill.networks.denoiser import count_parameters
+from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import PRECONDITIONINGS, is_data_path
 from cdistill.runs import RunFolder
+from cdistill.sampling import SamplerChoice
 from cdistill.storage import copy_file, list_checkpoints
 from cdistill.student import load_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
@@ -89,7 +101,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     teacher.denoiser.to(accelerator.device)
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
-    judge = Judge(teacher, real, section.samples, section.metrics, accelerator)
+    judge = make_judge(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
     with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         task = make_task(recipe, teacher, form, distance, source, accelerator, adversary)
@@ -101,8 +113,9 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step, accelerator):
-                rows, drawn = judge.judge_student("student", task.averaged(), form, section.nfe)
-                draw_grid(folder, judge, drawn, section, f"step-{step:08d}")
+                samplers = student_samplers(task.averaged(), form, SamplerChoice(), section.nfe)
+                rows, drawn = measure_student(judge, STUDENT, samplers)
+                save_images(folder.path, f"step-{step:08d}", judge, drawn, section.grid_images)
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
@@ -110,15 +123,15 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
             task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
             section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
-        rows = report(folder, judge, untrained_student(teacher, recipe), task.averaged(), form, section, iterations)
+        found = _final(folder, judge, recipe, teacher, (task.averaged(), form))
         if not _evaluated(folder, iterations, accelerator):
-            _log_evaluation(folder, judge, iterations, [row for row in rows if row.sampler == "student"])
+            _log_evaluation(folder, judge, iterations, [row for row in found.rows if row.sampler == STUDENT])
         best = folder.best_step(checkpoint.best)
         if best not in (None, iterations):
             say(f"best: step {best}; cdistill sample --run {folder.path} --step best draws from it")
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
-    return rows
+    return found.rows
 
 
 def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Accelerator) -> Adversary | None:
@@ -193,8 +206,23 @@ def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:
     return bool(accelerator.gather(torch.tensor([found], device=accelerator.device))[0])
 
 
+def _final(
+    folder: RunFolder, judge: Judge, recipe: DistillRecipe, teacher: Teacher, student: tuple[Denoiser, Preconditioning]
+) -> Measured:
+    """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and pictures."""
+    section, step = recipe.evaluation, recipe.training.iterations
+    untrained = untrained_student(teacher, recipe).to(judge.accelerator.device)
+    found = measure(judge, section, SamplerChoice(), student, untrained)
+    request = {"target": asdict(Target(str(folder.path), step=str(step))), "choice": asdict(SamplerChoice())}
+    facts = {**run_facts(folder, recipe, step, student[0]), "request": request}
+    title = f"{folder.path}, step {step}"
+    write_results(folder.path, "evaluation", title, judge, found, section, facts, f"step-{step:08d}")
+    return found
+
+
 def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
-    judge.wait()
-    if judge.main:
-        folder.log({"step": step, "event": "evaluation", **as_record(rows)}, durable=True)
-    judge.wait()
+    judge.accelerator.wait_for_everyone()
+    if judge.accelerator.is_main_process:
+        record = as_record(judge.metrics, rows, samples=len(judge.seeds))
+        folder.log({"step": step, "event": "evaluation", **record}, durable=True)
+    judge.accelerator.wait_for_everyone()

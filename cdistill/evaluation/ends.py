@@ -46,9 +46,7 @@ class TeacherEnds:
         """
         size = chunk_size(self.teacher.shape)
         last = -(-(first + count) // size) * size
-        wanted = {
-            start: min(start + PIECE, last) for start in range(first // PIECE * PIECE, first + count, PIECE)
-        }
+        wanted = {start: min(start + PIECE, last) for start in range(first // PIECE * PIECE, first + count, PIECE)}
         missing = {start: end for start, end in wanted.items() if not self._has(start, end)}
         self.accelerator.wait_for_everyone()  # every process has looked before the main one writes
         if not missing:
@@ -70,7 +68,14 @@ class TeacherEnds:
 
     def _key(self) -> str:
         """Names what the samples depend on."""
-        facts = [self.teacher.digest, "heun", TEACHER_POINTS, self.accelerator.device.type, torch.__version__, __version__]
+        facts = [
+            self.teacher.digest,
+            "heun",
+            TEACHER_POINTS,
+            self.accelerator.device.type,
+            torch.__version__,
+            __version__,
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def _files(self, start: int) -> dict[int, Path]:

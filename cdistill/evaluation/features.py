@@ -37,3 +37,8 @@ class Pixels(FeatureNetwork):
     def __call__(self, images: Tensor) -> Tensor:
         """See :class:`FeatureNetwork`."""
         return from_uint8(images).flatten(1)
+
+
+def load_features(name: str) -> FeatureNetwork:
+    """stub."""
+    return Pixels()

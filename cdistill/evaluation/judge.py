@@ -21,7 +21,7 @@ TEACHER = "teacher (Heun)"
 
 
 class Judge:
-    """Draws samples of the seeds `first` ... `first` + `count` - 1 and measures them.
+    """Draws samples and measures them.
 
     Args:
         shape: Shape of one sample.
@@ -30,8 +30,7 @@ class Judge:
         reference: Real data to compare with.
         network: What FID and its kin look at.
         metrics: Names; all that apply when empty.
-        first: First seed.
-        count: How many.
+        seeds: One sample for each.
         accelerator: Shares the work among its processes.
     """
 
@@ -43,13 +42,12 @@ class Judge:
         reference: Reference,
         network: FeatureNetwork,
         metrics: Sequence[str],
-        first: int,
-        count: int,
+        seeds: range,
         accelerator: Accelerator,
     ) -> None:
         self.shape, self.num_classes = shape, num_classes
         self.teacher, self.reference, self.network, self.accelerator = teacher, reference, network, accelerator
-        self.seeds = range(first, first + count)
+        self.seeds = seeds
         self.metrics = choose_metrics(metrics, reference, network)
 
     @cached_property
@@ -91,7 +89,8 @@ class Judge:
         """Adds up what the processes have; each has zeros where the others have something."""
         if self.accelerator.num_processes == 1:
             return part
-        return self.accelerator.reduce(part.to(self.accelerator.device), "sum").cpu()
+        total: Tensor = self.accelerator.reduce(part.to(self.accelerator.device), "sum").cpu()
+        return total
 
     def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
         """Measures one set of samples; what has no meaning for it is left out."""

@@ -1,155 +1,92 @@
-"""Metrics, each a class in the registry; lower is better in all of them.
-
-A metric from another package derives from :class:`Metric` and is named in the entry-point group
-``cdistill.metrics``.
-"""
-
+"""stub"""
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import ClassVar
-
 import torch
 from torch import Tensor
-
-from cdistill import assets
 from cdistill.data import Source
-from cdistill.data.source import from_uint8, to_uint8
 from cdistill.errors import CdistillError
-from cdistill.evaluation.frechet import frechet_distance, moments, streamed_moments
-
-_AT_ONCE = 4096  # samples; a multiple of the network batch below
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with.
-
-    Attributes:
-        source: Real data.
-        teacher_samples: The teacher's samples from the same seeds, in the same order (n, ...), float64.
-    """
-
-    source: Source
-    teacher_samples: Tensor
-
-    @cached_property
-    def pixels(self) -> tuple[Tensor, Tensor]:
-        """Moments of the real data, as `PixelFrechet` sees them."""
-        return streamed_moments(from_uint8(part).flatten(1) for part in self.source.chunks(_AT_ONCE))
+from cdistill.evaluation.estimates import Estimate, mean_estimate
+from cdistill.evaluation.features import FeatureNetwork, Pixels
+from cdistill.evaluation.frechet import frechet_distance, moments, _root
+from cdistill.evaluation.references import Reference
+from cdistill.evaluation.samples import SampleSet
 
 
 class Metric(ABC):
-    """One number for a set of samples.
+    """stub."""
+    title: str
+    better: ClassVar[str] = "lower"
 
-    Attributes:
-        title: Heading of its column.
-    """
-
-    title: ClassVar[str]
-
-    @abstractmethod
-    def applies(self, source: Source) -> bool:
-        """Whether the metric means something for this kind of data; decides what is measured by default."""
-
-    def check(self, source: Source) -> None:  # noqa: B027 - most metrics need nothing
-        """Raises CdistillError if the metric cannot be computed on these data here; asked before anything is drawn."""
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network = network
 
     @abstractmethod
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """Measures `samples` (n, ...), float64, not quantised; the order is that of the reference's seeds."""
+    def applies(self, source: Source) -> bool: ...
+    def check(self, reference: Reference) -> None: ...
+    @abstractmethod
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate: ...
 
 
 class PixelFrechet(Metric):
-    """Frechet distance of the pixels of small images, quantised to uint8 as they would be stored."""
-
     title = "Frechet (pixels)"
 
-    def applies(self, source: Source) -> bool:
-        """Images of at most 1,024 elements, fewer than there are of them."""
+    def applies(self, source):
         return len(source.shape) == 3 and prod(source.shape) <= min(1024, len(source))
 
-    def check(self, source: Source) -> None:
-        """See :class:`Metric`."""
-        _needs_images("frechet-pixels", source)
-
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        return frechet_distance(moments(from_uint8(to_uint8(samples)).flatten(1)), reference.pixels)
+    def __call__(self, samples, reference):
+        x = samples.features(Pixels()).double()
+        ref = reference.moments(Pixels())
+        m2, c2 = ref
+        m1, c1 = moments(x)
+        v, U = torch.linalg.eigh(c1)
+        s = v.clamp(min=0).sqrt()
+        inv = torch.where(v > v.max() * 1e-10, 1 / s.clamp(min=1e-300), torch.zeros(()).double())
+        R = (U * s) @ U.T
+        Ri = (U * inv) @ U.T
+        T = Ri @ _root(R @ c2 @ R) @ Ri
+        A = torch.eye(len(m1)).double() - T
+        y = x - m1
+        psi = 2 * (y @ (m1 - m2)) + ((y @ A) * y).sum(1)
+        return Estimate(frechet_distance((m1, c1), ref), psi - psi.mean())
 
 
 class TeacherError(Metric):
-    """Mean square error to the end of the teacher's own trajectory from the same noise (Zheng et al. 2025, 5.3)."""
-
     title = "MSE to teacher"
 
-    def applies(self, source: Source) -> bool:
-        """Always."""
+    def applies(self, source):
         return True
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        return float((samples - reference.teacher_samples).square().mean())
+    def __call__(self, samples, reference):
+        return mean_estimate(samples.errors)
 
 
 class Wasserstein(Metric):
-    """Wasserstein-1 distance between the samples and the data, in one dimension."""
-
     title = "Wasserstein-1"
 
-    def applies(self, source: Source) -> bool:
-        """Scalars."""
+    def applies(self, source):
         return source.shape == (1,)
 
-    def check(self, source: Source) -> None:
-        """See :class:`Metric`."""
-        if not self.applies(source):
+    def check(self, reference):
+        if not self.applies(reference.source):
             raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        return wasserstein_1d(samples, reference.source.samples[:])
+    def __call__(self, samples, reference):
+        v = wasserstein_1d(samples.samples, reference.source.samples[:])
+        return Estimate(v, samples.samples[:, 0])
 
 
 class InceptionFrechet(Metric):
-    """FID: Frechet distance of TensorFlow's Inception features through clean-fid (`legacy_tensorflow`)."""
-
     title = "FID"
-    _real: tuple[Source, tuple[Tensor, Tensor]] | None = None
 
-    def applies(self, source: Source) -> bool:
-        """Images of 32x32 or more."""
+    def applies(self, source):
         return len(source.shape) == 3 and source.shape[-1] >= 32
 
-    def check(self, source: Source) -> None:
-        """See :class:`Metric`."""
-        _needs_images("fid", source)
+    def check(self, reference):
+        from cdistill import assets
         assets.INCEPTION.find()
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        if self._real is None or self._real[0] is not reference.source:
-            features = (self._features(part) for part in reference.source.chunks(_AT_ONCE))
-            self._real = reference.source, streamed_moments(features)
-        return frechet_distance(moments(self._features(to_uint8(samples))), self._real[1])
-
-    @cached_property
-    def _network(self) -> torch.nn.Module:
-        from cleanfid.inception_torchscript import InceptionV3W
-
-        network: torch.nn.Module = InceptionV3W(str(assets.INCEPTION.find().parent), download=False, resize_inside=True)
-        return network
-
-    def _features(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Returns the features (n, 2048) of uint8 images (n, C, H, W); grey ones are repeated to three colours."""
-        with torch.inference_mode():
-            return torch.cat([self._network(part.expand(-1, 3, -1, -1).float()) for part in images.split(batch)])
-
-
-def _needs_images(name: str, source: Source) -> None:
-    if len(source.shape) != 3:
-        raise CdistillError(f"{name}: needs images, not {source.name!r}; choose another metric")
+    def __call__(self, samples, reference): raise NotImplementedError
 
 
 def wasserstein_1d(first: Tensor, second: Tensor) -> float:
