@@ -77,6 +77,15 @@ StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best 
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
 ]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="A name, see cdistill ls samplers; ctm or cm, and heun from a teacher.")
+]
+TimesOption = Annotated[
+    str | None, typer.Option("--times", help="Noise levels in place of --nfe: 80,2.5,0.002, or 2.5 without the ends.")
+]
+GammaOption = Annotated[
+    float | None, typer.Option("--gamma", help="Fresh noise of the sampler gamma: 0 none, as ctm, to 1 all, as cm.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -111,6 +120,15 @@ def calls(text: str) -> list[int]:
     if min(found) < 1:
         raise RecipeError(f"--nfe: got {min(found)}; the number of network calls must be 1 or more")
     return found
+
+
+def known_sampler(name: str | None) -> str | None:
+    """Returns the name of a sampler, None for the default.
+
+    Raises:
+        UnknownNameError: It is not registered.
+    """
+    return None if name is None else SAMPLERS.check(name)
 
 
 def known_step(text: str) -> str:
@@ -368,10 +386,16 @@ def inspect(
 @app.command()
 def sample(
     run: RunOption = None,
-    teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Draw from this teacher instead.")] = None,
     weights: WeightsOption = None,
     step: StepOption = "last",
-    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default, 34 from a teacher.")] = None,
+    sampler: SamplerOption = None,
+    times: TimesOption = None,
+    gamma: GammaOption = None,
+    optimise_steps: Annotated[
+        bool, typer.Option("--optimise-steps", help="Choose the times so that the images are nearest to the teacher's.")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
     form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
@@ -384,10 +408,14 @@ def sample(
     """
     if form not in ("grid", "png", "npz"):
         raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
-    if teacher is not None and (run is not None or nfe is not None):
-        raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
-    wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    if teacher is not None and run is not None:
+        raise RecipeError("--teacher: goes without --run; one of them is drawn from")
+    known_sampler(sampler)
+    wanted = distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    counts = calls(nfe) if nfe else None
     chosen = None if teacher is not None else run_or_file(run)
+    if optimise_steps and not isinstance(chosen, RunFolder):
+        raise RecipeError("--optimise-steps: needs the folder of a run, whose teacher the student shall follow")
     if known_step(step) != "last" and not isinstance(chosen, RunFolder):
         raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
     if teacher is not None:
@@ -396,9 +424,12 @@ def sample(
         find_weights(teacher, weights)
     start()
     from cdistill.commands.sample import sample as run_sample
+    from cdistill.commands.samplers import Request
+    from cdistill.sampling import SamplerChoice
 
+    request = Request(SamplerChoice(sampler, None, times, gamma), counts, optimise_steps)
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
+    written = run_sample(chosen, teacher, weights, step, request, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
 
 
