@@ -78,11 +78,15 @@ StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best 
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
 ]
-SamplerOption = Annotated[str | None, typer.Option("--sampler", help="How; cdistill ls samplers lists them.")]
-TimesOption = Annotated[
-    str | None, typer.Option("--times", help="Noise levels in place of --nfe: 80,0.8,0.002; the ends may be left out.")
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="A name, see cdistill ls samplers; ctm or cm, and heun from a teacher.")
 ]
-GammaOption = Annotated[float | None, typer.Option("--gamma", help="Share of fresh noise of the sampler gamma.")]
+TimesOption = Annotated[
+    str | None, typer.Option("--times", help="Noise levels in place of --nfe: 80,2.5,0.002, or 2.5 without the ends.")
+]
+GammaOption = Annotated[
+    float | None, typer.Option("--gamma", help="Fresh noise of the sampler gamma: 0 none, as ctm, to 1 all, as cm.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -117,6 +121,15 @@ def calls(text: str) -> list[int]:
     if min(found) < 1:
         raise RecipeError(f"--nfe: got {min(found)}; the number of network calls must be 1 or more")
     return found
+
+
+def known_sampler(name: str | None) -> str | None:
+    """Returns the name of a sampler, None for the default.
+
+    Raises:
+        UnknownNameError: It is not registered.
+    """
+    return None if name is None else SAMPLERS.check(name)
 
 
 def known_step(text: str) -> str:
@@ -379,10 +392,16 @@ def inspect(
 @app.command()
 def sample(
     run: RunOption = None,
-    teacher: Annotated[str | None, typer.Option(help="Draw from this teacher by Heun's solver instead.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="Draw from this teacher instead.")] = None,
     weights: WeightsOption = None,
     step: StepOption = "last",
-    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default, 34 from a teacher.")] = None,
+    sampler: SamplerOption = None,
+    times: TimesOption = None,
+    gamma: GammaOption = None,
+    optimise_steps: Annotated[
+        bool, typer.Option("--optimise-steps", help="Choose the times so that the images are nearest to the teacher's.")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
     form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
@@ -395,10 +414,14 @@ def sample(
     """
     if form not in ("grid", "png", "npz"):
         raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
-    if teacher is not None and (run is not None or nfe is not None):
-        raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
-    wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    if teacher is not None and run is not None:
+        raise RecipeError("--teacher: goes without --run; one of them is drawn from")
+    known_sampler(sampler)
+    wanted = distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    counts = calls(nfe) if nfe else None
     chosen = None if teacher is not None else run_or_file(run)
+    if optimise_steps and not isinstance(chosen, RunFolder):
+        raise RecipeError("--optimise-steps: needs the folder of a run, whose teacher the student shall follow")
     if known_step(step) != "last" and not isinstance(chosen, RunFolder):
         raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
     if teacher is not None:
@@ -407,9 +430,12 @@ def sample(
         find_weights(teacher, weights)
     start()
     from cdistill.commands.sample import sample as run_sample
+    from cdistill.commands.samplers import Request
+    from cdistill.sampling import SamplerChoice
 
+    request = Request(SamplerChoice(sampler, None, times, gamma), counts, optimise_steps)
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
+    written = run_sample(chosen, teacher, weights, step, request, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
 
 
@@ -428,7 +454,7 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What FID and its kin look at: a name (cdistill ls features), a TorchScript, module:callable."
+            help="What FID and its kin look at: a name (cdistill ls features), TorchScript, module:callable."
         ),
     ] = None,
     reference: Annotated[
@@ -475,12 +501,13 @@ def evaluate(
     from cdistill.commands.subjects import Target
     from cdistill.sampling import SamplerChoice
 
-    common = {"teacher": teacher, "data": data, "weights": weights and str(weights), "step": step, "changes": changes}
+    where = None if weights is None else str(weights)
     with console.json_only(as_json):
         if check is not None:
             record = run_check(check)
         else:
-            targets = [Target(path and str(path), **common) for path in paths or [None]]
+            chosen: list[str | None] = [*map(str, paths)] or [None]
+            targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
             record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
     finish(as_json, record, "")
 

@@ -61,9 +61,7 @@ def load_student(run: RunFolder, weights: Path | None = None, step: str = "last"
         denoiser.load_state_dict(groups["ema"])
     except (RuntimeError, KeyError) as error:
         raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
-    form = load_preconditioning(
-        recipe.preconditioning.name, teacher, run.coefficients, recipe.preconditioning.allow_other_teacher
-    )
+    form = recipe_preconditioning(recipe, teacher, run.coefficients)
     return Student(denoiser, form, teacher, recipe, int(state["step"]))
 
 
@@ -92,6 +90,14 @@ def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
 def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
     """Returns the student of `recipe` as it is before training: equal to the teacher for every s."""
     return freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout))
+
+
+def recipe_preconditioning(recipe: DistillRecipe, teacher: Teacher, coefficients: Path) -> Preconditioning:
+    """Builds the preconditioning of a run, see `load_preconditioning`; a consistency model's jumps to eps only."""
+    section = recipe.preconditioning
+    form = load_preconditioning(section.name, teacher, coefficients, section.allow_other_teacher)
+    form.to_eps_only = form.to_eps_only or recipe.training.method == "cm"
+    return form
 
 
 def load_preconditioning(

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from cdistill.commands.samplers import Request, optimised_samplers, requested_samplers
 from cdistill.console import progress, say
 from cdistill.errors import CdistillError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.pictures import save_arrays, save_grid, save_images
 from cdistill.runs import RunFolder
-from cdistill.sampling import Sampler, generate, student_sampler, teacher_sampler
+from cdistill.sampling import TimedSampler, generate
 from cdistill.student import load_converted, load_student
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
@@ -19,20 +22,20 @@ def sample(
     teacher_name: str | None,
     weights: Path | None,
     step: str,
-    nfe: Sequence[int],
+    request: Request,
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     form: str,
     out: Path,
 ) -> list[Path]:
-    """Draws samples of a run's student at each NFE, or of a teacher by Heun's solver, and writes them.
+    """Draws samples of a run's student or of a teacher with each sampler that is asked for, and writes them.
 
     Args:
         run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.
         step: Which student of the run, see `load_student`.
-        nfe: Numbers of network calls; unused for a teacher.
+        request: The samplers.
         seeds: One sample each.
         classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
         form: "grid", "png" or "npz".
@@ -41,9 +44,9 @@ def sample(
     Returns:
         What was written.
     """
-    denoiser, samplers = _samplers(run, teacher_name, weights, step, nfe)
-    _check_request(denoiser, classes, form)
     accelerator = make_accelerator("fp32")
+    denoiser, samplers = _samplers(run, teacher_name, weights, step, request, accelerator)
+    _check_request(denoiser, classes, form)
     denoiser.to(accelerator.device)
     chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
     written = []
@@ -68,19 +71,26 @@ def sample(
 
 
 def _samplers(
-    run: RunFolder | Path | None, teacher_name: str | None, weights: Path | None, step: str, nfe: Sequence[int]
-) -> tuple[Denoiser, dict[str, Sampler]]:
-    """Returns the denoiser to draw from, and a sampler for each NFE, or the teacher's one."""
+    run: RunFolder | Path | None,
+    teacher_name: str | None,
+    weights: Path | None,
+    step: str,
+    request: Request,
+    accelerator: Accelerator,
+) -> tuple[Denoiser, dict[str, TimedSampler]]:
+    """Returns the denoiser to draw from, and title -> sampler for each that is asked for."""
     if run is None:
         denoiser = load_teacher(teacher_name or "", weights).denoiser
-        return denoiser, {"teacher": teacher_sampler(denoiser)}
-    if isinstance(run, RunFolder):
-        student = load_student(run, weights, step)
-        say(f"{run.path}: step {student.step}")
-        denoiser, form = student.denoiser, student.preconditioning
-    else:
+        return denoiser, requested_samplers(request, denoiser, None)
+    if not isinstance(run, RunFolder):
         denoiser, form = load_converted(run)
-    return denoiser, {f"nfe{k}": student_sampler(denoiser, form, k) for k in nfe}
+        return denoiser, requested_samplers(request, denoiser, form)
+    student = load_student(run, weights, step)
+    say(f"{run.path}: step {student.step}")
+    samplers = requested_samplers(request, student.denoiser, student.preconditioning)
+    if request.optimise:
+        samplers = optimised_samplers(request, student, samplers, accelerator)
+    return student.denoiser, samplers
 
 
 def _check_request(denoiser: Denoiser, classes: Sequence[int] | None, form: str) -> None:

@@ -38,7 +38,7 @@ from cdistill.registry import PRECONDITIONINGS, is_data_path
 from cdistill.runs import RunFolder
 from cdistill.sampling import SamplerChoice
 from cdistill.storage import copy_file, list_checkpoints
-from cdistill.student import load_preconditioning, untrained_student
+from cdistill.student import load_preconditioning, recipe_preconditioning, untrained_student
 from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.adversarial import Adversary
@@ -197,7 +197,7 @@ def prepare_preconditioning(
             if accelerator.is_main_process:
                 print_coefficients(found, rows=8)
                 draw_coefficients(folder.path / "plots" / "coefficients.png", found)
-    return load_preconditioning(section.name, teacher, folder.coefficients, section.allow_other_teacher)
+    return recipe_preconditioning(recipe, teacher, folder.coefficients)
 
 
 def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:

@@ -40,13 +40,14 @@ class Preconditioning(ABC):
     Attributes:
         multiplies: What g multiplies, "denoiser" (D) or "network" (the free network F).
         needs_coefficients: Whether `table` must be given.
-        to_eps_only: Whether s must be eps (consistency models).
+        to_eps_only: Whether s must be eps: of the form itself, or of one instance whose student is trained so, as a
+            consistency model is.
         provenance: Header of the coefficient file, {} for one that was not made from a file.
     """
 
     multiplies: ClassVar[Literal["denoiser", "network"]] = "denoiser"
     needs_coefficients: ClassVar[bool] = False
-    to_eps_only: ClassVar[bool] = False
+    to_eps_only: bool = False
     provenance: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None) -> None:

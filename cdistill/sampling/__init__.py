@@ -3,9 +3,9 @@
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
 from cdistill.sampling.samplers import (
-    SamplerChoice,
     TEACHER_NFE,
     TEACHER_POINTS,
+    SamplerChoice,
     default_sampler,
     make_sampler,
     sampler_class,

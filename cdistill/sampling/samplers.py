@@ -1,6 +1,7 @@
 """Samplers by name: few-step sampling of students, solvers of the ODE for teachers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,27 @@ TEACHER_POINTS = 18
 TEACHER_NFE = 2 * (TEACHER_POINTS - 1)
 Times = str | Sequence[float] | Tensor
 """What `time_list` takes."""
+
+
+@dataclass(frozen=True)
+class SamplerChoice:
+    """A sampler as a person asks for it; the arguments of `make_sampler`.
+
+    Attributes:
+        name: Registered name; None for `default_sampler`.
+        nfe: Network calls, on the rho-grid.
+        times: See `time_list`; in place of `nfe`.
+        gamma: For 'gamma', the share of fresh noise.
+    """
+
+    name: str | None = None
+    nfe: int | None = None
+    times: str | Sequence[float] | None = None
+    gamma: float | None = None
+
+    def build(self, denoiser: Denoiser, preconditioning: Preconditioning | None) -> TimedSampler:
+        """Builds the sampler of a student, or of a teacher where there is no preconditioning."""
+        return make_sampler(denoiser, preconditioning, self.name, self.nfe, self.times, self.gamma)
 
 
 def make_sampler(
