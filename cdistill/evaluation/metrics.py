@@ -1,82 +1,253 @@
-"""Metrics, each a class in the registry; lower is better in all of them.
+"""Metrics, each a class in the registry; each returns a figure and what every sample adds to it.
 
 A metric from another package derives from :class:`Metric` and is named in the entry-point group
 ``cdistill.metrics``.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from cdistill import assets
 from cdistill.data import Source
-from cdistill.data.source import from_uint8, to_uint8
-from cdistill.errors import CdistillError
-from cdistill.evaluation.frechet import frechet_distance, moments, streamed_moments
+from cdistill.errors import CdistillError, MismatchError
+from cdistill.evaluation import neighbours
+from cdistill.evaluation.estimates import Estimate, mean_estimate
+from cdistill.evaluation.features import FeatureNetwork, Pixels, device
+from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian
+from cdistill.evaluation.inception import Inception
+from cdistill.evaluation.kernels import kernel_estimate, mean_within
+from cdistill.evaluation.neighbours import Balls, find_balls
+from cdistill.evaluation.references import Reference
+from cdistill.evaluation.samples import SampleSet
 
-_AT_ONCE = 4096  # samples; a multiple of the network batch below
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What samples are compared with.
-
-    Attributes:
-        source: Real data.
-        teacher_samples: The teacher's samples from the same seeds, in the same order (n, ...), float64.
-    """
-
-    source: Source
-    teacher_samples: Tensor
-
-    @cached_property
-    def pixels(self) -> tuple[Tensor, Tensor]:
-        """Moments of the real data, as `PixelFrechet` sees them."""
-        return streamed_moments(from_uint8(part).flatten(1) for part in self.source.chunks(_AT_ONCE))
+MOST_PIXELS = 4096  # values of an image whose covariance is taken
 
 
 class Metric(ABC):
-    """One number for a set of samples.
+    """A figure of a set of samples.
+
+    Args:
+        network: The feature network that is chosen; some need none, or another.
 
     Attributes:
         title: Heading of its column.
+        better: Whether "lower" or "higher" figures are better.
     """
 
-    title: ClassVar[str]
+    title: str
+    better: ClassVar[str] = "lower"
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network = network
 
     @abstractmethod
     def applies(self, source: Source) -> bool:
-        """Whether the metric means something for this kind of data; decides what is measured by default."""
+        """Whether it is measured by default for this kind of data."""
 
-    def check(self, source: Source) -> None:  # noqa: B027 - most metrics need nothing
-        """Raises CdistillError if the metric cannot be computed on these data here; asked before anything is drawn."""
+    def check(self, reference: Reference) -> None:  # noqa: B027 - a few metrics need nothing
+        """Raises CdistillError if the metric cannot be computed here; asked before anything is drawn."""
 
     @abstractmethod
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """Measures `samples` (n, ...), float64, not quantised; the order is that of the reference's seeds."""
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """Measures samples, quantised as they would be stored; the reference is taken as it is."""
 
 
-class PixelFrechet(Metric):
-    """Frechet distance of the pixels of small images, quantised to uint8 as they would be stored."""
+class FeatureMetric(Metric):
+    """A metric of feature vectors.
 
-    title = "Frechet (pixels)"
+    Attributes:
+        heading: Title without the network.
+        compares_points: It needs features of the data, not their moments alone.
+    """
+
+    heading: ClassVar[str]
+    compares_points: ClassVar[bool] = True
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__(network)
+        self.title = f"{self.heading} ({network.name})"
+
+    def applies(self, source: Source) -> bool:
+        """Images of 32x32 or more, by a network that was made for photographs."""
+        return _is_photograph(self.network, source)
+
+    def check(self, reference: Reference) -> None:
+        """See :class:`Metric`."""
+        _needs_images(self, reference)
+        reference.check(self.network, self.compares_points)
+
+    def features(self, samples: SampleSet) -> Tensor:
+        """Returns the features of the samples (n, d), float32.
+
+        Raises:
+            CdistillError: They are not finite, or fewer than two.
+        """
+        return _sound(samples.features(self.network), self.network)
+
+    def real(self, samples: Tensor, reference: Reference) -> Tensor:
+        """Returns the features of the data (m, d), float32.
+
+        Raises:
+            MismatchError: They have another dimension than the samples' features (n, d).
+        """
+        found = reference.features(self.network)
+        _check_dimension(samples, found.shape[1], reference)
+        return found
+
+
+class Frechet(FeatureMetric):
+    """Frechet distance of the features' Gaussians (Heusel et al. 2017); FID as EDM and CTM have it by their network."""
+
+    heading = "Frechet"
+    compares_points = False
+    _real: tuple[Reference, Gaussian] | None = None
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__(network)
+        if isinstance(network, Inception):
+            self.title = "FID" if network.name == "legacy_tensorflow" else f"FID ({network.name})"
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        features = self.features(samples)
+        if self._real is None or self._real[0] is not reference:
+            self._real = reference, gaussian(*reference.moments(self.network))
+        _check_dimension(features, len(self._real[1].mean), reference)
+        return frechet_estimate(features, self._real[1])
+
+
+class PixelFrechet(Frechet):
+    """Frechet distance of the pixels of small images, whatever network is chosen."""
+
+    def __init__(self, network: FeatureNetwork) -> None:
+        super().__init__(Pixels())
 
     def applies(self, source: Source) -> bool:
         """Images of at most 1,024 elements, fewer than there are of them."""
         return len(source.shape) == 3 and prod(source.shape) <= min(1024, len(source))
 
-    def check(self, source: Source) -> None:
+    def check(self, reference: Reference) -> None:
         """See :class:`Metric`."""
-        _needs_images("frechet-pixels", source)
+        super().check(reference)
+        shape = reference.source.shape if reference.source else ()
+        if prod(shape) > MOST_PIXELS:
+            raise CdistillError(
+                f"frechet-pixels: got images of {prod(shape):,} values; at most {MOST_PIXELS:,}; choose another metric"
+            )
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
+
+class KernelDistance(FeatureMetric):
+    """KID: the unbiased squared distance of the features' kernel means, over all pairs (Binkowski et al. 2018)."""
+
+    heading = "KID"
+    _real: tuple[Reference, float] | None = None
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
         """See :class:`Metric`."""
-        return frechet_distance(moments(from_uint8(to_uint8(samples)).flatten(1)), reference.pixels)
+        features = self.features(samples)
+        real = self.real(features, reference)
+        if self._real is None or self._real[0] is not reference:
+            self._real = reference, mean_within(real, device())
+        return kernel_estimate(features, real, self._real[1], device())
+
+
+class NeighbourMetric(FeatureMetric):
+    """A metric of balls around points, see `cdistill.evaluation.neighbours`.
+
+    Attributes:
+        k: A ball reaches to the k-th nearest of its own kind.
+    """
+
+    better = "higher"
+    k: ClassVar[int]
+    _real: tuple[Reference, Balls] | None = None
+
+    def real_balls(self, samples: Tensor, reference: Reference) -> Balls:
+        """Returns the balls of the data; computed once."""
+        if self._real is None or self._real[0] is not reference:
+            self._real = reference, find_balls(self.real(samples, reference), self.k, device(), self.heading)
+        return self._real[1]
+
+
+class Precision(NeighbourMetric):
+    """Share of the samples among the data (Kynkaanniemi et al. 2019)."""
+
+    heading, k = "precision", 3
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        features = self.features(samples)
+        return neighbours.precision(features, self.real_balls(features, reference))
+
+
+class Recall(NeighbourMetric):
+    """Share of the data among the samples (Kynkaanniemi et al. 2019)."""
+
+    heading, k = "recall", 3
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        features = self.features(samples)
+        balls = find_balls(features, self.k, device(), self.heading)
+        return neighbours.recall(balls, self.real(features, reference))
+
+
+class Density(NeighbourMetric):
+    """How densely the data stand around the samples (Naeem et al. 2020)."""
+
+    heading, k = "density", 5
+
+    def applies(self, source: Source) -> bool:
+        """Never; by its name only."""
+        return False
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        features = self.features(samples)
+        return neighbours.density(features, self.real_balls(features, reference))
+
+
+class Coverage(Density):
+    """Share of the data that have a sample near (Naeem et al. 2020)."""
+
+    heading = "coverage"
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        features = self.features(samples)
+        return neighbours.coverage(features, self.real_balls(features, reference))
+
+
+class InceptionScore(FeatureMetric):
+    """exp of the mean divergence of a sample's class probabilities from all samples' (Salimans et al. 2016).
+
+    Of all samples together; the mean over ten parts, which is often reported, is a little lower. A sample adds the
+    score times its own divergence, up to a constant.
+    """
+
+    heading = "Inception score"
+    better = "higher"
+
+    def applies(self, source: Source) -> bool:
+        """Never; by its name only."""
+        return False
+
+    def check(self, reference: Reference) -> None:
+        """See :class:`Metric`."""
+        _needs_images(self, reference)
+        if not self.network.classifies:
+            raise CdistillError(
+                f"inception-score: features {self.network.name!r} have no class probabilities; choose another network"
+            )
+        if reference.source is not None:
+            self.network.check(reference.source.shape)
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`."""
+        return inception_score(_sound(samples.features(_Probabilities(self.network)), self.network))
 
 
 class TeacherError(Metric):
@@ -88,9 +259,15 @@ class TeacherError(Metric):
         """Always."""
         return True
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        return float((samples - reference.teacher_samples).square().mean())
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`.
+
+        Raises:
+            CdistillError: The samples come without a teacher.
+        """
+        if samples.errors is None:
+            raise CdistillError("teacher-mse: these samples have no teacher; choose other metrics")
+        return mean_estimate(samples.errors)
 
 
 class Wasserstein(Metric):
@@ -102,58 +279,76 @@ class Wasserstein(Metric):
         """Scalars."""
         return source.shape == (1,)
 
-    def check(self, source: Source) -> None:
+    def check(self, reference: Reference) -> None:
         """See :class:`Metric`."""
-        if not self.applies(source):
+        if reference.source is None or not self.applies(reference.source):
             raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
 
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
         """See :class:`Metric`."""
-        return wasserstein_1d(samples, reference.source.samples[:])
+        assert reference.source is not None
+        return wasserstein_estimate(samples.samples.flatten(), reference.source.samples[:].flatten())
 
 
-class InceptionFrechet(Metric):
-    """FID: Frechet distance of TensorFlow's Inception features through clean-fid (`legacy_tensorflow`)."""
+class _Probabilities(FeatureNetwork):
+    """The class probabilities of a network in place of its features."""
 
-    title = "FID"
-    _real: tuple[Source, tuple[Tensor, Tensor]] | None = None
+    def __init__(self, network: FeatureNetwork) -> None:
+        self.network, self.name = network, f"{network.name}, probabilities"
 
-    def applies(self, source: Source) -> bool:
-        """Images of 32x32 or more."""
-        return len(source.shape) == 3 and source.shape[-1] >= 32
-
-    def check(self, source: Source) -> None:
-        """See :class:`Metric`."""
-        _needs_images("fid", source)
-        assets.INCEPTION.find()
-
-    def __call__(self, samples: Tensor, reference: Reference) -> float:
-        """See :class:`Metric`."""
-        if self._real is None or self._real[0] is not reference.source:
-            features = (self._features(part) for part in reference.source.chunks(_AT_ONCE))
-            self._real = reference.source, streamed_moments(features)
-        return frechet_distance(moments(self._features(to_uint8(samples))), self._real[1])
-
-    @cached_property
-    def _network(self) -> torch.nn.Module:
-        from cleanfid.inception_torchscript import InceptionV3W
-
-        network: torch.nn.Module = InceptionV3W(str(assets.INCEPTION.find().parent), download=False, resize_inside=True)
-        return network
-
-    def _features(self, images: Tensor, batch: int = 64) -> Tensor:
-        """Returns the features (n, 2048) of uint8 images (n, C, H, W); grey ones are repeated to three colours."""
-        with torch.inference_mode():
-            return torch.cat([self._network(part.expand(-1, 3, -1, -1).float()) for part in images.split(batch)])
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network.probabilities(images)
 
 
-def _needs_images(name: str, source: Source) -> None:
-    if len(source.shape) != 3:
-        raise CdistillError(f"{name}: needs images, not {source.name!r}; choose another metric")
+def inception_score(probabilities: Tensor) -> Estimate:
+    """Returns the Inception score of class probabilities (n, K)."""
+    p = probabilities.double()
+    divergence = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)
+    score = float(divergence.mean().exp())
+    return Estimate(score, score * divergence)
+
+
+def wasserstein_estimate(first: Tensor, second: Tensor) -> Estimate:
+    """Wasserstein-1 distance of two sets of scalars (n,) and (m,), the second taken as it is.
+
+    It is the integral of |F - G|; a sample x adds that of sign(F - G) from x on, up to a constant: the Kantorovich
+    potential.
+    """
+    first, second = first.double(), second.double()
+    points = torch.cat([first, second]).sort().values
+    below = [torch.searchsorted(part.sort().values, points[:-1], right=True) / len(part) for part in (first, second)]
+    gap, width = below[0].double() - below[1].double(), points.diff()
+    beyond = (gap.sign() * width).flip(0).cumsum(0).flip(0)  # from each point to the last
+    place = torch.searchsorted(points, first)
+    return Estimate(float((gap.abs() * width).sum()), torch.cat([beyond, beyond.new_zeros(1)])[place])
 
 
 def wasserstein_1d(first: Tensor, second: Tensor) -> float:
     """Wasserstein-1 distance between two sets of scalars, (n, 1) and (m, 1)."""
-    from scipy.stats import wasserstein_distance
+    return wasserstein_estimate(first.flatten(), second.flatten()).value
 
-    return float(wasserstein_distance(first.flatten().numpy(), second.flatten().numpy()))
+
+def _is_photograph(network: FeatureNetwork, source: Source) -> bool:
+    return len(source.shape) == 3 and source.shape[-1] >= 32 and not isinstance(network, Pixels)
+
+
+def _needs_images(metric: FeatureMetric, reference: Reference) -> None:
+    source = reference.source
+    if source is not None and len(source.shape) != 3:
+        raise CdistillError(f"{metric.title}: needs images, not {source.name!r}; choose another metric")
+
+
+def _sound(features: Tensor, network: FeatureNetwork) -> Tensor:
+    if len(features) < 2:
+        raise CdistillError(f"samples: {len(features)} of them; a figure of features needs at least 2")
+    if not features.isfinite().all():
+        raise CdistillError(f"features {network.name!r}: not finite on the samples; choose another network")
+    return features
+
+
+def _check_dimension(features: Tensor, dimension: int, reference: Reference) -> None:
+    if features.shape[1] != dimension:
+        raise MismatchError(
+            f"{reference.stats or 'reference'}: {dimension} dimensions, the samples' features have "
+            f"{features.shape[1]}; choose the network that made it with --features"
+        )
