@@ -14,7 +14,17 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import (
+    DISCRIMINATORS,
+    DISTANCES,
+    ESTIMATORS,
+    FEATURES,
+    METRICS,
+    PRECONDITIONINGS,
+    SOURCES,
+    TEACHERS,
+    check_features,
+)
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -67,6 +77,13 @@ WeightsOption = Annotated[
 StepOption = Annotated[str, typer.Option("--step", help="Of the run: last, best or the number of a step.")]
 TflopsOption = Annotated[
     float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44.")
+]
+FeaturesOption = Annotated[
+    str,
+    typer.Option(
+        help="Feature network (cdistill ls features), a TorchScript file, or module:callable, uint8 (B,3,H,W) -> "
+        "(B,d); the last two run code that you name."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
@@ -133,6 +150,11 @@ def distinct(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise RecipeError("--seeds: a seed is named twice; each seed is one image")
     return seeds
+
+
+def short_name(text: str) -> str:
+    """Returns a name, or that of the file at a path, fit for the name of another file."""
+    return re.sub(r"[^\w-]+", "-", Path(text).stem if "/" in text or "." in text else text)
 
 
 def with_suffix(path: Path, suffix: str) -> Path:
@@ -423,6 +445,32 @@ def evaluate(
     finish(as_json, record, "")
 
 
+@app.command("reference-stats")
+def reference_stats(
+    data: Annotated[str, typer.Option(help="Data source, or the path of one.")],
+    split: Annotated[str, typer.Option(help="train, or heldout where the data have such a part.")] = "train",
+    features: FeaturesOption = "legacy_tensorflow",
+    keep: Annotated[
+        int, typer.Option(min=0, help="Feature vectors to write too, for kid, precision, recall, density and coverage.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="File; reference-DATA-FEATURES.npz by default.")] = None,
+    processes: ProcessesOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the statistics that samples are compared with: mean and covariance of the features of real data.
+
+    Example:  cdistill reference-stats --data digits --features pixels --keep 1000
+    """
+    file = with_suffix(out or Path(f"reference-{short_name(data)}-{short_name(check_features(features))}.npz"), ".npz")
+    start_processes(processes)
+    start()
+    from cdistill.commands.reference import write_reference
+
+    with console.json_only(as_json):
+        record = write_reference(data, split, features, keep, file)
+    finish(as_json, record, "")
+
+
 @app.command()
 def compare(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
@@ -541,7 +589,8 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators or metrics."
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, metrics or "
+            "features."
         ),
     ] = "recipes",
     as_json: JsonOption = False,
@@ -551,7 +600,7 @@ def list_names(
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
-        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS,
+        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS, "features": FEATURES,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")

@@ -8,8 +8,8 @@ from torch import Tensor
 from cdistill import stopping
 from cdistill.console import progress
 
-AT_ONCE = 2048  # vectors; a block of pairs takes 32 MB in float64
-_LONG = 8 * AT_ONCE  # vectors that are worth a progress bar
+AT_ONCE = 1024  # vectors; a block of pairs takes 8 MB in float64
+_LONG = 16 * AT_ONCE  # vectors that are worth a progress bar
 
 
 def blocks(vectors: Tensor, device: torch.device, title: str = "") -> Iterator[tuple[slice, Tensor]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cdistill.console import say_once
 from cdistill.evaluation.estimates import Estimate
 
-_AT_ONCE = 4096  # feature vectors that are turned to float64 together
+_AT_ONCE = 1024  # feature vectors that are turned to float64 together
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -316,8 +316,10 @@ def wasserstein_estimate(first: Tensor, second: Tensor) -> Estimate:
     """
     first, second = first.double(), second.double()
     points = torch.cat([first, second]).sort().values
-    below = [torch.searchsorted(part.sort().values, points[:-1], right=True) / len(part) for part in (first, second)]
-    gap, width = below[0].double() - below[1].double(), points.diff()
+    below = [
+        torch.searchsorted(part.sort().values, points[:-1], right=True).double() / len(part) for part in (first, second)
+    ]
+    gap, width = below[0] - below[1], points.diff()
     beyond = (gap.sign() * width).flip(0).cumsum(0).flip(0)  # from each point to the last
     place = torch.searchsorted(points, first)
     return Estimate(float((gap.abs() * width).sum()), torch.cat([beyond, beyond.new_zeros(1)])[place])

@@ -73,7 +73,7 @@ def find_balls(points: Tensor, k: int, device: torch.device, title: str) -> Ball
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Returns |x_i - y_j|^2 in float32 (n, m), for float64 x (n, d) and y (m, d) that are near the origin."""
     norms = x.square().sum(1)[:, None] + y.square().sum(1)
-    found = norms - 2 * (x @ y.T)
+    found = torch.addmm(norms, x, y.T, alpha=-2)
     return torch.where(found > _SAME * norms, found, 0).float()
 
 
