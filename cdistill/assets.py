@@ -4,10 +4,9 @@ import json
 import re
 import time
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from cdistill.console import say
+from cdistill.console import say_once
 from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.fetching import FetchError, alone, beside, discard, download, reach, remains
 from cdistill.storage import asset_folder, file_digest, read_json, sync, write_text
@@ -139,7 +138,7 @@ class Asset:
         try:
             write_text(self.record, json.dumps(facts, indent=1) + "\n")
         except OSError as error:
-            _say_once(f"{self.record}: {error.strerror}: the digest of {self.name} is not recorded, nor checked later")
+            say_once(f"{self.record}: {error.strerror}: the digest of {self.name} is not recorded, nor checked later")
 
     def _missing(self, reason: str, hint: str) -> MissingAssetError:
         known = f" (sha256 {self.sha256[:12]}...)" if self.sha256 else ""
@@ -159,11 +158,6 @@ def digest(path: Path) -> str:
     return _digests[state]
 
 
-@cache
-def _say_once(message: str) -> None:
-    say(message)
-
-
 VGG16 = Asset(
     "vgg16-397923af.pth",
     "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -174,4 +168,21 @@ INCEPTION = Asset(
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
-ASSETS = (VGG16, INCEPTION)
+INCEPTION_PYTORCH = Asset(
+    "pt_inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    95_628_359,
+)
+ASSETS = (VGG16, INCEPTION, INCEPTION_PYTORCH)
+
+_STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
+EDM_STATISTICS = {  # by the name of the data source; NVIDIA publishes no digests
+    data: Asset(f"fid-refs/{file}", _STATISTICS + file)
+    for data, file in {
+        "afhqv2-64": "afhqv2-64x64.npz",
+        "cifar10": "cifar10-32x32.npz",
+        "ffhq64": "ffhq-64x64.npz",
+        "imagenet64": "imagenet-64x64.npz",
+    }.items()
+}

@@ -18,12 +18,14 @@ from cdistill.registry import (
     DISCRIMINATORS,
     DISTANCES,
     ESTIMATORS,
+    FEATURES,
     METRICS,
     PRECONDITIONINGS,
     SAMPLERS,
     SOURCES,
     TEACHERS,
     Registry,
+    check_features,
 )
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
@@ -87,6 +89,11 @@ TimesOption = Annotated[
 GammaOption = Annotated[
     float | None, typer.Option("--gamma", help="Fresh noise of the sampler gamma: 0 none, as ctm, to 1 all, as cm.")
 ]
+_FEATURES = typer.Option(
+    help="Feature network (cdistill ls features), a TorchScript file, or module:callable, uint8 (B,3,H,W) -> (B,d); "
+    "the last two run code that you name."
+)
+FeaturesOption = Annotated[str, _FEATURES]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -166,6 +173,11 @@ def distinct(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise RecipeError("--seeds: a seed is named twice; each seed is one image")
     return seeds
+
+
+def short_name(text: str) -> str:
+    """Returns a name, or that of the file at a path, fit for the name of another file."""
+    return re.sub(r"[^\w-]+", "-", Path(text).stem if "/" in text or "." in text else text)
 
 
 def with_suffix(path: Path, suffix: str) -> Path:
@@ -451,12 +463,7 @@ def evaluate(
     weights: WeightsOption = None,
     step: StepOption = "last",
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
-    features: Annotated[
-        str | None,
-        typer.Option(
-            help="What FID and its kin look at: a name (cdistill ls features), TorchScript, module:callable."
-        ),
-    ] = None,
+    features: Annotated[str | None, _FEATURES] = None,
     reference: Annotated[
         str | None, typer.Option(help="Statistics of the real data: EDM's npz, or what reference-stats wrote.")
     ] = None,
@@ -486,7 +493,8 @@ def evaluate(
     """
     values = {
         "nfe": calls(nfe) if nfe else None, "samples": samples, "split": split, "first_seed": first_seed,
-        "reference": reference, "features": features, "metrics": known_names(metrics, METRICS),
+        "reference": reference, "features": features and check_features(features),
+        "metrics": known_names(metrics, METRICS),
         "baselines": known_names(baselines, SAMPLERS),
     }  # fmt: skip
     changes = {key: value for key, value in values.items() if value is not None}
@@ -509,6 +517,32 @@ def evaluate(
             chosen: list[str | None] = [*map(str, paths)] or [None]
             targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
             record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
+    finish(as_json, record, "")
+
+
+@app.command("reference-stats")
+def reference_stats(
+    data: Annotated[str, typer.Option(help="Data source, or the path of one.")],
+    split: Annotated[str, typer.Option(help="train, or heldout where the data have such a part.")] = "train",
+    features: FeaturesOption = "legacy_tensorflow",
+    keep: Annotated[
+        int, typer.Option(min=0, help="Feature vectors to write too, for kid, precision, recall, density and coverage.")
+    ] = 0,
+    out: Annotated[Path | None, typer.Option(help="File; reference-DATA-FEATURES.npz by default.")] = None,
+    processes: ProcessesOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the statistics that samples are compared with: mean and covariance of the features of real data.
+
+    Example:  cdistill reference-stats --data digits --features pixels --keep 1000
+    """
+    file = with_suffix(out or Path(f"reference-{short_name(data)}-{short_name(check_features(features))}.npz"), ".npz")
+    start_processes(processes)
+    start()
+    from cdistill.commands.reference import write_reference
+
+    with console.json_only(as_json):
+        record = write_reference(data, split, features, keep, file)
     finish(as_json, record, "")
 
 
@@ -630,7 +664,8 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, metrics, samplers."
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, samplers, metrics, "
+            "features."
         ),
     ] = "recipes",
     as_json: JsonOption = False,
@@ -641,6 +676,7 @@ def list_names(
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
         "distances": DISTANCES, "discriminators": DISCRIMINATORS, "samplers": SAMPLERS, "metrics": METRICS,
+        "features": FEATURES,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -35,6 +36,12 @@ def say(message: str) -> None:
     """Prints a line on stderr from the main process, unless it shall be quiet."""
     if is_main_process() and _verbosity >= 0:
         err.print(message, highlight=False, soft_wrap=True, markup=False)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Prints a line on stderr as `say` does, the first time that it comes."""
+    say(message)
 
 
 def fail(message: str) -> None:

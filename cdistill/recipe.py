@@ -19,9 +19,11 @@ from cdistill.registry import (
     ESTIMATORS,
     METRICS,
     PRECONDITIONINGS,
+    SAMPLERS,
     SOURCES,
     TEACHERS,
     Registry,
+    check_features,
     is_data_path,
     is_teacher_data,
     teacher_data_count,
@@ -45,6 +47,14 @@ def _known(registry: Registry, files: bool = False) -> Callable[[str], str]:
             raise ValueError(str(error)) from error
 
     return check
+
+
+def _known_features(name: str) -> str:
+    """Checks the name of a feature network; a TorchScript file's and ``module:callable`` pass."""
+    try:
+        return check_features(name)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _known_data(name: str) -> str:
@@ -257,7 +267,7 @@ class EvaluationSection(Section):
     metrics: list[Annotated[str, AfterValidator(_known(METRICS))]] = []
     split: Literal["train", "heldout"] = "train"
     first_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    features: str = "legacy_tensorflow"
+    features: Annotated[str, AfterValidator(_known_features)] = "legacy_tensorflow"
     reference: str | None = None
     baselines: list[Annotated[str, AfterValidator(_known(SAMPLERS))]] = []
     grid_images: Count = 64

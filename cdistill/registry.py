@@ -196,11 +196,46 @@ SAMPLERS = Registry(
     "cdistill.samplers",
 )
 
+
+FEATURES = Registry(
+    "feature network",
+    {
+        "clean": "cdistill.evaluation.inception:Clean",
+        "legacy_pytorch": "cdistill.evaluation.inception:LegacyPyTorch",
+        "legacy_tensorflow": "cdistill.evaluation.inception:LegacyTensorFlow",
+        "pixels": "cdistill.evaluation.features:Pixels",
+    },
+    "cdistill.features",
+)
+
+
+def is_script(name: str) -> bool:
+    """Whether `name` is the path of a TorchScript file, by its suffix."""
+    return name.endswith((".pt", ".ts"))
+
+
+def check_features(name: str) -> str:
+    """Returns `name` if it can be a feature network: a known name, a TorchScript file's, or ``module:callable``.
+
+    Raises:
+        UnknownNameError: It is none of them.
+    """
+    if is_script(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return name
+    return FEATURES.check(name)
+
+
 METRICS = Registry(
     "metric",
     {
-        "fid": "cdistill.evaluation.metrics:InceptionFrechet",
+        "coverage": "cdistill.evaluation.metrics:Coverage",
+        "density": "cdistill.evaluation.metrics:Density",
+        "fid": "cdistill.evaluation.metrics:Frechet",
         "frechet-pixels": "cdistill.evaluation.metrics:PixelFrechet",
+        "inception-score": "cdistill.evaluation.metrics:InceptionScore",
+        "kid": "cdistill.evaluation.metrics:KernelDistance",
+        "precision": "cdistill.evaluation.metrics:Precision",
+        "recall": "cdistill.evaluation.metrics:Recall",
         "teacher-mse": "cdistill.evaluation.metrics:TeacherError",
         "wasserstein": "cdistill.evaluation.metrics:Wasserstein",
     },

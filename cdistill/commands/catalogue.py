@@ -15,7 +15,7 @@ def print_doctor() -> None:
     """Prints what this machine and installation have."""
     import torch
 
-    from cdistill.assets import ASSETS
+    from cdistill.assets import ASSETS, EDM_STATISTICS
     from cdistill.teachers.embedded import ASSETS as teachers
     from cdistill.teachers.official import OFFICIAL
 
@@ -27,7 +27,8 @@ def print_doctor() -> None:
     rows.append(["free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"])
     rows += [[f"teacher {path.stem}", "ships with the package"] for path in sorted(teachers.glob("*.safetensors"))]
     rows += [[f"teacher {name}", _found(entry.present(), entry.asset.path)] for name, entry in OFFICIAL.items()]
-    rows += [[asset.name, _found(asset.path if asset.path.is_file() else None, asset.path)] for asset in ASSETS]
+    files = [*ASSETS, *EDM_STATISTICS.values()]
+    rows += [[asset.name, _found(asset.path if asset.path.is_file() else None, asset.path)] for asset in files]
     here = sorted(path.name for path in data_folder().iterdir()) if data_folder().is_dir() else []
     rows.append(["data folder", f"{data_folder()}: {', '.join(here) or 'nothing'}"])
     facts("cdistill doctor", rows)

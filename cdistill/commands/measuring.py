@@ -177,7 +177,7 @@ def print_table(title: str, judge: Judge, section: EvaluationSection, rows: Sequ
     """Prints the table of results."""
     source = judge.reference.source
     real = section.reference if source is None else f"{source.name} ({section.split})"
-    print_rows(f"{title}: {len(judge.seeds)} samples against {real}; ± is the 95 % interval", judge.metrics, rows)
+    print_rows(f"{title}: {len(judge.seeds)} samples against {real}, ± 95 %", judge.metrics, rows)
 
 
 def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """Images in a NumPy archive (.npz): `images` or `arr_0`, with classes in `labels` or `arr_1` if there are any.
 
-Only the header is left to NumPy's reader, which believes what an archive says about sizes.
+Only headers are left to NumPy's reader, which believes what an archive says about sizes.
 """
 
-import io
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache, partial
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,14 +20,14 @@ from cdistill.data.labels import check_classes, count_classes
 from cdistill.data.lazy import Indices, LazySamples
 from cdistill.data.memory import memory_limit
 from cdistill.data.source import Source
-from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError
+from cdistill.errors import CdistillError, CorruptFileError, MismatchError
 from cdistill.formats.images import Pixels
+from cdistill.formats.npz import read_header, sound
 from cdistill.storage import file_digest
 
 _IMAGES = ("images", "arr_0")
 _LABELS = ("labels", "arr_1")
 _AT_ONCE = 1024  # images
-_MOST_HEADER = 10_000  # bytes; NumPy's own bound, which it looks at after reading
 
 
 class MappedImages(LazySamples):
@@ -62,7 +58,7 @@ def load_npz(path: Path) -> Source:
         CorruptFileError: Damaged, or its arrays are no images and labels; an array of Python objects is never read.
         MismatchError: Not one label for every image.
     """
-    with _sound(path), zipfile.ZipFile(path) as archive:
+    with sound(path), zipfile.ZipFile(path) as archive:
         held = set(archive.namelist())
         images = next((name for name in _IMAGES if f"{name}.npy" in held), None)
         labels = next((name for name in _LABELS if f"{name}.npy" in held), None)
@@ -80,7 +76,7 @@ def load_npz(path: Path) -> Source:
 def _read_images(path: Path, archive: zipfile.ZipFile, name: str) -> Tensor | LazySamples:
     where = f"{path}: {name}"
     with archive.open(f"{name}.npy") as file:
-        shape, dtype = _read_header(file, where)
+        shape, dtype = read_header(file, where)
         if dtype != np.uint8:
             raise CorruptFileError(f"{where}: {dtype}; images must be uint8, 0 to 255")
         last = _channels_last(shape, where)
@@ -110,7 +106,7 @@ def _read_whole(file: IO[bytes], shape: tuple[int, ...], last: bool, where: str)
 def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) -> Tensor:
     where = f"{path}: {name}"
     with archive.open(f"{name}.npy") as file:
-        shape, dtype = _read_header(file, where)
+        shape, dtype = read_header(file, where)
         if shape != (count,):
             raise MismatchError(f"{where}: shape {shape}; {count} images need shape ({count},); save them again")
         if dtype.kind not in "iu":
@@ -120,27 +116,6 @@ def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) ->
     if len(content) != size:
         raise CorruptFileError(f"{where}: {len(content):,} bytes for shape {shape}; save it again")
     return torch.from_numpy(check_classes(np.frombuffer(content, dtype), where))
-
-
-def _read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Reads the header of an array and returns its shape and type."""
-    magic = file.read(8)
-    if magic not in (npy.magic(1, 0), npy.magic(2, 0)):
-        raise CorruptFileError(f"{where}: not version 1 or 2 of NumPy's format; save it again")
-    wide = magic == npy.magic(2, 0)
-    length = file.read(4 if wide else 2)
-    if (size := int.from_bytes(length, "little")) > _MOST_HEADER:
-        raise CorruptFileError(f"{where}: a header of {size:,} bytes; at most {_MOST_HEADER:,} are read; save it again")
-    header = io.BytesIO(length + file.read(size))
-    try:
-        shape, fortran, dtype = npy.read_array_header_2_0(header) if wide else npy.read_array_header_1_0(header)
-    except Exception as error:  # NumPy evaluates it as Python's syntax
-        raise CorruptFileError(f"{where}: a header that cannot be understood; save it again") from error
-    if dtype.hasobject:
-        raise CorruptFileError(f"{where}: an array of Python objects, which is never read; save plain numbers")
-    if fortran and len(shape) > 1:
-        raise CorruptFileError(f"{where}: in Fortran's order; save numpy.ascontiguousarray of it")
-    return shape, dtype
 
 
 def _channels_last(shape: tuple[int, ...], where: str) -> bool:
@@ -164,17 +139,3 @@ def _content_offset(path: Path, info: zipfile.ZipInfo) -> int:
         file.seek(info.header_offset + 26)
         name, extra = struct.unpack("<HH", file.read(4))
     return int(info.header_offset + 30 + name + extra)
-
-
-@contextmanager
-def _sound(path: Path) -> Iterator[None]:
-    """Turns whatever zipfile and NumPy raise on damaged files into an error that names the file."""
-    try:
-        yield
-    except CdistillError:
-        raise
-    except FileNotFoundError as error:
-        raise MissingAssetError(f"{path}: no such file; check the path") from error
-    except Exception as error:
-        said = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CorruptFileError(f"{path}: not a sound .npz ({said}); save it again") from error

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from cdistill.console import say_once
-from cdistill.evaluation.estimates import Estimate
+from cdistill.evaluation.estimates import Estimate, random_halves
 
+SPLITS, SPLITS_LARGE, LARGE = 12, 4, 512  # splits for up to LARGE dimensions, and above, where each takes seconds
 _AT_ONCE = 1024  # feature vectors that are turned to float64 together
 
 
@@ -118,7 +119,17 @@ def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
     distance, scale = _couple(own, real)
     shift = 2 * (own.mean - real.mean)
     influence = [_influence(part.double() - own.mean, shift, scale) for part in features.split(_AT_ONCE)]
-    return Estimate(distance, torch.cat(influence))
+    return Estimate(distance, torch.cat(influence), _splits(features, real))
+
+
+def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
+    """Returns the mean distance of two halves of the samples for several splits, see `estimates`; None of too few."""
+    if len(features) < 4:
+        return None
+    count = SPLITS if features.shape[1] <= LARGE else SPLITS_LARGE
+    halves = random_halves(len(features), count)
+    found = [[_couple(gaussian(*moments(features[half])), real)[0] for half in pair] for pair in halves]
+    return torch.tensor(found, dtype=torch.float64).mean(1)
 
 
 def _influence(y: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cdistill.console import progress
 from cdistill.data.source import to_uint8
+from cdistill.errors import RecipeError
 from cdistill.evaluation.ends import TeacherEnds
 from cdistill.evaluation.features import FeatureNetwork
 from cdistill.evaluation.references import Reference
@@ -49,6 +50,12 @@ class Judge:
         self.teacher, self.reference, self.network, self.accelerator = teacher, reference, network, accelerator
         self.seeds = seeds
         self.metrics = choose_metrics(metrics, reference, network)
+        if teacher is None:
+            self._leave_out_alignment(metrics)
+
+    def _leave_out_alignment(self, asked: Sequence[str]) -> None:
+        if self.metrics.pop("teacher-mse", None) is not None and "teacher-mse" in asked:
+            raise RecipeError("teacher-mse: there is no teacher; name one with --teacher, or choose other metrics")
 
     @cached_property
     def ends(self) -> TeacherEnds | None:
@@ -93,10 +100,8 @@ class Judge:
         return total
 
     def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
-        """Measures one set of samples; what has no meaning for it is left out."""
-        metrics = self.metrics.items()
-        usable = {name: metric for name, metric in metrics if samples.errors is not None or name != "teacher-mse"}
-        return Row(sampler, nfe, {name: metric(samples, self.reference) for name, metric in usable.items()})
+        """Measures one set of samples."""
+        return Row(sampler, nfe, {name: metric(samples, self.reference) for name, metric in self.metrics.items()})
 
     def judge_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""

@@ -1,25 +1,181 @@
-"""stub"""
+"""What samples are compared with: real data, or statistics of them in a file; each is seen by a network once."""
+
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from cdistill import stopping
+from cdistill.console import progress, say_once
 from cdistill.data import Source
-from cdistill.evaluation.features import FeatureNetwork
-from cdistill.evaluation.frechet import streamed_moments
+from cdistill.errors import CdistillError
+from cdistill.evaluation.features import FeatureNetwork, Pixels
+from cdistill.evaluation.frechet import Sums
+from cdistill.evaluation.statistics_files import (
+    Statistics,
+    check_made_for,
+    file_facts,
+    read_statistics,
+)
+from cdistill.randomness import generator
+
+KEEP = 10_000  # features that are kept of the data, for what compares points and not moments
+_READ = 1024  # images that are read together, by one process
+_AT_ONCE = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
 
 
 class Reference:
-    """stub."""
+    """What samples are compared with.
 
-    def __init__(self, source: Source | None, stats: Path | None = None, accelerator: Accelerator | None = None) -> None:
-        self.source, self.stats = source, stats
-        self._m: dict[str, tuple[Tensor, Tensor]] = {}
+    A file of statistics stands for the data wherever a network may have made it; the data themselves serve for what it
+    does not hold.
+
+    Args:
+        source: Real data.
+        stats: File of statistics, see `cdistill.evaluation.statistics_files`.
+        accelerator: Shares the work of feature networks among its processes.
+        keep: How many features of the data are kept: all in their order, or so many of a fixed random choice, which
+            depends on nothing but the number of the data.
+    """
+
+    def __init__(
+        self,
+        source: Source | None,
+        stats: Path | None = None,
+        accelerator: Accelerator | None = None,
+        keep: int = KEEP,
+    ) -> None:
+        self.source, self.stats, self.accelerator, self.keep = source, stats, accelerator, keep
+        self._measured: dict[str, Statistics] = {}
+
+    def check(self, network: FeatureNetwork, features: bool = False) -> None:
+        """Raises CdistillError if the moments as `network` sees them, or `features`, cannot be had; runs nothing."""
+        if self.source is not None:
+            network.check(self.source.shape)
+        self._stored(network, features)
 
     def moments(self, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
-        """stub."""
-        if network.name not in self._m:
-            self._m[network.name] = streamed_moments(network(part) for part in self.source.chunks(4096))
-        return self._m[network.name]
+        """Returns mean (d,) and unbiased covariance (d, d), float64, of the file or of all the data."""
+        found = self._stored(network, False) or self._seen(network)
+        return found.mean, found.covariance
+
+    def features(self, network: FeatureNetwork) -> Tensor:
+        """Returns the features (m, d), float32, that the file holds, or those of at most `keep` of the data."""
+        found = self._stored(network, True) or self._seen(network)
+        assert found.features is not None
+        return found.features
 
     def digest(self) -> str:
-        """stub."""
-        return self.source.digest
+        """Returns the SHA-256 of the file of statistics, or of the data."""
+        if self.stats is not None:
+            return file_facts(self.stats)["sha256"]
+        return self.source.digest if self.source is not None else ""
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what it is, for a record."""
+        data = None if self.source is None else {"name": self.source.name, "sha256": self.source.digest}
+        return {"statistics": self.stats and file_facts(self.stats), "data": data, "kept_features": self.keep}
+
+    @cached_property
+    def _file(self) -> Statistics | None:
+        return None if self.stats is None else read_statistics(self.stats)
+
+    def _stored(self, network: FeatureNetwork, features: bool) -> Statistics | None:
+        """Returns the statistics in the file, None where the data have to serve.
+
+        Raises:
+            MismatchError: The file was made by another network.
+            CdistillError: What is needed is neither there nor are there data.
+        """
+        found = self._file
+        if found is not None and self.stats is not None and self._serves(network, found):
+            check_made_for(self.stats, found, network.name, network.digest)
+            if not features or found.features is not None:
+                return found
+        if self.source is None:
+            what = "features (cdistill reference-stats --keep writes some)" if features else "moments"
+            raise CdistillError(f"{self.stats or 'reference'}: no {what} for {network.name!r}, and no data; name some")
+        if found is not None:
+            say_once(
+                f"{self.stats}: holds no {'features' if features else 'moments'} of {network.name!r}: the data serve"
+            )
+        return None
+
+    def _serves(self, network: FeatureNetwork, found: Statistics) -> bool:
+        """Whether the file is for this network; pixels are compared beside a network's features, with the data."""
+        return not isinstance(network, Pixels) or found.facts.get("features", {}).get("name") == network.name
+
+    def _seen(self, network: FeatureNetwork) -> Statistics:
+        if network.name not in self._measured:
+            assert self.source is not None
+            self._measured[network.name] = measure(self.source, network, self.keep, self.accelerator)
+        return self._measured[network.name]
+
+
+def chosen(count: int, keep: int) -> Tensor:
+    """Returns which of `count` data are kept, in their order."""
+    order = torch.arange(count) if keep >= count else torch.randperm(count, generator=generator(0, "reference"))[:keep]
+    return order.sort().values
+
+
+def measure(
+    source: Source, network: FeatureNetwork, keep: int = KEEP, accelerator: Accelerator | None = None
+) -> Statistics:
+    """Returns the statistics of all the data in one pass, holding one part of them at a time.
+
+    Every process takes its turn at parts of a fixed size; their sums are merged in a fixed order.
+
+    Raises:
+        CdistillError: Fewer than two data, or features that are not finite.
+        StoppedError: A signal came.
+    """
+    if len(source) < 2:
+        raise CdistillError(f"data {source.name!r}: {len(source)} of them; statistics need at least 2")
+    wanted, sums = chosen(len(source), keep), Sums()
+    kept: Tensor | None = None
+    for start, features in _walk(source, network, accelerator):
+        if kept is None:
+            kept = torch.zeros(len(wanted), features.shape[1])
+        first, last = torch.searchsorted(wanted, torch.tensor([start, start + len(features)])).tolist()
+        kept[first:last] = features[wanted[first:last] - start]
+        sums.add(features)
+    if kept is None:  # more processes than parts
+        kept = torch.zeros(len(wanted), network(source.samples[:1]).shape[1])
+    sums, kept = _together(sums, kept, accelerator)
+    if not sums.scatter.isfinite().all():
+        raise CdistillError(f"features {network.name!r}: not finite on data {source.name!r}; choose another network")
+    return Statistics(sums.mean, sums.covariance, kept)
+
+
+def _walk(source: Source, network: FeatureNetwork, accelerator: Accelerator | None) -> Iterator[tuple[int, Tensor]]:
+    """Yields this process's parts: where each begins, and its features (B, d), float32, on the CPU."""
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    with progress(len(source), f"reference ({network.name})", "img") as advance:
+        for number, start in enumerate(range(0, len(source), _READ)):
+            size = min(_READ, len(source) - start)
+            if number % world == rank:
+                stopping.check("reference statistics")
+                images = source.samples[start : start + size]
+                yield start, torch.cat([network(part).float().cpu() for part in images.split(_AT_ONCE)])
+            advance(size, "")
+
+
+def _together(sums: Sums, kept: Tensor, accelerator: Accelerator | None) -> tuple[Sums, Tensor]:
+    """Returns the sums and features of all processes, the sums merged in the order of the processes."""
+    if accelerator is None or accelerator.num_processes == 1:
+        return sums, kept
+    size = kept.shape[1]
+    packed = torch.zeros(accelerator.num_processes, size + 2, size, dtype=torch.float64)
+    packed[accelerator.process_index] = torch.cat(
+        [sums.scatter.expand(size, size), sums.mean.expand(1, size), torch.full((1, size), float(sums.count))]
+    )
+    packed, kept = (accelerator.reduce(part.to(accelerator.device), "sum").cpu() for part in (packed, kept))
+    total = Sums()
+    for part in packed:
+        if count := int(part[-1, 0]):
+            total.merge(count, part[-2], part[:-2])
+    return total, kept

@@ -1,5 +1,6 @@
 """Samples as metrics see them: quantised images, their features, their distances to the teacher."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from cdistill import stopping
 from cdistill.console import progress
-from cdistill.evaluation.features import FeatureNetwork
+from cdistill.evaluation.features import FeatureNetwork, Pixels
 
 _AT_ONCE = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
 
@@ -50,7 +51,12 @@ def extract(network: FeatureNetwork, samples: Tensor, accelerator: Accelerator |
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     starts = range(0, len(samples), _AT_ONCE)
     found: Tensor | None = None
-    with progress(len(samples), f"features ({network.name})", "img") as advance:
+    shown = (
+        nullcontext(_silent)
+        if isinstance(network, Pixels)
+        else progress(len(samples), f"features ({network.name})", "img")
+    )
+    with shown as advance:
         for number, start in enumerate(starts):
             stopping.check("evaluation")
             part = samples[start : start + _AT_ONCE]
@@ -66,3 +72,7 @@ def extract(network: FeatureNetwork, samples: Tensor, accelerator: Accelerator |
     if accelerator is not None and world > 1:
         found = accelerator.reduce(found.to(accelerator.device), "sum").cpu()
     return found
+
+
+def _silent(count: int, note: str) -> None:
+    """Shows no progress of what takes no time."""

@@ -8,6 +8,7 @@ For each metric, and for the difference between the runs: the spread over the bl
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -38,11 +39,12 @@ def report(name: str, found: list[Estimate]) -> None:
     width = quantile(LEVEL) * (errors.square() + values.var() / (blocks - 1)).sqrt()  # the target has an error as well
     hits = float(((values - others).abs() <= width).double().mean())
     expected = math.sqrt(LEVEL * (1 - LEVEL) / blocks)
-    print(
+    sys.stdout.write(
         f"{name:40} mean {values.mean():.5g}  spread {values.std():.3g}  stated {errors.mean():.3g}  "
         f"ratio {values.std() / errors.mean():.3f} +- {1 / math.sqrt(2 * (blocks - 1)):.3f}  "
-        f"coverage {hits:.3f} (0.95 +- {expected:.3f})", flush=True,
+        f"coverage {hits:.3f} (0.95 +- {expected:.3f})\n"
     )  # fmt: skip
+    sys.stdout.flush()
 
 
 def main() -> None:
