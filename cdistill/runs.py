@@ -156,7 +156,8 @@ class RunFolder:
     def best_step(self, goal: str | None = None) -> int | None:
         """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl.
 
-        The lowest value is the best, the earliest step among equals; what is not finite never is.
+        The lowest value is the best, or the highest where the metric is one of which more is better; the earliest step
+        among equals; what is not finite never is. Only evaluations with as many samples as the newest compare.
 
         Args:
             goal: METRIC@NFE; None for the first metric at the first NFE of the newest evaluation.
@@ -164,11 +165,16 @@ class RunFolder:
         Returns:
             None if no checkpoint was evaluated so.
         """
-        measured = {record["step"]: _values(record) for record in self.metrics() if record.get("event") == "evaluation"}
+        records = [record for record in self.metrics() if record.get("event") == "evaluation"]
+        alike = [record for record in records if record.get("samples") == records[-1].get("samples")]
+        measured = {record["step"]: _values(record) for record in alike}
         goal = goal or next((name for values in reversed(measured.values()) for name in values), None)
+        if not alike or goal is None:
+            return None
         there = {step_of(path) for path in list_checkpoints(self.checkpoints)}
         found = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
-        finite = {step: value for step, value in found.items() if math.isfinite(value)}
+        sign = -1 if _higher_is_better(records[-1], goal) else 1
+        finite = {step: sign * value for step, value in found.items() if math.isfinite(value)}
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
@@ -211,6 +217,11 @@ def _values(record: dict[str, Any]) -> dict[str, float]:
     return {
         f"{metric}@{row['nfe']}": value for row in record.get("rows", []) for metric, value in row["values"].items()
     }
+
+
+def _higher_is_better(record: dict[str, Any], goal: str) -> bool:
+    """Whether an evaluation's record says so of the metric in METRIC@NFE."""
+    return bool(record.get("metrics", {}).get(goal.rpartition("@")[0], {}).get("better") == "higher")
 
 
 def _parse(line: str) -> dict[str, Any] | None:

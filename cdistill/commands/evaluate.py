@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def measure_target(target: Target, choice: SamplerChoice, accelerator: Accelerat
         found = Measured([judge.measure("images", 0, images)])
     else:
         found = measure(judge, section, choice, subject.student, subject.untrained)
-    facts = {**subject.facts, "request": {"target": asdict(target), "choice": asdict(choice)}}
+    asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
+    facts = {**subject.facts, "request": {"target": asdict(asked), "choice": asdict(choice)}}
     if not write:
         return Result(subject.title, judge, found.rows, make_record(judge, found, section, facts))
     name = _name(subject, target, choice)
