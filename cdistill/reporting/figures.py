@@ -83,7 +83,7 @@ def coefficients(runs: Sequence[Run]) -> Group | None:
     for key, error, title in _PAIRS:
         charts += _chart(title, "t", _jumps(list(files.values()), key, error), x_log=True, linear=True)
     note = "Bars and bands: two standard errors. f and g multiply x_t and D(x_t, t, s) in a jump from t to s."
-    return group("Coefficients", note, charts) if charts else None
+    return group("l, s, f and g", note, charts) if charts else None
 
 
 def _jumps(files: Sequence[tuple[str, Mapping[str, Any]]], key: str, error: str) -> list[Line]:

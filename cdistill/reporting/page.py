@@ -42,6 +42,7 @@ def render(runs: Sequence[Run]) -> str:
         summary=summary,
         tables=tables,
         charts=charts,
+        sheets=sheets,
         results=tables.results(runs),
         by_calls=figures.metrics_by_calls(runs),
         comparisons=sheets.compare_samples(runs),

@@ -1,19 +1,19 @@
 """Samples as sheets: one PNG for a sampler, the image of the same seed at the same place in all of them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdistill.reporting.reading import Run, data_uri
+from cdistill.reporting.reading import Pictures, Run, data_uri
 
 _SIDE = 32  # small images are enlarged to about this many pixels
-_GAP = 1  # pixels around every image
+_GAP = 2  # pixels around every image
 _GREY = 128  # between the images; tells black and white ones from a page of either colour
-_MOST = 64  # images of a sheet
+MOST = 64  # images of a sheet
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,35 @@ class Comparison:
 
     Attributes:
         title: What they have in common.
-        seeds: Row by row.
         rows: Seeds of each row of images.
         sheets: The teacher's first.
     """
 
     title: str
-    seeds: Sequence[int]
     rows: Sequence[Sequence[int]]
     sheets: Sequence[Sheet]
 
 
 def compare_samples(runs: Sequence[Run]) -> list[Comparison]:
     """Returns the teacher beside the students at each NFE; runs with the same seeds and teacher share a comparison."""
+    groups = _groups(runs)
     found = []
-    for group in _groups([run for run in runs if run.pictures is not None]):
-        pictures = [(run.name, run.pictures) for run in group if run.pictures is not None]
-        teacher, names = pictures[0][1], ", ".join(name for name, _ in pictures)
-        seeds, columns = teacher.seeds[:_MOST], columns_of(min(_MOST, len(teacher.seeds)))
-        rows = [seeds[first : first + columns] for first in range(0, len(seeds), columns)]
-        for nfe in sorted({calls for _, one in pictures for calls in one.students}):
-            parts = [("teacher", teacher.teacher)]
-            parts += [(f"{name}, {nfe} NFE", one.students[nfe]) for name, one in pictures if nfe in one.students]
-            sheets = [_sheet(label, images[:_MOST], seeds, columns) for label, images in parts]
-            found.append(Comparison(f"{names}: {nfe} NFE", seeds, rows, sheets))
+    for group in groups:
+        about = f"{', '.join(group)}: " if len(groups) > 1 else ""
+        for nfe in sorted({calls for one in group.values() for calls in one.students}):
+            found.append(_compare(f"{about}{nfe} NFE", nfe, group, len(runs) > 1))
     return found
+
+
+def _compare(title: str, nfe: int, group: Mapping[str, Pictures], several: bool) -> Comparison:
+    first = next(iter(group.values()))
+    seeds, columns = first.seeds[:MOST], columns_of(min(MOST, len(first.seeds)))
+    sheets = [_sheet("teacher", "the teacher", first.teacher, seeds, columns)]
+    for name, one in group.items():
+        if nfe in one.students:
+            label = name if several else "student"
+            sheets.append(_sheet(label, f"{label} with {nfe} NFE", one.students[nfe], seeds, columns))
+    return Comparison(title, [seeds[k : k + columns] for k in range(0, len(seeds), columns)], sheets)
 
 
 def columns_of(count: int) -> int:
@@ -84,21 +88,21 @@ def tile(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
     return grid.swapaxes(1, 2).reshape(count // columns * height, columns * width, colours)
 
 
-def _groups(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns the runs, those together whose images can be laid side by side."""
-    groups: dict[tuple[object, ...], list[Run]] = {}
+def _groups(runs: Sequence[Run]) -> list[dict[str, Pictures]]:
+    """Returns the runs' pictures by name, those together that can be laid side by side."""
+    groups: dict[tuple[object, ...], dict[str, Pictures]] = {}
     for run in runs:
         if run.pictures is not None:
             teacher = run.pictures.teacher
-            groups.setdefault((*run.pictures.seeds, teacher.shape, teacher.tobytes()), []).append(run)
+            groups.setdefault((*run.pictures.seeds, teacher.shape, teacher.tobytes()), {})[run.name] = run.pictures
     return list(groups.values())
 
 
-def _sheet(label: str, images: NDArray[np.uint8], seeds: Sequence[int], columns: int) -> Sheet:
-    pixels = tile(images, columns)
+def _sheet(label: str, whose: str, images: NDArray[np.uint8], seeds: Sequence[int], columns: int) -> Sheet:
+    pixels = tile(images[: len(seeds)], columns)
     stream = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG", optimize=True)
-    alt = f"{len(seeds)} samples of {label}, seeds {spans(seeds)}, row by row, {columns} in a row"
+    alt = f"{len(seeds)} samples of {whose}, seeds {spans(seeds)}, row by row, {columns} in a row"
     return Sheet(label, alt, data_uri(stream.getvalue()), pixels.shape[1], pixels.shape[0])
 
 

@@ -1,10 +1,12 @@
 """A run in a line, and what its folder lacks."""
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from cdistill.reporting.reading import Run
 
-_CLOSED = ("cm", "bcm", "ctm")  # preconditionings that need no coefficients
+CLOSED = ("cm", "bcm", "ctm")  # preconditionings that need no coefficients
 
 
 def is_teacher(run: Run) -> bool:
@@ -48,19 +50,33 @@ def missing(run: Run) -> list[str]:
     if is_teacher(run):
         return [*found, "A teacher's training has neither evaluations nor samples."]
     if not run.evaluations:
-        found.append(f"No evaluation in the folder: cdistill evaluate --run {run.path} makes one.")
+        found.append(f"No evaluation in the folder: {measuring(run)} makes one.")
     elif not any(row.intervals for one in run.evaluations.values() for row in one.rows):
-        found.append(f"No intervals: an older version measured this; cdistill evaluate --run {run.path} adds them.")
+        found.append(f"No intervals: an older version measured this; {measuring(run)} measures again.")
     if len(run.logged) < 2:
         found.append("No curve of metrics: they are measured while training with --set evaluation.every=N.")
     return found + _missing_files(run)
 
 
+def command_line(words: Sequence[str] | str) -> str:
+    """Returns what was typed, as one types it.
+
+    >>> command_line(["sample", "--out", "my pictures"])
+    "cdistill sample --out 'my pictures'"
+    """
+    text = words if isinstance(words, str) else shlex.join(map(str, words))
+    return text if text.startswith("cdistill ") else f"cdistill {text}"
+
+
+def measuring(run: Run, *options: str) -> str:
+    """Returns the command that evaluates a run."""
+    return command_line(["evaluate", "--run", str(run.path), *options])
+
+
 def _missing_files(run: Run) -> list[str]:
     found = []
-    if run.coefficients is None:
-        closed = f"No coefficients to draw: {run.form} is a closed form."
-        found.append(closed if run.form in _CLOSED else "No coefficients yet: they are estimated before the training.")
+    if run.coefficients is None and run.form not in CLOSED:
+        found.append("No coefficients yet: they are estimated before the training.")
     if run.evaluations and run.pictures is None:
         found.append(
             "Samples as one picture only: an older version drew it."

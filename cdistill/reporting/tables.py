@@ -1,14 +1,17 @@
 """The tables of a page: results side by side, what recipes differ in, where numbers come from."""
 
-import shlex
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdistill.reporting.reading import Evaluation, Interval, Measured, Run, flat
+from cdistill.reporting.reading import Evaluation, Interval, Measured, Run
+from cdistill.reporting.summary import command_line, measuring
 
 COLUMNS = 6  # of values in a table; more go into another, for the sake of paper
 BEST, FIRST = "★", "☆"
+_NOTHING: tuple[Any, ...] = (None, "", {}, [])
+_OWN = ("kind", "schema")  # of a file's header: the format's, not the numbers'
 _SHARED = (
     "samples",
     "seeds",
@@ -69,6 +72,21 @@ class Results:
     title: str
     notes: Sequence[str]
     tables: Sequence[Table]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where numbers come from.
+
+    Attributes:
+        what: Which numbers.
+        command: What to type for them again, "" where it is not known.
+        rows: Names and texts.
+    """
+
+    what: str
+    command: str
+    rows: Sequence[tuple[str, str]]
 
 
 def results(runs: Sequence[Run]) -> list[Results]:
@@ -151,47 +169,38 @@ def differences(values: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
     return {key: several for key, several in found.items() if any(value != several[0] for value in several)}
 
 
-def provenance(run: Run) -> list[tuple[str, str]]:
-    """Returns what numbers of a run depend on, as names and texts: its surroundings and its records."""
-    facts = {key: value for key, value in run.environment.items() if key != "command"}
-    rows = [("seed", str(run.values.get("seed", "")))] + [(key, _text(value)) for key, value in facts.items()]
-    if run.coefficients is not None:
-        header = run.coefficients.get("header") or {}
-        rows.append(("coefficients", f"sha256 {run.coefficients['sha256']}"))
-        rows += [
-            (f"coefficients: {key}", _text(header[key])) for key in ("estimator", "samples", "seed") if key in header
-        ]
-    for name, evaluation in run.evaluations.items():
-        extra = {key: value for key, value in flat(evaluation.model_extra or {}).items() if value not in (None, {}, [])}
-        known = {"step": evaluation.step, "samples": evaluation.samples, "seeds": evaluation.seeds}
-        rows += [(f"{name}: {key}", _text(value)) for key, value in {**known, **extra}.items() if value is not None]
-    return [(key, text) for key, text in rows if text]
-
-
-def commands(run: Run) -> list[tuple[str, str]]:
-    """Returns what to type for the run and each of its evaluations again, as (what, command)."""
+def provenance(run: Run) -> list[Origin]:
+    """Returns what the numbers of a run depend on: of the run itself, of each evaluation, of the coefficients."""
     typed = run.environment.get("command")
-    found = [("the run", _command(typed))] if isinstance(typed, list | str) else []
+    facts = {
+        "seed": run.values.get("seed"),
+        **{key: value for key, value in run.environment.items() if key != "command"},
+    }
+    command = command_line(typed) if isinstance(typed, list | str) else ""
+    found = [Origin("the run", command, _rows(facts))]
     for name, one in run.evaluations.items():
-        if one.command:
-            found.append((name, _command(one.command)))
-        elif one.step is not None:
-            found.append((name, _evaluate(run, one)))
+        known = {"step": one.step, "samples": one.samples, "seeds": one.seeds, "split": one.split}
+        again = command_line(one.command) if one.command else _measure_again(run, one)
+        found.append(Origin(name, again, _rows({**known, **(one.model_extra or {})})))
+    if run.coefficients is not None:
+        header = {key: value for key, value in (run.coefficients.get("header") or {}).items() if key not in _OWN}
+        found.append(Origin("the coefficients", "", _rows({"sha256": run.coefficients["sha256"], **header})))
     return found
 
 
-def _evaluate(run: Run, one: Evaluation) -> str:
-    """Returns the command that measures the same again, where the record does not say it."""
+def _measure_again(run: Run, one: Evaluation) -> str:
+    """Returns the command that measures the same again, where the record does not say it; "" without a step."""
+    if one.step is None:
+        return ""
     calls = dict.fromkeys(row.nfe for row in one.rows if not row.is_teacher)
-    options = ["evaluate", "--run", str(run.path), "--step", str(one.step), "--nfe", ",".join(map(str, calls))]
+    options = ["--step", str(one.step), "--nfe", ",".join(map(str, calls))]
     for name, value in (("--samples", one.samples), ("--split", one.split), ("--metrics", ",".join(one.names))):
         options += [name, str(value)] if value else []
-    return _command(options)
+    return measuring(run, *options)
 
 
-def _command(words: Sequence[str] | str) -> str:
-    text = words if isinstance(words, str) else shlex.join(map(str, words))
-    return text if text.startswith("cdistill ") else f"cdistill {text}"
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key.replace("_", " "), _text(value)) for key, value in facts.items() if value not in _NOTHING]
 
 
 def _row(evaluation: Evaluation, sampler: str, nfe: int) -> Measured | None:
@@ -206,8 +215,23 @@ def _cell(row: Measured, metric: str, mark: str = "") -> Cell:
     value, ends, error = row.value(metric), row.interval(metric), row.errors.get(metric)
     if value is None:
         return Cell("not finite" if metric in row.values else "")
-    below = f"± {error:.2g}" if error is not None else ""
-    return Cell(f"{value:.4g}", f"{ends[0]:.4g} to {ends[1]:.4g}" if ends else below, mark)
+    if ends is None:
+        return Cell(f"{value:.4g}", f"± {error:.2g}" if error is not None else "", mark)
+    digits = decimals((ends[1] - ends[0]) / 2)
+    return Cell(_fixed(value, digits), f"{_fixed(ends[0], digits)} to {_fixed(ends[1], digits)}", mark)
+
+
+def decimals(half: float) -> int | None:
+    """Returns how many decimals two digits of half an interval's width have; None where it has no width.
+
+    >>> decimals(0.12), decimals(0.0034), decimals(25.0), decimals(0.0)
+    (2, 4, 0, None)
+    """
+    return max(0, 1 - math.floor(math.log10(half))) if half > 0 else None
+
+
+def _fixed(value: float, digits: int | None) -> str:
+    return f"{value:.4g}" if digits is None or digits > 8 or abs(value) >= 1e6 else f"{value:.{digits}f}"
 
 
 def _head(evaluation: Evaluation, metric: str) -> str:
