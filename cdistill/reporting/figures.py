@@ -64,11 +64,11 @@ def losses(runs: Sequence[Run]) -> Group | None:
             lines.append(Line(run.name, averaged(points) if points else [], style=number))
         if any(y for line in lines for _, y in line.points):
             charts += _chart(name.replace("_", " "), "iterations", lines)
-    note = "Means of the steps since the line of the log before; neighbours are averaged where there are many."
+    note = "Values of the steps that were logged; neighbours are averaged where there are many."
     return group("Losses", note, charts) if charts else None
 
 
-def coefficients(runs: Sequence[Run]) -> Group | None:
+def coefficients(runs: Sequence[Run]) -> list[Group]:
     """Draws l, s, f and g of the runs that have a coefficient file, with two standard errors; a shared file once."""
     files: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for run in runs:
@@ -76,27 +76,30 @@ def coefficients(runs: Sequence[Run]) -> Group | None:
             digest = str(run.coefficients["sha256"])
             names = f"{files[digest][0]}, {run.name}" if digest in files else run.name
             files[digest] = names, run.coefficients
-    charts: list[Chart] = []
+    named = list(files.values())
+    tables: list[Chart] = []
     for key, error, title in _TABLE:
-        lines = [_with_errors(name, file["table"], key, error, k) for k, (name, file) in enumerate(files.values())]
-        charts += _chart(title, "t", lines, x_log=True, linear=True)
-    for key, error, title in _PAIRS:
-        charts += _chart(title, "t", _jumps(list(files.values()), key, error), x_log=True, linear=True)
-    note = "Bars and bands: two standard errors. f and g multiply x_t and D(x_t, t, s) in a jump from t to s."
-    return group("l, s, f and g", note, charts) if charts else None
+        lines = [_with_errors(name, file["table"], key, error, k) for k, (name, file) in enumerate(named)]
+        tables += _chart(title, "t", lines, x_log=True, linear=True)
+    jumps = [
+        chart for key, error, title in _PAIRS for chart in _chart(title, "t", _jumps(named, key, error), True, True)
+    ]
+    note = "f and g multiply x_t and D(x_t, t, s) in a jump from t to s. Bars: two standard errors."
+    found = [group("l and s", "Bands: two standard errors.", tables), group("f and g", note, jumps)]
+    return [one for one in found if one.drawings]
 
 
 def _jumps(files: Sequence[tuple[str, Mapping[str, Any]]], key: str, error: str) -> list[Line]:
     """Returns f or g against t, to the lowest noise level and to one in the middle."""
     lines: list[Line] = []
     for name, file in files:
-        pairs = file.get("pairs")
+        pairs, about = file.get("pairs"), f"{name}, " if len(files) > 1 else ""
         if pairs and key in pairs:
             ends = sorted(set(pairs["s"]))
             for end in dict.fromkeys([ends[0], ends[len(ends) // 2]]):
                 rows = [k for k, s in enumerate(pairs["s"]) if s == end]
                 part = {column: [values[k] for k in rows] for column, values in pairs.items()}
-                lines.append(_with_errors(f"{name}, s = {end:.3g}", part, key, error, len(lines)))
+                lines.append(_with_errors(f"{about}s = {end:.3g}", part, key, error, len(lines)))
     return lines
 
 

@@ -45,12 +45,12 @@ class Table:
 
     Attributes:
         caption: What it shows.
-        columns: Heads of the columns of values.
+        columns: Heads of the columns of values, and what is said below them.
         rows: (sampler, NFE, cells).
     """
 
     caption: str
-    columns: Sequence[str]
+    columns: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, int, Sequence[Cell]]]
 
     @property
@@ -119,7 +119,7 @@ def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
 
 def _one_run(evaluation: Evaluation, metrics: Sequence[str]) -> Table:
     rows = [(row.sampler, row.nfe, [_cell(row, metric) for metric in metrics]) for row in evaluation.rows]
-    return Table("Metrics", [_head(evaluation, metric) for metric in metrics], rows)
+    return Table("Metrics", [(evaluation.title(metric), _better(evaluation, metric)) for metric in metrics], rows)
 
 
 def _one_metric(
@@ -135,7 +135,8 @@ def _one_metric(
         marks = best(metric, found, better) if comparable and not sampler.startswith("teacher") else {}
         cells = [Cell("") if (row := found[name]) is None else _cell(row, metric, marks.get(name, "")) for name in part]
         rows.append((sampler, nfe, cells))
-    return Table(_head(first, metric), list(part), rows)
+    caption = ", ".join(text for text in (first.title(metric), _better(first, metric)) if text)
+    return Table(caption, [(name, "") for name in part], rows)
 
 
 def best(metric: str, rows: Mapping[str, Measured | None], better: str | None) -> dict[str, str]:
@@ -177,14 +178,14 @@ def provenance(run: Run) -> list[Origin]:
         **{key: value for key, value in run.environment.items() if key != "command"},
     }
     command = command_line(typed) if isinstance(typed, list | str) else ""
-    found = [Origin("the run", command, _rows(facts))]
+    found = [Origin("Run", command, _rows(facts))]
     for name, one in run.evaluations.items():
         known = {"step": one.step, "samples": one.samples, "seeds": one.seeds, "split": one.split}
         again = command_line(one.command) if one.command else _measure_again(run, one)
         found.append(Origin(name, again, _rows({**known, **(one.model_extra or {})})))
     if run.coefficients is not None:
         header = {key: value for key, value in (run.coefficients.get("header") or {}).items() if key not in _OWN}
-        found.append(Origin("the coefficients", "", _rows({"sha256": run.coefficients["sha256"], **header})))
+        found.append(Origin("Coefficients", "", _rows({"sha256": run.coefficients["sha256"], **header})))
     return found
 
 
@@ -234,11 +235,9 @@ def _fixed(value: float, digits: int | None) -> str:
     return f"{value:.4g}" if digits is None or digits > 8 or abs(value) >= 1e6 else f"{value:.{digits}f}"
 
 
-def _head(evaluation: Evaluation, metric: str) -> str:
+def _better(evaluation: Evaluation, metric: str) -> str:
     better = evaluation.facts(metric).better
-    return (
-        f"{evaluation.title(metric)}, {better} is better" if better in ("lower", "higher") else evaluation.title(metric)
-    )
+    return f"{better} is better" if better in ("lower", "higher") else ""
 
 
 def _conflicts(evaluations: Mapping[str, Evaluation]) -> list[str]:
