@@ -115,7 +115,7 @@ def _with_errors(label: str, columns: Mapping[str, Sequence[float]], key: str, e
 
 
 def _by_calls(evaluation: Evaluation, metric: str, sampler: str, label: str, style: int) -> Line:
-    rows = sorted((row for row in evaluation.rows if row.sampler == sampler), key=lambda row: row.nfe)
+    rows = sorted((row for row in evaluation.rows if row.sampler == sampler and row.nfe > 0), key=lambda row: row.nfe)
     points = [(row.nfe, y, row.interval(metric) or (y, y)) for row in rows if (y := row.value(metric)) is not None]
     return Line(label, [(x, y) for x, y, _ in points], [ends for _, _, ends in points], style)
 

@@ -123,12 +123,12 @@ class Pictures:
 
     Attributes:
         seeds: One for each image.
-        teacher: The teacher's (k, C, H, W), uint8, C = 1 or 3.
+        teacher: The teacher's (k, C, H, W), uint8, C = 1 or 3; None where there was none.
         students: NFE -> the student's, of the same shape.
     """
 
     seeds: list[int]
-    teacher: NDArray[np.uint8]
+    teacher: NDArray[np.uint8] | None
     students: Mapping[int, NDArray[np.uint8]]
 
 
@@ -265,14 +265,14 @@ def _arrays(path: Path) -> Pictures:
         if sum(member.file_size for member in archive.infolist()) > LARGEST:
             raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
     with np.load(path, allow_pickle=False) as stored:
-        seeds, teacher = stored["seeds"], stored["teacher"]
+        seeds, teacher = stored["seeds"], stored.get("teacher")
         students = {int(name[3:]): stored[name] for name in stored.files if name[:3] == "nfe" and name[3:].isdecimal()}
-    for images in (teacher, *students.values()):
-        if images.dtype != np.uint8 or images.shape != teacher.shape:
-            raise ValueError("its images are not of one shape, or no bytes")
-    if teacher.ndim != 4 or teacher.shape[1] not in (1, 3) or not teacher.size:
+    images = [*([] if teacher is None else [teacher]), *students.values()]
+    if not images or any(one.dtype != np.uint8 or one.shape != images[0].shape for one in images):
+        raise ValueError("its images are missing, not of one shape, or no bytes")
+    if images[0].ndim != 4 or images[0].shape[1] not in (1, 3) or not images[0].size:
         raise ValueError("its images are neither grey nor RGB")
-    if seeds.shape != teacher.shape[:1] or seeds.dtype.kind not in "iu":
+    if seeds.shape != images[0].shape[:1] or seeds.dtype.kind not in "iu":
         raise ValueError("it has not one seed for each image")
     return Pictures(seeds.tolist(), teacher, dict(sorted(students.items())))
 

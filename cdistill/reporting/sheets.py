@@ -64,7 +64,9 @@ def compare_samples(runs: Sequence[Run]) -> list[Comparison]:
 def _compare(title: str, nfe: int, group: Mapping[str, Pictures], several: bool) -> Comparison:
     first = next(iter(group.values()))
     seeds, columns = first.seeds[:MOST], columns_of(min(MOST, len(first.seeds)))
-    sheets = [_sheet("teacher", "the teacher", first.teacher, seeds, columns)]
+    sheets = []
+    if first.teacher is not None:
+        sheets.append(_sheet("teacher", "the teacher", first.teacher, seeds, columns))
     for name, one in group.items():
         if nfe in one.students:
             label = name if several else "student"
@@ -94,7 +96,8 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Pictures]]:
     for run in runs:
         if run.pictures is not None:
             teacher = run.pictures.teacher
-            groups.setdefault((*run.pictures.seeds, teacher.shape, teacher.tobytes()), {})[run.name] = run.pictures
+            same = (*run.pictures.seeds, *(() if teacher is None else (teacher.shape, teacher.tobytes())))
+            groups.setdefault(same, {})[run.name] = run.pictures
     return list(groups.values())
 
 

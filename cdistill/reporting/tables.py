@@ -181,16 +181,19 @@ def provenance(run: Run) -> list[Origin]:
     found = [Origin("Run", command, _rows(facts))]
     for name, one in run.evaluations.items():
         known = {"step": one.step, "samples": one.samples, "seeds": one.seeds, "split": one.split}
-        again = command_line(one.command) if one.command else _measure_again(run, one)
-        found.append(Origin(name, again, _rows({**known, **(one.model_extra or {})})))
+        found.append(Origin(name, _measure_again(run, name, one), _rows({**known, **(one.model_extra or {})})))
     if run.coefficients is not None:
         header = {key: value for key, value in (run.coefficients.get("header") or {}).items() if key not in _OWN}
         found.append(Origin("Coefficients", "", _rows({"sha256": run.coefficients["sha256"], **header})))
     return found
 
 
-def _measure_again(run: Run, one: Evaluation) -> str:
-    """Returns the command that measures the same again, where the record does not say it; "" without a step."""
+def _measure_again(run: Run, name: str, one: Evaluation) -> str:
+    """Returns what was typed, or what repeats the record, or what measures the same; "" where it says nothing."""
+    if one.command:
+        return command_line(one.command)
+    if "request" in (one.model_extra or {}):
+        return command_line(["evaluate", "--check", str(run.path / name)])
     if one.step is None:
         return ""
     calls = dict.fromkeys(row.nfe for row in one.rows if not row.is_teacher)
