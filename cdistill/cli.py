@@ -426,6 +426,9 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; the latest run by default.")] = None,
+    comparison: Annotated[
+        Path | None, typer.Option(help="What `cdistill evaluate RUN_A RUN_B --out FILE` wrote: differences of runs.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="HTML.")] = Path("report.html"),
     as_json: JsonOption = False,
 ) -> None:
@@ -436,7 +439,7 @@ def report(
     page = with_suffix(out, ".html")
     from cdistill.commands.report import report as run_report
 
-    record = run_report(runs or [latest_run().path], page)
+    record = run_report(runs or [latest_run().path], page, comparison)
     finish(as_json, record, f"report: {page}")
 
 

@@ -159,6 +159,28 @@ def test_what_only_one_record_states_does_not_forbid_to_compare():
     assert "★ 3.800" in reported("a", "b").text
 
 
+def contest(path: Path, **changes) -> Path:
+    found = {
+        "metric": "precision", "sampler": "student", "nfe": 2, "first": 0.2, "second": 0.25, "difference": 0.05,
+        "error": 0.01, "interval": [0.03, 0.07], "verdict": "better",
+    }  # fmt: skip
+    pair = {"first": "a", "second": "b", "differences": [{**found, **changes}]}
+    write(path, json.dumps({"comparisons": [pair], "records": []}))
+    return path
+
+
+def test_differences_are_shown_as_the_comparison_says(capsys):
+    make_run(Path("a"))
+    make_run(Path("b"), shift=0.5)
+    assert "on the same seeds" not in reported("a", "b").text
+    found = reported("a", "b", "--comparison", contest(Path("c.json")))
+    assert ["sampler", "NFE", "metric", "a", "b", "difference", "b is"] in found.rows
+    assert ["student", "2", "Precision", "0.2", "0.25", "0.050|0.030 to 0.070", "better"] in found.rows
+    Path("page.html").unlink()
+    assert failed(capsys, "a", "--comparison", "none.json")[0] == 3
+    assert failed(capsys, "a", "--comparison", contest(Path("c.json"), interval=[1]))[0] == 4
+
+
 def measured(value, low=None, high=None) -> Measured:
     intervals = {} if low is None else {"m": (low, high)}
     return Measured(sampler="student", nfe=1, values={"m": value}, intervals=intervals)

@@ -14,17 +14,18 @@ from markupsafe import Markup
 from cdistill import __version__
 from cdistill.errors import printable
 from cdistill.reporting import charts, figures, sheets, summary, tables
-from cdistill.reporting.reading import Run, data_uri
+from cdistill.reporting.reading import Pair, Run, data_uri
 
 _UNLIMITED = 1 << 30
 _NAME = re.compile("[^A-Za-z0-9]+")
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
     """Returns the page about runs; the same files give the same page.
 
     Args:
         runs: At least one, with different names.
+        pairs: Runs that were compared on the same seeds.
     """
     environment = Environment(
         loader=PackageLoader("cdistill.reporting"),
@@ -44,6 +45,7 @@ def render(runs: Sequence[Run]) -> str:
         charts=charts,
         sheets=sheets,
         results=tables.results(runs),
+        contests=tables.contests(pairs, runs),
         by_calls=figures.metrics_by_calls(runs),
         comparisons=sheets.compare_samples(runs),
         training=[one for one in drawn if one is not None],

@@ -117,6 +117,50 @@ class Evaluation(BaseModel):
         return self.facts(metric).title or metric
 
 
+class Difference(BaseModel):
+    """A figure of the second run less that of the first, on the same seeds.
+
+    Attributes:
+        metric: Its name.
+        sampler: Which row of both.
+        nfe: Network calls a sample.
+        first: The first one's figure.
+        second: The other's.
+        difference: Second minus first.
+        interval: Of the difference.
+        verdict: What the second one is: "better", "worse" or "not distinguishable".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    sampler: str
+    nfe: int
+    first: float
+    second: float
+    difference: float
+    interval: tuple[float, float]
+    verdict: str
+
+
+class Pair(BaseModel):
+    """Two runs and what was measured of both."""
+
+    model_config = ConfigDict(frozen=True)
+
+    first: str
+    second: str
+    differences: list[Difference]
+
+
+class Contest(BaseModel):
+    """What ``cdistill evaluate RUN_A RUN_B --out FILE`` writes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    comparisons: list[Pair]
+
+
 @dataclass(frozen=True)
 class Pictures:
     """The first samples of an evaluation; every array has the image of seeds[k] at k.
@@ -206,6 +250,18 @@ def read_run(folder: RunFolder, name: str, describe: Callable[[Path], dict[str, 
         pictures=pictures,
         grid=grid,
     )
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Reads which runs were compared on the same seeds, and what came out.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is no comparison.
+    """
+    if not path.is_file():
+        raise MissingAssetError(f"{path}: no such file; cdistill evaluate RUN_A RUN_B --out {path} writes it")
+    return _checked(path, lambda: Contest.model_validate_json(_bytes(path))).comparisons
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdistill.reporting.reading import Evaluation, Interval, Measured, Run
+from cdistill.reporting.reading import Evaluation, Interval, Measured, Pair, Run
 from cdistill.reporting.summary import command_line, measuring
 
 COLUMNS = 6  # of values in a table; more go into another, for the sake of paper
@@ -170,6 +170,23 @@ def differences(values: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
     return {key: several for key, several in found.items() if any(value != several[0] for value in several)}
 
 
+def contests(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
+    """Returns the differences of runs on the same seeds, as they were measured together; a table for each pair."""
+    titles = {name: one.title(name) for run in runs for one in run.evaluations.values() for name in one.names}
+    found = []
+    for pair in pairs:
+        columns = [(text, "") for text in ("metric", pair.first, pair.second, "difference", f"{pair.second} is")]
+        rows = []
+        for one in pair.differences:
+            digits = decimals((one.interval[1] - one.interval[0]) / 2)
+            ends = " to ".join(_fixed(end, digits) for end in one.interval)
+            texts = titles.get(one.metric, one.metric), f"{one.first:.4g}", f"{one.second:.4g}"
+            cells = [*map(Cell, texts), Cell(_fixed(one.difference, digits), ends), Cell(one.verdict)]
+            rows.append((one.sampler, one.nfe, cells))
+        found.append(Table(f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
+    return found
+
+
 def provenance(run: Run) -> list[Origin]:
     """Returns what the numbers of a run depend on: of the run itself, of each evaluation, of the coefficients."""
     typed = run.environment.get("command")
@@ -231,7 +248,7 @@ def decimals(half: float) -> int | None:
     >>> decimals(0.12), decimals(0.0034), decimals(25.0), decimals(0.0)
     (2, 4, 0, None)
     """
-    return max(0, 1 - math.floor(math.log10(half))) if half > 0 else None
+    return max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else None
 
 
 def _fixed(value: float, digits: int | None) -> str:
