@@ -21,7 +21,8 @@ from cdistill.cli import run
 from cdistill.commands.inspection import describe_file
 from cdistill.reporting import charts, figures, page, reading, sheets, summary, tables
 from cdistill.reporting.charts import Chart, Line, draw, ticks
-from cdistill.reporting.reading import Measured, read_run
+from cdistill.reporting.evaluations import Measured
+from cdistill.reporting.reading import read_run
 from cdistill.reporting.tables import BEST, FIRST, best
 from cdistill.runs import RunFolder
 from tests.conftest import PACKAGE

@@ -1,4 +1,4 @@
-"""One page about runs: `reading` makes records of a folder, `tables`, `figures`, `sheets` what to show, `page` HTML.
+"""A page about runs: `reading` makes records of their folders, `tables`, `figures`, `sheets`, `origins` what to show.
 
-Everything here works without torch, on whatever a folder holds so far.
+`page` makes HTML of it. Everything here works without torch, on whatever a folder holds so far.
 """

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cdistill.reporting.charts import Chart, Group, Line, group
-from cdistill.reporting.reading import Evaluation, Run
+from cdistill.reporting.evaluations import Evaluation
+from cdistill.reporting.reading import Run
 from cdistill.reporting.records import STUDENT, averaged, training_curves
 
 _UNTRAINED = "untrained student"

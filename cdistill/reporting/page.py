@@ -13,8 +13,9 @@ from markupsafe import Markup
 
 from cdistill import __version__
 from cdistill.errors import printable
-from cdistill.reporting import charts, figures, sheets, summary, tables
-from cdistill.reporting.reading import Pair, Run, data_uri
+from cdistill.reporting import charts, figures, origins, sheets, summary, tables
+from cdistill.reporting.evaluations import Pair
+from cdistill.reporting.reading import Run, data_uri
 
 _UNLIMITED = 1 << 30
 _NAME = re.compile("[^A-Za-z0-9]+")
@@ -41,7 +42,7 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
         runs=runs,
         version=__version__,
         summary=summary,
-        tables=tables,
+        provenance=origins.provenance,
         charts=charts,
         sheets=sheets,
         results=tables.results(runs),
