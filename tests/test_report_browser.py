@@ -199,6 +199,10 @@ def test_paper_shows_everything(browser, each):
     assert browser.run(BEYOND, False) == []
     assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.run(CONTRAST)[0][0] >= 4.5
+    heights = (
+        "return [...document.querySelectorAll('.results tbody th')].map(one => one.getBoundingClientRect().height)"
+    )
+    assert max(browser.run(heights)) < 60  # two lines or three: no word is broken letter by letter
     assert browser.run("return getComputedStyle(document.querySelector('nav')).display") == "none"
     pdf = browser.print_pdf()
     assert pdf.startswith(b"%PDF-")

@@ -102,7 +102,8 @@ def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
 
 def _one_run(evaluation: Evaluation, metrics: Sequence[str]) -> Table:
     rows = [(row.sampler, row.nfe, [_cell(row, metric) for metric in metrics]) for row in evaluation.rows]
-    return Table("Metrics", [(evaluation.title(metric), _better(evaluation, metric)) for metric in metrics], rows)
+    caption = "Metrics" if metrics[:1] == evaluation.names[:1] else "More metrics"
+    return Table(caption, [(evaluation.title(metric), _better(evaluation, metric)) for metric in metrics], rows)
 
 
 def _one_metric(
