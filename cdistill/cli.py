@@ -547,6 +547,26 @@ def reference_stats(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; the latest run by default.")] = None,
+    comparison: Annotated[
+        Path | None, typer.Option(help="What `cdistill evaluate RUN_A RUN_B --out FILE` wrote: differences of runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="HTML.")] = Path("report.html"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page about runs, finished or not: results, samples, curves, coefficients, recipe, provenance.
+
+    Example:  cdistill report runs/digits runs/digits-ctm --out digits.html
+    """
+    page = with_suffix(out, ".html")
+    from cdistill.commands.report import report as run_report
+
+    record = run_report(runs or [latest_run().path], page, comparison)
+    finish(as_json, record, f"report: {page}")
+
+
+@app.command()
 def compare(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
     weights: WeightsOption = None,

@@ -17,7 +17,8 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cdistill.errors import MissingAssetError, RunLockedError
+from cdistill.errors import MissingAssetError, RecipeError, RunLockedError
 from cdistill.storage import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
@@ -210,6 +211,19 @@ def latest_run(root: Path = RUNS) -> RunFolder:
             f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
         )
     return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
+
+
+def run_names(paths: Sequence[Path], where: str) -> list[str]:
+    """Returns the name of each run's folder, or its path where two folders have the same name.
+
+    Raises:
+        RecipeError: One is named twice; `where` begins the message.
+    """
+    places = [path.resolve() for path in paths]
+    if repeated := [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise RecipeError(f"{where}: {repeated[0]} is named twice; name each run once")
+    names = Counter(place.name for place in places)
+    return [str(path) if names[place.name] > 1 else place.name for path, place in zip(paths, places, strict=True)]
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:

@@ -12,8 +12,10 @@ from PIL import Image
 
 from cdistill.cli import run
 from cdistill.commands import curves
-from cdistill.commands.curves import Arrival, arrivals, averaged, choose_calls, choose_metric, crossing, read_runs
+from cdistill.commands.curves import Arrival, arrivals, choose_calls, choose_metric, crossing, read_runs
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError
+from cdistill.reporting import records
+from cdistill.reporting.records import averaged
 
 STEPS = (0, 100, 200, 300, 400)
 
@@ -56,7 +58,8 @@ def called(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_doctests():
-    assert doctest.testmod(curves) == (0, 2)
+    assert doctest.testmod(curves) == (0, 1)
+    assert doctest.testmod(records) == (0, 1)
 
 
 @pytest.mark.parametrize("rate", [50.0, 100.0, 173.0])

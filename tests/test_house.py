@@ -16,7 +16,7 @@ ROOMS = [
     ["__main__"],
     ["cli"],
     ["commands"],
-    ["plots", "pictures", "evaluation"],
+    ["plots", "pictures", "evaluation", "reporting"],
     ["laboratory", "planning", "synthetic"],
     ["sampling", "training", "student"],
     ["estimation"],

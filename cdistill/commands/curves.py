@@ -7,21 +7,17 @@ import csv
 import io
 import math
 import tomllib
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cdistill.console import say, table
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, suggest
-from cdistill.runs import RunFolder
+from cdistill.reporting.records import STUDENT, TEACHER, Points, averaged, evaluation_curves, training_curves
+from cdistill.runs import RunFolder, run_names
 from cdistill.storage import write_text
 
-Points = list[tuple[float, float]]
-
-STUDENT, TEACHER = "student", "teacher (Heun)"
-_SHOWN = 150  # points of a line of losses; neighbours are averaged
 _SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # where they differ, values do not compare
 
 
@@ -95,14 +91,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
         MissingAssetError: There is no run in a folder.
         CorruptFileError: A recipe is no TOML.
     """
-    places = [path.resolve() for path in paths]
-    if repeated := [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
-        raise RecipeError(f"plot curves: {repeated[0]} is named twice; name each run once")
-    names = Counter(place.name for place in places)
-    return [
-        _read_run(path, str(path) if names[place.name] > 1 else place.name)
-        for path, place in zip(paths, places, strict=True)
-    ]
+    names = run_names(paths, "plot curves")
+    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 def _read_run(path: Path, name: str) -> Run:
@@ -122,30 +112,6 @@ def _read_run(path: Path, name: str) -> Run:
     }
     heun = {key: points[-1][1] for key, points in evaluation_curves([folder.results()], TEACHER).items()}
     return Run(name, flat, evaluation_curves(records), training_curves(records), heun)
-
-
-def evaluation_curves(records: Iterable[dict[str, Any]], sampler: str = STUDENT) -> dict[tuple[int, str], Points]:
-    """Returns (NFE, metric) -> points (step, value) of a sampler.
-
-    Of two values at one step the later record's counts; what is not finite is left out.
-    """
-    found: dict[tuple[int, str], dict[float, float]] = {}
-    for record in records:
-        for row in record.get("rows", []):
-            for metric, value in row["values"].items():
-                if row["sampler"] == sampler and math.isfinite(value):
-                    found.setdefault((row["nfe"], metric), {})[record["step"]] = float(value)
-    return {key: sorted(points.items()) for key, points in found.items()}
-
-
-def training_curves(records: Iterable[dict[str, Any]]) -> dict[str, Points]:
-    """Returns name -> points (step, value) of every number that the training logged."""
-    found: dict[str, Points] = {}
-    for record in records:
-        for name, value in record.items():
-            if record.get("event") == "train" and name != "step" and isinstance(value, int | float):
-                found.setdefault(name, []).append((record["step"], float(value)))
-    return found
 
 
 def choose_metric(runs: Sequence[Run], wanted: str | None = None) -> str:
@@ -304,17 +270,6 @@ def draw_losses(runs: Sequence[Run], images: bool, out: Path) -> dict[str, Any]:
     ]
     names = [panel.title for panel in panels]
     return {**_write_csv(out, rows), "losses": names, "runs": [run.label for run in runs]}
-
-
-def averaged(points: Points, most: int = _SHOWN) -> Points:
-    """Returns at most `most` points, each the mean of as many neighbours; the last may be of fewer.
-
-    >>> averaged([(0, 1.0), (10, 3.0), (20, 5.0)], most=2)
-    [(5.0, 2.0), (20.0, 5.0)]
-    """
-    count = math.ceil(len(points) / most)
-    parts = [points[first : first + count] for first in range(0, len(points), count)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _warn(runs: Sequence[Run], images: bool) -> None:

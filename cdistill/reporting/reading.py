@@ -1,0 +1,238 @@
+"""What the folder of a run holds, checked, as records. Unfinished and old runs lack parts; damaged ones are refused."""
+
+import io
+import tomllib
+import zipfile
+import zlib
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+
+from cdistill.errors import CorruptFileError, MissingAssetError, brief, printable
+from cdistill.reporting.evaluations import Contest, Evaluation, Pair
+from cdistill.runs import RunFolder
+
+LARGEST = 64 << 20  # bytes of a file that is read, and of arrays that are unpacked
+_OBJECT = TypeAdapter(dict[str, Any])
+_PIXELS = 1 << 26
+_DAMAGE = (
+    ValueError, KeyError, EOFError, RecursionError, SyntaxError, NotImplementedError, zlib.error, zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)  # fmt: skip
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The first samples of an evaluation; every array has the image of seeds[k] at k.
+
+    Attributes:
+        seeds: One for each image.
+        teacher: The teacher's (k, C, H, W), uint8, C = 1 or 3; None where there was none.
+        students: NFE -> the student's, of the same shape.
+    """
+
+    seeds: list[int]
+    teacher: NDArray[np.uint8] | None
+    students: Mapping[int, NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds.
+
+    Attributes:
+        name: Told apart from the other runs of the page.
+        path: Of the folder, as it was given.
+        recipe: The resolved recipe's text.
+        values: Its values by their dotted keys.
+        status: status.json.
+        environment: env.json.
+        log: Records of metrics.jsonl, those of evaluations excepted.
+        logged: Evaluations in metrics.jsonl, by step.
+        evaluations: File name -> record; evaluation.json first.
+        coefficients: What `cdistill inspect` says of the coefficient file, if there is one.
+        pictures: Samples with their seeds, if they were kept.
+        grid: A picture of samples as a PNG, where there are no arrays.
+    """
+
+    name: str
+    path: Path
+    recipe: str
+    values: Mapping[str, Any]
+    status: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    log: Sequence[dict[str, Any]]
+    logged: Sequence[Evaluation]
+    evaluations: Mapping[str, Evaluation]
+    coefficients: Mapping[str, Any] | None
+    pictures: Pictures | None
+    grid: bytes | None
+
+    @property
+    def form(self) -> str:
+        """The preconditioning's name, "" for a teacher."""
+        return str(self.values.get("preconditioning.name", ""))
+
+
+def read_run(folder: RunFolder, name: str, describe: Callable[[Path], dict[str, Any]]) -> Run:
+    """Reads a run, finished or not.
+
+    Args:
+        folder: The run.
+        name: How the page shall call it.
+        describe: Verifies and describes a coefficient file.
+
+    Raises:
+        MissingAssetError: There is no run in the folder.
+        CorruptFileError: One of its files is damaged.
+    """
+    if not folder.recipe.is_file():
+        raise MissingAssetError(
+            f"{folder.path}: no run here, {folder.recipe.name} is missing; name the folder of a run"
+        )
+    text = _checked(folder.recipe, lambda: _bytes(folder.recipe).decode())
+    values = flat(_checked(folder.recipe, lambda: tomllib.loads(text)))
+    log = _checked(folder.path / "metrics.jsonl", folder.metrics)
+    evaluations = _evaluations(folder.path)
+    shown = next(iter(evaluations.values()), None)
+    pictures, grid = _pictures(folder.path, *next(iter(evaluations.items()))) if shown else (None, None)
+    return Run(
+        name=name,
+        path=folder.path,
+        recipe=text,
+        values=values,
+        status=_json(folder.path / "status.json"),
+        environment=_json(folder.path / "env.json"),
+        log=[record for record in log if record.get("event") != "evaluation"],
+        logged=_logged(folder.path / "metrics.jsonl", log),
+        evaluations=evaluations,
+        coefficients=describe(folder.coefficients) if folder.coefficients.is_file() else None,
+        pictures=pictures,
+        grid=grid,
+    )
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Reads which runs were compared on the same seeds, and what came out.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is no comparison.
+    """
+    if not path.is_file():
+        raise MissingAssetError(f"{path}: no such file; cdistill evaluate RUN_A RUN_B --out {path} writes it")
+    return _checked(path, lambda: Contest.model_validate_json(_bytes(path))).comparisons
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their dotted keys.
+
+    >>> flat({"seed": 0, "training": {"points": 18}})
+    {'seed': 0, 'training.points': 18}
+    """
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def data_uri(png: bytes) -> str:
+    """Returns a PNG as the address of an image that is in the page itself."""
+    return f"data:image/png;base64,{b64encode(png).decode()}"
+
+
+def _evaluations(folder: Path) -> dict[str, Evaluation]:
+    paths = [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]
+    found = {}
+    for path in paths:
+        if path.is_file():
+            found[path.name] = _checked(path, partial(_evaluation, path))
+    return found
+
+
+def _evaluation(path: Path) -> Evaluation:
+    return Evaluation.model_validate_json(_bytes(path))
+
+
+def _logged(path: Path, log: Sequence[dict[str, Any]]) -> list[Evaluation]:
+    """Returns the evaluations of a log by step; of two at one step the later counts."""
+    records = [record for record in log if record.get("event") == "evaluation"]
+    found = {record["step"]: _checked(path, partial(Evaluation.model_validate, record)) for record in records}
+    return [found[step] for step in sorted(found)]
+
+
+def _pictures(folder: Path, file: str, evaluation: Evaluation) -> tuple[Pictures | None, bytes | None]:
+    """Returns an evaluation's samples as arrays, or else as the picture that older versions drew."""
+    stem = f"step-{evaluation.step:08d}" if file == "evaluation.json" and evaluation.step is not None else file[:-5]
+    arrays = folder / (evaluation.images or f"samples/{stem}.npz")
+    if not arrays.resolve().is_relative_to(folder.resolve()):
+        raise CorruptFileError(
+            f"{folder / file}: images: {printable(str(evaluation.images))} is outside of the run; restore the record"
+        )
+    if arrays.is_file():
+        return _checked(arrays, partial(_arrays, arrays)), None
+    png = folder / "samples" / f"{stem}.png"
+    return None, _checked(png, partial(_png, png)) if png.is_file() else None
+
+
+def _arrays(path: Path) -> Pictures:
+    """Reads samples; sizes are checked before anything is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(_bytes(path))) as archive:
+        if sum(member.file_size for member in archive.infolist()) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+    with np.load(path, allow_pickle=False) as stored:
+        seeds, teacher = stored["seeds"], stored.get("teacher")
+        students = {int(name[3:]): stored[name] for name in stored.files if name[:3] == "nfe" and name[3:].isdecimal()}
+    images = [*([] if teacher is None else [teacher]), *students.values()]
+    if not images or any(one.dtype != np.uint8 or one.shape != images[0].shape for one in images):
+        raise ValueError("its images are missing, not of one shape, or no bytes")
+    if images[0].ndim != 4 or images[0].shape[1] not in (1, 3) or not images[0].size:
+        raise ValueError("its images are neither grey nor RGB")
+    if seeds.shape != images[0].shape[:1] or seeds.dtype.kind not in "iu":
+        raise ValueError("it has not one seed for each image")
+    return Pictures(seeds.tolist(), teacher, dict(sorted(students.items())))
+
+
+def _png(path: Path) -> bytes:
+    found = _bytes(path)
+    with Image.open(io.BytesIO(found), formats=["PNG"]) as picture:
+        if picture.width * picture.height > _PIXELS:
+            raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+        picture.load()
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Returns a JSON object, {} where there is no file."""
+    return _checked(path, lambda: _OBJECT.validate_json(_bytes(path))) if path.is_file() else {}
+
+
+def _bytes(path: Path) -> bytes:
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} bytes")
+    return path.read_bytes()
+
+
+def _checked(path: Path, read: Callable[[], Read]) -> Read:
+    """Returns what `read` gives, and turns all that a damaged file may raise into one line."""
+    try:
+        return read()
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except OSError as error:
+        if error.errno is not None:  # of the system, not of what is in the file
+            raise
+        told = brief(error)
+    except _DAMAGE as error:
+        told = brief(error)
+    raise CorruptFileError(f"{path}: damaged ({printable(told)}); restore it, or make it again")
