@@ -22,7 +22,7 @@ from cdistill.sampling import SamplerChoice
 from cdistill.storage import read_json, write_text
 from cdistill.training.loop import make_accelerator
 
-_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256", "features", "features_sha256")
+_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256", "metrics")
 _USUAL = ("nfe", "samples", "split")  # changes that the name of a record tells
 
 
@@ -130,8 +130,8 @@ def _check_alike(first: Result, other: Result) -> None:
     for key in _ALIKE:
         if first.record[key] != other.record[key]:
             raise RecipeError(
-                f"{other.title}: {key} is {str(other.record[key])[:20]}, that of {first.title} "
-                f"{str(first.record[key])[:20]}; they are compared on the same seeds and data: set them by options"
+                f"{other.title}: {key} is {str(other.record[key])[:80]}, that of {first.title} "
+                f"{str(first.record[key])[:80]}; they are compared on the same seeds and data: set them by options"
             )
 
 

@@ -193,8 +193,6 @@ def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts
         "data": None if source is None else source.name,
         "data_sha256": None if source is None else source.digest,
         "reference_sha256": judge.reference.digest(),
-        "features": judge.network.name,
-        "features_sha256": judge.network.digest,
         "network_batch": chunk_size(judge.shape),
         "precision": "fp32",
         "device": str(judge.accelerator.device),

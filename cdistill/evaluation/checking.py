@@ -7,7 +7,7 @@ from typing import Any
 
 TOLERANCE = 0.01  # standard errors: other devices and versions move the last bits, and with them single grey levels
 ROUNDING = 1e-6  # relative, for a figure without a standard error
-_IGNORED = {"rows", "images", "request", "processes", "metrics", "schema", "level"}
+_IGNORED = {"rows", "images", "request", "processes", "schema", "level"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from cdistill.console import say, table
 from cdistill.errors import CdistillError, StoppedError
 from cdistill.evaluation.estimates import LEVEL, Estimate
 from cdistill.evaluation.features import FeatureNetwork
-from cdistill.evaluation.metrics import Metric
+from cdistill.evaluation.metrics import FeatureMetric, Metric
 from cdistill.evaluation.references import Reference
 from cdistill.registry import METRICS
 
@@ -55,8 +55,10 @@ def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureN
     found: dict[str, Metric] = {name: METRICS.get(name)(network) for name in (names or METRICS.names())}
     chosen = found
     if not names:
-        default = {name for name, metric in found.items() if source is None or metric.applies(source)}
-        chosen = {name: found[name] for name in (default if source else ("fid", "teacher-mse"))}
+        default = ["fid", "teacher-mse"]  # where there are statistics of the data and no data
+        if source is not None:
+            default = [name for name, metric in found.items() if metric.applies(source)]
+        chosen = {name: found[name] for name in default}
     usable, failure = {}, None
     for name, metric in chosen.items():
         try:
@@ -70,6 +72,13 @@ def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureN
     if names and not usable and failure is not None:
         raise failure
     return usable
+
+
+def _described(metric: Metric) -> dict[str, str]:
+    facts = {"title": metric.title, "better": metric.better}
+    if isinstance(metric, FeatureMetric):
+        facts |= {"features": metric.network.name, "features_sha256": metric.network.digest}
+    return facts
 
 
 def print_rows(title: str, metrics: Mapping[str, Metric], rows: Sequence[Row]) -> None:
@@ -98,7 +107,7 @@ def figure(value: float, interval: tuple[float, float]) -> str:
 
 def as_record(metrics: Mapping[str, Metric], rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
     """Returns the rows and how they were made, as JSON."""
-    described = {name: {"title": metric.title, "better": metric.better} for name, metric in metrics.items()}
+    described = {name: _described(metric) for name, metric in metrics.items()}
     return {
         "schema": SCHEMA,
         **facts,
