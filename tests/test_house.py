@@ -122,9 +122,18 @@ def test_no_file_of_the_package_reads_or_writes_pickles():
 
 
 def test_every_built_in_name_can_be_imported():
-    from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+    from cdistill.registry import (
+        DISCRIMINATORS,
+        DISTANCES,
+        ESTIMATORS,
+        FEATURES,
+        METRICS,
+        PRECONDITIONINGS,
+        SOURCES,
+        TEACHERS,
+    )
 
-    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS):
+    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, FEATURES):
         for name in registry.names():
             assert callable(registry.get(name))
 

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from cdistill.cli import run
-from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import (
+    DISCRIMINATORS,
+    DISTANCES,
+    ESTIMATORS,
+    FEATURES,
+    METRICS,
+    PRECONDITIONINGS,
+    SOURCES,
+    TEACHERS,
+)
 from tests.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +56,7 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
 
 
 def test_every_registered_name_is_named():
-    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS):
+    for registry in (PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, FEATURES):
         assert all(f"`{name}`" in README for name in registry.names())
 
 
