@@ -87,6 +87,7 @@ def test_fewer_samples_than_dimensions(capsys):
     spread = own.square().sum() / 8 + other.square().sum() / 14
     expected = float((x.mean(0) - y.mean(0)).square().sum() + spread - 2 * cross)
     assert frechet_distance(moments(x), moments(y)) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance(moments(y), moments(x)) == pytest.approx(expected, rel=1e-12)
     for _ in range(2):
         assert frechet_estimate(x, gaussian(*moments(y))).value == pytest.approx(expected, rel=1e-12)
     assert capsys.readouterr().err.count("9 samples have a singular covariance in 40 dimensions") == 1

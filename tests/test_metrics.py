@@ -107,23 +107,28 @@ def test_kid_is_the_mean_over_all_pairs():
     assert float(found.influence.mean()) / 2 == pytest.approx(expected / 1 - mean(y, y, 1560) + mean(x, y, 1200))
 
 
-def test_recall_and_coverage_without_each_sample():
+@pytest.mark.parametrize(("count", "size"), [(70, 3), (20, 1)])
+def test_recall_and_coverage_without_each_sample(count, size):
     """What the jackknife needs is found at once, larger balls and all."""
-    x, y = waves(70, 3, 0.3), waves(90, 3, 1.1) * 1.2
-    five = find_balls(y, 5, CPU, "test")
+    seen = []
+    for phase in range(4):
+        x, y = waves(count, size, 0.3 + phase), waves(90, size, 1.1 + phase) * 1.2
+        five = find_balls(y, 5, CPU, "test")
 
-    def recall(part: torch.Tensor) -> float:
-        return neighbours.recall(find_balls(part, 3, CPU, "test"), y).value
+        def recall(part: torch.Tensor, y: torch.Tensor = y) -> float:
+            return neighbours.recall(find_balls(part, 3, CPU, "test"), y).value
 
-    def coverage(part: torch.Tensor) -> float:
-        return neighbours.coverage(part, five).value
+        def coverage(part: torch.Tensor, five: neighbours.Balls = five) -> float:
+            return neighbours.coverage(part, five).value
 
-    expected = without_each(recall, x)
-    found = neighbours.recall(find_balls(x, 3, CPU, "test"), y)
-    assert (expected > 0).any()
-    assert (expected < 0).any()  # a ball that grows holds more
-    torch.testing.assert_close(found.influence, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(neighbours.coverage(x, five).influence, without_each(coverage, x), rtol=1e-9, atol=1e-9)
+        expected = without_each(recall, x)
+        seen.append(expected)
+        found = neighbours.recall(find_balls(x, 3, CPU, "test"), y).influence
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        covered = neighbours.coverage(x, five).influence
+        torch.testing.assert_close(covered, without_each(coverage, x), rtol=1e-9, atol=1e-9)
+    assert (torch.stack(seen) > 0).any()
+    assert (torch.stack(seen) < 0).any()  # a ball that grows holds more
 
 
 def test_what_a_sample_adds_to_the_inception_score():
