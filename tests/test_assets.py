@@ -387,13 +387,19 @@ def test_a_stopped_download_of_a_metrics_weights_is_no_metric_left_out(monkeypat
 
     from cdistill.data.source import Source
     from cdistill.errors import StoppedError
+    from cdistill.evaluation.features import load_features
+    from cdistill.evaluation.references import Reference
 
     def find(self, hint=""):
         raise StoppedError("stopped", 75)
 
     monkeypatch.setattr(Asset, "find", find)
     with pytest.raises(StoppedError):
-        choose_metrics(["fid", "teacher-mse"], Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8)))
+        choose_metrics(
+            ["fid", "teacher-mse"],
+            Reference(Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))),
+            load_features("legacy_tensorflow"),
+        )
 
 
 def test_every_asset_that_is_named_has_a_digest():

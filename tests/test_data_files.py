@@ -34,7 +34,10 @@ from cdistill.errors import (
     StoppedError,
     UnknownNameError,
 )
-from cdistill.evaluation.metrics import PixelFrechet, Reference
+from cdistill.evaluation.features import Pixels
+from cdistill.evaluation.metrics import PixelFrechet
+from cdistill.evaluation.references import Reference
+from cdistill.evaluation.samples import SampleSet
 from cdistill.formats.archives import is_picture
 from cdistill.formats.images import decode
 from cdistill.recipe import DistillRecipe, TeacherRecipe, check_section
@@ -915,12 +918,12 @@ def test_decoding_processes_ignore_signals_and_load_no_torch(archive, lazily):
 
 
 def test_moments_of_a_lazy_source_are_those_in_memory(tmp_path, lazily, monkeypatch):
-    monkeypatch.setattr("cdistill.evaluation.metrics._AT_ONCE", 64)
+    monkeypatch.setattr("cdistill.evaluation.references._READ", 64)
     images = random_images(300, 8, 1)
     path = write_zip(tmp_path / "x.zip", members(images, None))
     held, lazy = load_source(str(path)), lazily(path, 2)
-    samples = torch.from_numpy(random_images(200, 8, 1, seed=1)).double() / 127.5 - 1
-    distances = [PixelFrechet()(samples, Reference(source, samples)) for source in (held, lazy)]
+    samples = SampleSet(torch.from_numpy(random_images(200, 8, 1, seed=1)))
+    distances = [PixelFrechet(Pixels())(samples, Reference(source)).value for source in (held, lazy)]
     assert distances[0] == distances[1] > 0
 
 

@@ -126,6 +126,7 @@ def test_every_built_in_name_can_be_imported():
         DISCRIMINATORS,
         DISTANCES,
         ESTIMATORS,
+        FEATURES,
         METRICS,
         PRECONDITIONINGS,
         SAMPLERS,
@@ -133,7 +134,7 @@ def test_every_built_in_name_can_be_imported():
         TEACHERS,
     )
 
-    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS
+    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS, FEATURES
     for registry in everything:
         for name in registry.names():
             assert callable(registry.get(name))

@@ -11,6 +11,7 @@ from cdistill.registry import (
     DISCRIMINATORS,
     DISTANCES,
     ESTIMATORS,
+    FEATURES,
     METRICS,
     PRECONDITIONINGS,
     SAMPLERS,
@@ -56,7 +57,7 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
 
 
 def test_every_registered_name_is_named():
-    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS
+    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS, FEATURES
     for registry in everything:
         assert all(f"`{name}`" in README for name in registry.names())
 

@@ -331,7 +331,7 @@ def wasserstein_1d(first: Tensor, second: Tensor) -> float:
 
 
 def _is_photograph(network: FeatureNetwork, source: Source) -> bool:
-    return len(source.shape) == 3 and source.shape[-1] >= 32 and not isinstance(network, Pixels)
+    return len(source.shape) == 3 and source.shape[-1] >= 32 and network.name != Pixels.name
 
 
 def _needs_images(metric: FeatureMetric, reference: Reference) -> None:

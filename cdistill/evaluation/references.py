@@ -107,7 +107,7 @@ class Reference:
 
     def _serves(self, network: FeatureNetwork, found: Statistics) -> bool:
         """Whether the file is for this network; pixels are compared beside a network's features, with the data."""
-        return not isinstance(network, Pixels) or found.facts.get("features", {}).get("name") == network.name
+        return network.name != Pixels.name or found.facts.get("features", {}).get("name") == network.name
 
     def _seen(self, network: FeatureNetwork) -> Statistics:
         if network.name not in self._measured:

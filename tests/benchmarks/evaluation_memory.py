@@ -75,4 +75,5 @@ def measure(count: int, features: int, names: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     given = dict(enumerate(sys.argv))
-    print(json.dumps(measure(int(given.get(1, 50_000)), int(given.get(2, 2048)), given.get(3, NAMES)), indent=1))
+    found = measure(int(given.get(1, 50_000)), int(given.get(2, 2048)), given.get(3, NAMES))
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
