@@ -131,7 +131,7 @@ def optimise_times(
     """
     _check(build(grid), grid, fitting, held_out)
     start = alignment.calls
-    candidate = _search(lambda times: _finite(alignment.distances(build(torch.tensor(times)), fitting)), grid)
+    candidate = _search(lambda times: _finite(alignment.distances(build(_levels(times)), fitting)), grid)
     before, after = (alignment.distances(build(times), held_out) for times in (grid, candidate))
     error = float((before - after).std() / math.sqrt(len(held_out)))
     calls = alignment.calls - start
@@ -174,7 +174,12 @@ def _search(loss: Loss, grid: Tensor) -> Tensor:
         for _ in range(rounds):
             for k in range(1, len(times) - 1):
                 times, best = _move(tried, times, k, best)
-        advance(left, f"{best:.4g}")
+        if left:
+            advance(left, f"{best:.4g}")
+    return _levels(times)
+
+
+def _levels(times: Sequence[float]) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
