@@ -394,7 +394,7 @@ def sample(
     times: TimesOption = None,
     gamma: GammaOption = None,
     optimise_steps: Annotated[
-        bool, typer.Option("--optimise-steps", help="Choose the times so that the images are nearest to the teacher's.")
+        bool, typer.Option("--optimise-steps", help="Choose the times that end nearest to the teacher; FID may differ.")
     ] = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,

@@ -2,6 +2,7 @@
 
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Noise, Sampler, draw_chunks, generate
+from cdistill.sampling.inversion import Inverse, invert
 from cdistill.sampling.samplers import (
     TEACHER_NFE,
     TEACHER_POINTS,
@@ -19,6 +20,7 @@ __all__ = [
     "TEACHER_NFE",
     "TEACHER_POINTS",
     "Chunk",
+    "Inverse",
     "Noise",
     "Sampler",
     "SamplerChoice",
@@ -28,6 +30,7 @@ __all__ = [
     "default_sampler",
     "draw_chunks",
     "generate",
+    "invert",
     "make_sampler",
     "sampler_class",
     "student_sampler",
