@@ -1,11 +1,14 @@
 """``cdistill sample`` with every kind of sampler, from a tiny run and from a teacher."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from cdistill.cli import run
 from cdistill.commands.samplers import describe
+from cdistill.data.source import from_uint8
 from cdistill.preconditionings import make_preconditioning
 from cdistill.runs import RunFolder
 from cdistill.sampling import make_sampler
@@ -127,3 +130,39 @@ def test_the_gain_is_told_in_a_line(after, words):
     assert words in line
     assert f"gain {1 - after:.2f}(1)" in line
     assert "1,234 network calls" in line
+
+
+def test_images_are_inverted_and_lead_back(tmp_path, capsys):
+    """Quantised to bytes, they are a little off the teacher's own; the latents are noise of the right size."""
+    draw("--teacher", "digits", "--nfe", "64")
+    capsys.readouterr()
+    assert run(["invert", "samples/teacher-nfe64.npz", "--teacher", "digits", "--nfe", "64", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["images"], record["converged"]) == (5, 5)
+    assert record["round_trip_rms"] < 0.05
+    assert record["latent_rms"] == pytest.approx(1, abs=0.15)
+    with np.load("latents.npz") as found:
+        assert found["latents"].shape == (5, 1, 8, 8)
+        x, labels = torch.from_numpy(found["latents"]), torch.from_numpy(found["labels"])
+    with torch.inference_mode():
+        again = make_sampler(load_teacher("digits").denoiser, None, "heun", 64)(x, labels, x.clone)
+    difference = again - from_uint8(torch.from_numpy(arrays("samples/teacher-nfe64.npz")))
+    assert float(difference.square().mean().sqrt()) == pytest.approx(record["round_trip_rms"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["none.npz", "--teacher", "digits"], 3, "no such file"),
+        (["other.npz", "--teacher", "digits"], 4, "must be in the file"),
+        (["other.npz", "--teacher", "digits", "--run", "x"], 2, "goes without --run"),
+        (["other.npz", "--teacher", "digits", "--nfe", "2,4"], 2, "got 2 numbers"),
+        (["other.npz", "--teacher", "digits", "--out", "x.png"], 2, "ends in .npz"),
+    ],
+)
+def test_mistakes_in_invert(arguments, code, words, capsys):
+    np.savez("other.npz", samples=np.zeros((2, 1, 8, 8), np.uint8))
+    assert run(["invert", *arguments]) == code
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
