@@ -462,7 +462,7 @@ def invert(
     from cdistill.sampling import SamplerChoice
 
     found = invert_images(images, chosen, teacher, weights, Request(SamplerChoice(times=times), counts), file)
-    text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents' rms {latent_rms:.3g} T"
+    text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents {latent_rms:.3g} T"
     finish(as_json, found, text.format(**found))
 
 
