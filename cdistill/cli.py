@@ -412,7 +412,7 @@ def sample(
     times: TimesOption = None,
     gamma: GammaOption = None,
     optimise_steps: Annotated[
-        bool, typer.Option("--optimise-steps", help="Choose the times so that the images are nearest to the teacher's.")
+        bool, typer.Option("--optimise-steps", help="Choose the times that end nearest to the teacher; FID may differ.")
     ] = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
@@ -449,6 +449,39 @@ def sample(
     console.say(f"sampling from {teacher or run or latest_run().path}")
     written = run_sample(chosen, teacher, weights, step, request, *wanted, form, out)
     finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
+
+
+@app.command()
+def invert(
+    images: Annotated[
+        Path, typer.Argument(help="A folder, .zip or .npz of images, with classes if the network has any.")
+    ],
+    run: RunOption = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Invert this teacher's solver instead of a student's jumps.")
+    ] = None,
+    weights: WeightsOption = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls; 2 by default, 34 for a teacher.")] = None,
+    times: TimesOption = None,
+    out: Annotated[Path, typer.Option(help="An .npz with the latents.")] = Path("latents.npz"),
+    as_json: JsonOption = False,
+) -> None:
+    """Find the noise that images come from, and say how well it leads back to them.
+
+    Example:  cdistill invert samples/teacher.npz --teacher digits --nfe 64
+    """
+    if teacher is not None and run is not None:
+        raise RecipeError("--teacher: goes without --run; one of them is inverted")
+    counts, file = calls(nfe) if nfe else None, with_suffix(out, ".npz")
+    chosen = None if teacher is not None else run_or_file(run)
+    start()
+    from cdistill.commands.inverting import invert_images
+    from cdistill.commands.samplers import Request
+    from cdistill.sampling import SamplerChoice
+
+    found = invert_images(images, chosen, teacher, weights, Request(SamplerChoice(times=times), counts), file)
+    text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents {latent_rms:.3g} T"
+    finish(as_json, found, text.format(**found))
 
 
 @app.command()

@@ -81,7 +81,7 @@ def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: fl
     """Returns a person's list of noise levels for a sampler; T in front and eps at the end may be left out.
 
     Args:
-        times: Numbers, or text with commas between them.
+        times: Numbers, or text with commas between them; an end may be off by a rounding to float32.
         eps: Smallest noise level, the last point.
         t_max: Largest noise level, the first point.
 
@@ -99,8 +99,10 @@ def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: fl
         levels = [float(part) for part in parts]
     except (TypeError, ValueError):
         levels = []
-    whole = [*([t_max] if levels[:1] != [t_max] else []), *levels, *([eps] if levels[-1:] != [eps] else [])]
-    if not levels or not all(first > second for first, second in pairwise(whole)):
+    first = 1 if levels and math.isclose(levels[0], t_max, rel_tol=1e-6) else 0
+    last = 1 if levels and math.isclose(levels[-1], eps, rel_tol=1e-6) else 0
+    whole = [t_max, *levels[first : len(levels) - last], eps]
+    if not levels or not all(t > s for t, s in pairwise(whole)):
         shown = times if isinstance(times, str) else ",".join(f"{level:g}" for level in levels)
         raise RecipeError(
             f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {t_max:g} to {eps:g}, which "

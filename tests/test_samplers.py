@@ -1,6 +1,7 @@
 """The registered samplers: orders, laws, calls, misuse."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -205,6 +206,19 @@ def test_times_take_the_place_of_the_grid():
     assert teacher_sampler(mixture_1d(), times=[10, 1, 0.1]).nfe == 8
     grid = student_sampler(mixture_1d(), form, None, times=sampling_grid(3))
     assert torch.equal(grid(X, None, normal(0)), student_sampler(mixture_1d(), form, 3)(X, None, normal(0)))
+
+
+def test_the_facts_of_a_sampler_tell_it_from_others():
+    form = make_preconditioning("ctm")
+    choices = [("ctm", 2, None), ("ctm", 3, None), ("cm", 2, None), ("gamma", 2, 0.5), ("gamma", 2, 0.7)]
+    facts = [student_sampler(mixture_1d(), form, k, name, gamma=gamma).facts for name, k, gamma in choices]
+    assert json.loads(json.dumps(facts)) == facts
+    assert all(first != second for first, second in itertools.combinations(facts, 2))
+    assert facts[3] == {
+        "sampler": "cdistill.sampling.students:GammaSampling",
+        "times": sampling_grid(2).tolist(),
+        "gamma": 0.5,
+    }
 
 
 def test_at_34_calls_heun_is_the_default_of_a_teacher():

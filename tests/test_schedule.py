@@ -54,10 +54,30 @@ def test_a_list_of_times_may_leave_out_its_ends(text):
 def test_a_grid_is_its_own_list_of_times():
     assert torch.equal(time_list(sampling_grid(7)), sampling_grid(7))
     assert time_list("80,0.002").tolist() == [T, EPS]
+    assert torch.equal(time_list(sampling_grid(2).float())[[0, -1]], sampling_grid(1))
+    assert len(time_list(sampling_grid(2).float())) == 3
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "a", "1,2", "2.5,2.5", "81", "80,80", "0.001", "0.002,0.002", "nan", "inf,2", "2.5,,1", [], "-1"]
+    "wrong",
+    [
+        "",
+        "a",
+        "1,2",
+        "2.5,2.5",
+        "81",
+        "80,80",
+        "0.001",
+        "0.002,0.002",
+        "nan",
+        "inf,2",
+        "2.5,,1",
+        [],
+        "-1",
+        "0.002,2.5,80",
+        "2.5,80",
+        "0.002,1",
+    ],
 )
 def test_times_that_do_not_fall_from_t_to_eps_are_refused(wrong):
     with pytest.raises(RecipeError, match=r"^times: got '.*'; needs noise levels that fall strictly from 80 to 0\.002"):

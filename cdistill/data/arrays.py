@@ -1,4 +1,4 @@
-"""Images in a NumPy archive (.npz): `images` or `arr_0`, with classes in `labels` or `arr_1` if there are any.
+"""Images in a NumPy archive (.npz): `images`, `arr_0` or our own `samples`; classes, if any, in `labels` or `arr_1`.
 
 Only headers are left to NumPy's reader, which believes what an archive says about sizes.
 """
@@ -25,7 +25,7 @@ from cdistill.formats.images import Pixels
 from cdistill.formats.npz import read_header, sound
 from cdistill.storage import file_digest
 
-_IMAGES = ("images", "arr_0")
+_IMAGES = ("images", "arr_0", "samples")
 _LABELS = ("labels", "arr_1")
 _AT_ONCE = 1024  # images
 
@@ -63,7 +63,7 @@ def load_npz(path: Path) -> Source:
         images = next((name for name in _IMAGES if f"{name}.npy" in held), None)
         labels = next((name for name in _LABELS if f"{name}.npy" in held), None)
         if images is None:
-            raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; needs an array 'images' or 'arr_0'")
+            raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; needs an array 'images', 'arr_0' or 'samples'")
         samples = _read_images(path, archive, images)
         if labels is None and (others := sorted(held - {f"{images}.npy"})):
             say(f"{path}: no classes: ignored {str(others[:5])[:200]}; an array called 'labels' is read")

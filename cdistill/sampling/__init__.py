@@ -2,6 +2,7 @@
 
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
+from cdistill.sampling.inversion import Inverse, invert
 from cdistill.sampling.samplers import (
     TEACHER_NFE,
     TEACHER_POINTS,
@@ -20,6 +21,7 @@ __all__ = [
     "TEACHER_POINTS",
     "Chunk",
     "Drawn",
+    "Inverse",
     "Noise",
     "Sampler",
     "SamplerChoice",
@@ -29,6 +31,7 @@ __all__ = [
     "default_sampler",
     "draw_chunks",
     "generate",
+    "invert",
     "make_sampler",
     "sampler_class",
     "stream",

@@ -11,7 +11,7 @@ A third party writes a subclass of :class:`StudentSampler` or :class:`TeacherSam
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,11 @@ class TimedSampler(ABC):
     def nfe(self) -> int:
         """Number of network calls for an image."""
         return self.calls_per_step * (len(self.times) - 1)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What its samples depend on besides the network and its coefficients, as JSON."""
+        return {"sampler": f"{type(self).__module__}:{type(self).__qualname__}", "times": self.times.tolist()}
 
     @abstractmethod
     def __call__(self, x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
@@ -103,6 +108,11 @@ class StudentSampler(TimedSampler):
         ends = self.ends(times)
         self.steps = torch.stack([times[:-1], ends, *preconditioning(times[:-1], ends)], 1)
         self.added = (times[1:] ** 2 - ends**2).sqrt()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See :class:`TimedSampler`."""
+        return {**super().facts, "gamma": self.gamma}
 
     @abstractmethod
     def ends(self, times: Tensor) -> Tensor:
