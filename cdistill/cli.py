@@ -14,7 +14,16 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__, console, launch
 from cdistill.errors import CdistillError, DiskFullError, RecipeError
-from cdistill.registry import DISCRIMINATORS, DISTANCES, ESTIMATORS, METRICS, PRECONDITIONINGS, SOURCES, TEACHERS
+from cdistill.registry import (
+    DISCRIMINATORS,
+    DISTANCES,
+    ESTIMATORS,
+    METRICS,
+    PRECONDITIONINGS,
+    SOURCES,
+    TEACHERS,
+    WRITERS,
+)
 from cdistill.runs import RUNS, RunFolder, latest_run
 from cdistill.storage import FULL
 
@@ -365,16 +374,30 @@ def sample(
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default.")] = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
-    form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="grid (one PNG), png (a folder of SEED.png), zip (EDM's data set), npz or tar (WebDataset).",
+        ),
+    ] = "grid",
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images of a network call on a GPU, rounded up to whole chunks of 16 or 64; 256 by default. It may "
+            "change their last bits. On a CPU a call holds one chunk whatever N is, and nothing depends on it.",
+        ),
+    ] = None,
+    processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images; an image depends on its seed alone.
+    """Draw images; an image depends on its seed alone. An interrupted command goes on where it was.
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    if form not in ("grid", "png", "npz"):
-        raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
+    WRITERS.check(form)
     if teacher is not None and (run is not None or nfe is not None):
         raise RecipeError("--teacher: goes with neither --run nor --nfe; a teacher is drawn from by Heun's solver")
     wanted = calls(nfe or "2"), distinct(numbers(seeds)), None if classes is None else numbers(classes)
@@ -385,12 +408,13 @@ def sample(
         from cdistill.teachers.official import find_weights
 
         find_weights(teacher, weights)
+    start_processes(processes)
     start()
     from cdistill.commands.sample import sample as run_sample
 
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, step, *wanted, form, out)
-    finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
+    record = run_sample(chosen, teacher, weights, step, *wanted, form, out, batch_size)
+    finish(as_json, record, "\n".join(record["files"]))
 
 
 @app.command()
@@ -541,7 +565,7 @@ def list_names(
     kind: Annotated[
         str,
         typer.Argument(
-            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators or metrics."
+            help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, metrics or formats."
         ),
     ] = "recipes",
     as_json: JsonOption = False,
@@ -551,7 +575,7 @@ def list_names(
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
-        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS,
+        "distances": DISTANCES, "discriminators": DISCRIMINATORS, "metrics": METRICS, "formats": WRITERS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")
