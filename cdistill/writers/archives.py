@@ -80,7 +80,20 @@ def _label_file(labels: list[int]) -> Iterator[str]:
 
 
 def _add(file: BinaryIO, name: str, content: bytes) -> None:
-    """Adds a member; `tarfile` itself would keep every header in memory."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(content), _READABLE
-    file.write(info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+    """Adds a member; `tarfile` itself would keep every header in memory, and make each one from nothing."""
+    header = bytearray(_HEADER)
+    header[: len(name)] = name.encode()
+    header[124:135] = b"%011o" % len(content)
+    header[148:154] = b"%06o" % (_SUM + sum(header[: len(name)]) + sum(header[124:135]))
+    file.write(bytes(header) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+
+
+def _template() -> tuple[bytes, int]:
+    """Returns the header of an empty file without a name, and the sum of its bytes but for those of the size."""
+    info = tarfile.TarInfo("")
+    info.mode = _READABLE
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header, int(header[148:154], 8) - sum(header[124:135])
+
+
+_HEADER, _SUM = _template()
