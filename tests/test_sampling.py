@@ -1,4 +1,5 @@
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -156,6 +157,21 @@ def test_the_network_sees_whole_chunks_only(digits):
 
     generate(spy, SHAPE, range(70), 10)
     assert sizes == [chunk_size(SHAPE)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 100, None])
+def test_a_gpu_draws_the_same_images_but_for_rounding(digits, batch_size):
+    sizes = []
+    on_gpu = deepcopy(digits).to("cuda")
+    on_gpu.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    sampler = student_sampler(on_gpu, make_preconditioning("ctm"), 1)
+    expected, labels = draw(digits, range(300), nfe=1)
+    for drawn in stream(sampler, SHAPE, range(300), 10, device="cuda", batch_size=batch_size):
+        assert drawn.samples.device.type == "cpu"
+        torch.testing.assert_close(drawn.samples, expected[drawn.rows], rtol=0, atol=2e-2)
+        assert torch.equal(drawn.labels, labels[drawn.rows])
+    assert sizes == {1: [64] * 5, 100: [128, 128, 64], None: [256, 64]}[batch_size]
 
 
 def test_deterministic_jumps_visit_the_rho_grid():
