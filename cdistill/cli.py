@@ -24,6 +24,7 @@ from cdistill.registry import (
     SAMPLERS,
     SOURCES,
     TEACHERS,
+    WRITERS,
     Registry,
     check_features,
 )
@@ -416,16 +417,30 @@ def sample(
     ] = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
-    form: Annotated[str, typer.Option("--format", help="grid (one PNG), png (one each) or npz.")] = "grid",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="grid (one PNG), png (a folder of SEED.png), zip (EDM's data set), npz or tar (WebDataset).",
+        ),
+    ] = "grid",
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images of a network call on a GPU, rounded up to whole chunks of 16 or 64; 256 by default. It may "
+            "change their last bits. On a CPU a call holds one chunk whatever N is, and nothing depends on it.",
+        ),
+    ] = None,
+    processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images; an image depends on its seed alone.
+    """Draw images; an image depends on its seed alone. An interrupted command goes on where it was.
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    if form not in ("grid", "png", "npz"):
-        raise RecipeError(f"--format: got {form!r}; needs grid, png or npz")
+    WRITERS.check(form)
     if teacher is not None and run is not None:
         raise RecipeError("--teacher: goes without --run; one of them is drawn from")
     known_sampler(sampler)
@@ -440,6 +455,7 @@ def sample(
         from cdistill.teachers.official import find_weights
 
         find_weights(teacher, weights)
+    start_processes(processes)
     start()
     from cdistill.commands.sample import sample as run_sample
     from cdistill.commands.samplers import Request
@@ -447,8 +463,8 @@ def sample(
 
     request = Request(SamplerChoice(sampler, None, times, gamma), counts, optimise_steps)
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    written = run_sample(chosen, teacher, weights, step, request, *wanted, form, out)
-    finish(as_json, {"files": [str(path) for path in written]}, "\n".join(map(str, written)))
+    record = run_sample(chosen, teacher, weights, step, request, *wanted, form, out, batch_size)
+    finish(as_json, record, "\n".join(record["files"]))
 
 
 @app.command()
@@ -718,7 +734,7 @@ def list_names(
         str,
         typer.Argument(
             help="teachers, recipes, preconditionings, estimators, data, distances, discriminators, samplers, metrics, "
-            "features."
+            "features or formats."
         ),
     ] = "recipes",
     as_json: JsonOption = False,
@@ -729,7 +745,7 @@ def list_names(
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
         "distances": DISTANCES, "discriminators": DISCRIMINATORS, "samplers": SAMPLERS, "metrics": METRICS,
-        "features": FEATURES,
+        "features": FEATURES, "formats": WRITERS,
     }  # fmt: skip
     if kind not in {*registries, "recipes"}:
         raise RecipeError(f"ls: unknown {kind!r}; known: {', '.join([*registries, 'recipes'])}")

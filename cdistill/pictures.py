@@ -1,4 +1,4 @@
-"""Pictures of samples: grids, single files, arrays."""
+"""Pictures of samples: grids."""
 
 import math
 from collections.abc import Sequence
@@ -34,23 +34,6 @@ def save_grid(path: Path, samples: Tensor, columns: int | None = None, labels: S
     picture = _image(sheet.repeat(factor, 0).repeat(factor, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     (_with_labels(picture, labels, factor * (height + 1)) if labels else picture).save(path)
-
-
-def save_images(folder: Path, samples: Tensor, seeds: list[int]) -> None:
-    """Writes each image (n, C, H, W) as ``seed.png``, six digits, not enlarged."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for image, seed in zip(to_uint8(samples).permute(0, 2, 3, 1).numpy(), seeds, strict=True):
-        _image(image).save(folder / f"{seed:06d}.png")
-
-
-def save_arrays(path: Path, samples: Tensor, labels: Tensor | None, seeds: list[int]) -> None:
-    """Writes ``samples`` (uint8 for images, else float64), ``seeds`` and ``labels`` as one .npz."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = to_uint8(samples) if samples.ndim == 4 else samples
-    arrays = {"samples": stored.numpy(), "seeds": np.array(seeds)}
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Image.Image:

@@ -241,3 +241,15 @@ METRICS = Registry(
     },
     "cdistill.metrics",
 )
+
+WRITERS = Registry(
+    "format",
+    {
+        "grid": "cdistill.writers.pictures:GridWriter",
+        "npz": "cdistill.writers.arrays:ArrayWriter",
+        "png": "cdistill.writers.pictures:FolderWriter",
+        "tar": "cdistill.writers.archives:TarWriter",
+        "zip": "cdistill.writers.archives:ZipWriter",
+    },
+    "cdistill.writers",
+)

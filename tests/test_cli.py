@@ -68,7 +68,7 @@ def test_nproc_is_left_out_for_the_processes():
         (["estimate-coeffs", "--teacher", "digits", "--data", "patches"], 4, ["shape (1, 12, 12)", "(1, 8, 8)"]),
         (["sample", "--nfe", "0"], 2, ["--nfe: got 0", "1 or more"]),
         (["sample", "--nfe", "two"], 2, ["got 'two'"]),
-        (["sample", "--format", "gif"], 2, ["grid, png or npz"]),
+        (["sample", "--format", "gif"], 2, ["unknown format 'gif'", "known: grid, npz, png, tar, zip"]),
         (["sample"], 3, ["no run here", "cdistill distill --recipe digits"]),
         (["sample", "--run", "nowhere"], 3, ["nowhere: no checkpoint"]),
         (["sample", "--teacher", "digits", "--classes", "10"], 2, ["0 to 9"]),
@@ -257,10 +257,10 @@ def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
     import numpy as np
 
     with np.load(tmp_path / "arrays" / "nfe2.npz") as arrays:
-        assert arrays["samples"].shape == (5, 1, 8, 8)
-        assert arrays["samples"].dtype == np.uint8
+        assert arrays["arr_0"].shape == (5, 8, 8, 1)
+        assert arrays["arr_0"].dtype == np.uint8
         with Image.open(tmp_path / "single" / "nfe2" / "000003.png") as single:
-            assert (arrays["samples"][3, 0] == np.asarray(single)).all()
+            assert (arrays["arr_0"][3, ..., 0] == np.asarray(single)).all()
 
 
 def test_cm_distils_and_samples(capsys):

@@ -1,4 +1,5 @@
 import itertools
+from copy import deepcopy
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from cdistill.sampling import (
     teacher_trajectories,
     trajectories,
 )
-from cdistill.sampling.drawing import chunks_together
+from cdistill.sampling.drawing import _plan, chunks_together
 from cdistill.schedule import EPS, T, sampling_grid
 from cdistill.solvers import jump
 from cdistill.teachers import load_teacher
@@ -66,6 +67,16 @@ def test_the_number_of_processes_changes_nothing(digits):
         assert torch.equal(sum(drawn), labels)
 
 
+def test_the_number_of_threads_changes_nothing(digits):
+    """With 3 threads some of torch's operators round in another way than with 1 or 2, as they divide their work."""
+    found = []
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        found.append(draw(digits, range(150), nfe=1)[0])
+        assert torch.get_num_threads() == threads
+    assert all(torch.equal(other, found[0]) for other in found[1:])
+
+
 def test_a_stream_is_the_whole_in_pieces_each_from_one_process(digits):
     seeds = [700, 3, *range(60, 140), 4]
     whole, labels = draw(digits, seeds)
@@ -103,7 +114,7 @@ def test_on_a_gpu_a_call_holds_several_chunks_of_the_same_noise():
     seeds = [300, *range(10, 150), 5, 5]
     single = {int(row): (chunk.x[place], chunk.labels[place]) for chunk in draw_chunks((1,), seeds, 10)
               for row, place in zip(chunk.rows, chunk.places, strict=True)}  # fmt: skip
-    chunks = list(draw_chunks((1,), seeds, 10, together=4))
+    chunks = [plan.draw() for plan in _plan((1,), seeds, 10, None, None, 4)]
     assert [len(chunk.x) for chunk in chunks] == [192, 64]
     for chunk in chunks:
         for row, place in zip(chunk.rows, chunk.places, strict=True):
@@ -146,6 +157,21 @@ def test_the_network_sees_whole_chunks_only(digits):
 
     generate(spy, SHAPE, range(70), 10)
     assert sizes == [chunk_size(SHAPE)] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 100, None])
+def test_a_gpu_draws_the_same_images_but_for_rounding(digits, batch_size):
+    sizes = []
+    on_gpu = deepcopy(digits).to("cuda")
+    on_gpu.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
+    sampler = student_sampler(on_gpu, make_preconditioning("ctm"), 1)
+    expected, labels = draw(digits, range(300), nfe=1)
+    for drawn in stream(sampler, SHAPE, range(300), 10, device="cuda", batch_size=batch_size):
+        assert drawn.samples.device.type == "cpu"
+        torch.testing.assert_close(drawn.samples, expected[drawn.rows], rtol=0, atol=2e-2)
+        assert torch.equal(drawn.labels, labels[drawn.rows])
+    assert sizes == {1: [64] * 5, 100: [128, 128, 64], None: [256, 64]}[batch_size]
 
 
 def test_deterministic_jumps_visit_the_rho_grid():

@@ -3,6 +3,7 @@
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
 from cdistill.sampling.inversion import Inverse, invert
+from cdistill.sampling.pieces import Pieces, draw_missing
 from cdistill.sampling.samplers import (
     TEACHER_NFE,
     TEACHER_POINTS,
@@ -23,6 +24,7 @@ __all__ = [
     "Drawn",
     "Inverse",
     "Noise",
+    "Pieces",
     "Sampler",
     "SamplerChoice",
     "StudentSampler",
@@ -30,6 +32,7 @@ __all__ = [
     "TimedSampler",
     "default_sampler",
     "draw_chunks",
+    "draw_missing",
     "generate",
     "invert",
     "make_sampler",

@@ -1,13 +1,18 @@
 """Drawing samples: one generator per image seed, whole chunks for the network.
 
-On a CPU the network always runs on one whole chunk aligned to the seed (see `chunk_size`), so an image depends on its
-seed alone: not on the batch, not on the other seeds, not on the number of processes. A GPU would idle with so few
-images: there one call holds several chunks, and the last bits may depend on how many. States are float64; nothing is
-clamped but the final picture.
+On a CPU the network always runs on one whole chunk aligned to the seed (see `chunk_size`), in one thread, several
+chunks at once: so an image depends on its seed alone, not on the batch, the other seeds, the number of processes or of
+threads (with which some of torch's operators change their last bits). A GPU would idle with so few images: there one
+call holds several chunks, and the last bits may depend on how many. States are float64; nothing is clamped but the
+final picture.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +21,9 @@ from torch import Tensor
 from cdistill import stopping
 from cdistill.networks.denoiser import chunk_size
 from cdistill.schedule import T
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Noise = Callable[[], Tensor]
 """Draws fresh normal noise for every sample of a chunk from its own generator."""
@@ -67,13 +75,47 @@ class Drawn:
     labels: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A chunk before anything of it is drawn.
+
+    Attributes:
+        shape: Of one sample.
+        rows: Positions (r,) in the list of wanted seeds.
+        seeds: The wanted seeds at these positions (r,).
+        num_classes: Number of classes, 0 when unconditional.
+        classes: The classes of the wanted seeds (r,), in place of the drawn ones.
+        turn: See :class:`Chunk`.
+    """
+
+    shape: tuple[int, ...]
+    rows: Tensor
+    seeds: Tensor
+    num_classes: int
+    classes: Tensor | None
+    turn: int
+
+    def draw(self) -> Chunk:
+        """Draws the noise and the labels of all seeds of the chunk."""
+        size = chunk_size(self.shape)
+        present, which = (self.seeds // size).unique(return_inverse=True)
+        places = which * size + self.seeds % size
+        draws = [torch.Generator().manual_seed(chunk * size + k) for chunk in present.tolist() for k in range(size)]
+        x = torch.stack([torch.randn(self.shape, generator=draw) for draw in draws]).double() * T
+        labels = None
+        if self.num_classes:
+            labels = torch.stack([torch.randint(self.num_classes, (), generator=draw) for draw in draws])
+            if self.classes is not None:
+                labels[places] = self.classes
+        return Chunk(self.rows, places, x, labels, draws, self.turn)
+
+
 def draw_chunks(
     shape: tuple[int, ...],
     seeds: Sequence[int],
     num_classes: int = 0,
     classes: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
-    together: int = 1,
 ) -> Iterator[Chunk]:
     """Draws noise and labels as EDM does, latent first, label second, in whole chunks aligned to the seed.
 
@@ -83,29 +125,32 @@ def draw_chunks(
         num_classes: Number of classes, 0 when unconditional.
         classes: The class of each seed, in place of the drawn one.
         accelerator: Its processes take turns at the chunks.
-        together: How many neighbouring chunks become one, as far as there are wanted seeds in them.
 
     Yields:
         The chunks of this process with a wanted seed in them; those of the others are not drawn.
     """
-    size = chunk_size(shape)
+    for plan in _plan(shape, seeds, num_classes, classes, accelerator, 1):
+        yield plan.draw()
+
+
+def _plan(
+    shape: tuple[int, ...],
+    seeds: Sequence[int],
+    num_classes: int,
+    classes: Sequence[int] | None,
+    accelerator: Accelerator | None,
+    together: int,
+) -> Iterator[_Plan]:
+    """Divides the wanted seeds; `together` neighbouring chunks become one, as far as there are wanted seeds in them."""
     wanted = torch.tensor(seeds, dtype=torch.int64)
     chosen = None if classes is None else torch.tensor(classes)
-    numbers, order = (wanted // (size * together)).sort(stable=True)
+    numbers, order = (wanted // (chunk_size(shape) * together)).sort(stable=True)
     groups = order.split(numbers.unique_consecutive(return_counts=True)[1].tolist())
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     for number in range(rank, len(groups), world):
         rows = groups[number]
-        present, which = (wanted[rows] // size).unique(return_inverse=True)
-        places = which * size + wanted[rows] % size
-        draws = [torch.Generator().manual_seed(chunk * size + k) for chunk in present.tolist() for k in range(size)]
-        x = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double() * T
-        labels = None
-        if num_classes:
-            labels = torch.stack([torch.randint(num_classes, (), generator=draw) for draw in draws])
-            if chosen is not None:
-                labels[places] = chosen[rows]
-        yield Chunk(rows, places, x, labels, draws, sum(map(len, groups[number : number + world])))
+        turn = sum(map(len, groups[number : number + world]))
+        yield _Plan(shape, rows, wanted[rows], num_classes, None if chosen is None else chosen[rows], turn)
 
 
 def stream(
@@ -120,6 +165,9 @@ def stream(
     batch_size: int | None = None,
 ) -> Iterator[Drawn]:
     """Draws one sample for each seed, a chunk at a time, see `draw_chunks`; memory does not grow with the seeds.
+
+    On a CPU as many chunks at once as torch has threads, so `sampler` is called from several threads; on a GPU one
+    after the other, the noise of the next ones being drawn meanwhile.
 
     Args:
         sampler: What maps noise to samples.
@@ -136,18 +184,61 @@ def stream(
         The samples of this process's chunks.
 
     Raises:
-        StoppedError: A signal came.
+        StoppedError: A signal came; all that was begun has been yielded.
     """
-    together = chunks_together(shape, device, batch_size)
-    for chunk in draw_chunks(shape, seeds, num_classes, classes, accelerator, together):
-        stopping.check("sampling")
-        labels = None if chunk.labels is None else chunk.labels.to(device)
-        with torch.inference_mode():
-            found = sampler(chunk.x.to(device), labels, chunk.noise(device)).cpu()
-        samples = torch.empty(len(chunk.rows), *shape, dtype=torch.float64)
+    plans = _plan(shape, seeds, num_classes, classes, accelerator, chunks_together(shape, device, batch_size))
+    if torch.device(device).type == "cpu":
+        with _single_threads(threads := torch.get_num_threads()) as pool:
+            work = lambda plan: (_sample(sampler, plan.draw(), device), plan.turn)  # noqa: E731
+            for drawn, turn in _ahead(pool, 2 * threads, work, plans):
+                advance(turn, "")
+                yield drawn
+    else:
+        with _single_threads(1) as pool:
+            for chunk in _ahead(pool, 2, _Plan.draw, plans):
+                drawn = _sample(sampler, chunk, device)
+                advance(chunk.turn, "")
+                yield drawn
+    stopping.check("sampling")
+
+
+@torch.inference_mode()
+def _sample(sampler: Sampler, chunk: Chunk, device: torch.device | str) -> Drawn:
+    labels = None if chunk.labels is None else chunk.labels.to(device)
+    found = sampler(chunk.x.to(device), labels, chunk.noise(device)).cpu()
+    with torch.inference_mode(False):  # the caller may do with these what it likes
+        samples = torch.empty(len(chunk.rows), *found.shape[1:], dtype=torch.float64)
         samples.copy_(found[chunk.places])
-        advance(chunk.turn, "")
-        yield Drawn(chunk.rows, samples, None if chunk.labels is None else chunk.labels[chunk.places])
+        return Drawn(chunk.rows, samples, None if chunk.labels is None else chunk.labels[chunk.places])
+
+
+@contextmanager
+def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yields a pool of threads in each of which torch's operators use one thread; elsewhere they keep theirs."""
+    own = torch.get_num_threads()
+    with ThreadPoolExecutor(count, "sampling", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(own)  # the default of threads to come
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, count: int, work: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yields the results in the order of the items, `count` of them under way; begins none after a signal."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        if stopping.requested():
+            break
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > count:
+            yield waiting.popleft().result()
+    while waiting:
+        if not (stopping.requested() and waiting[0].cancel()):
+            yield waiting[0].result()
+        waiting.popleft()
 
 
 def chunks_together(shape: tuple[int, ...], device: torch.device | str, batch_size: int | None) -> int:
