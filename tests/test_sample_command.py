@@ -36,12 +36,15 @@ CODE = """
 import sys
 from pathlib import Path
 from cdistill.commands.sample import sample
+from cdistill.commands.samplers import Request
 from cdistill.launch import leave_group
 from cdistill.registry import WRITERS
+from cdistill.sampling import SamplerChoice
 
 for form in WRITERS.names():
     count = 400 if form == "grid" else 1000
-    sample(Path("s.safetensors"), None, None, "last", [1], range(count), None, form, Path(sys.argv[1]))
+    request = Request(SamplerChoice(), [1])
+    sample(Path("s.safetensors"), None, None, "last", request, range(count), None, form, Path(sys.argv[1]))
 leave_group()
 """
 

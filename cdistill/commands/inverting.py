@@ -89,8 +89,8 @@ def invert_images(
     }
     if record["converged"] < len(source):
         say(
-            f"{len(source) - record['converged']} of {len(source)} images are not inverted: jumps too long for the iteration; "
-            "use more calls, or the teacher"
+            f"{len(source) - record['converged']} of {len(source)} images are not inverted: jumps too long for the "
+            "iteration; use more calls, or the teacher"
         )
     return record
 

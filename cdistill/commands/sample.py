@@ -108,7 +108,13 @@ def sample(
             for pieces in kept:
                 pieces.remove()
     used = {name: {"nfe": sampler.nfe, **sampler.facts} for name, sampler in samplers.items()}
-    shared = {**facts, "samplers": used, "seeds": as_ranges(seeds), "format": form}
+    shared = {
+        **facts,
+        "nfe": [sampler.nfe for sampler in samplers.values()],
+        "samplers": used,
+        "seeds": as_ranges(seeds),
+        "format": form,
+    }
     return {**shared, "files": files, "images_per_second": rates}
 
 
