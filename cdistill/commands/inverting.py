@@ -87,11 +87,8 @@ def invert_images(
         "file": str(out),
         **sampler.facts,
     }
-    if record["converged"] < len(source):
-        say(
-            f"{len(source) - record['converged']} of {len(source)} images are not inverted: jumps too long for the "
-            "iteration; use more calls, or the teacher"
-        )
+    if missed := len(source) - record["converged"]:
+        say(f"{missed} images are not inverted: jumps too long for the iteration; use more calls, or the teacher")
     return record
 
 
