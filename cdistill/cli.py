@@ -95,6 +95,9 @@ _FEATURES = typer.Option(
     "the last two run code that you name."
 )
 FeaturesOption = Annotated[str, _FEATURES]
+OptimiseOption = Annotated[
+    bool, typer.Option("--optimise-steps", help="Choose the times that end nearest to the teacher; FID may differ.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 
@@ -412,9 +415,7 @@ def sample(
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
-    optimise_steps: Annotated[
-        bool, typer.Option("--optimise-steps", help="Choose the times that end nearest to the teacher; FID may differ.")
-    ] = False,
+    optimise_steps: OptimiseOption = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
     form: Annotated[
@@ -527,6 +528,7 @@ def evaluate(
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
+    optimise_steps: OptimiseOption = False,
     check: Annotated[
         Path | None, typer.Option(help="Repeat what this record describes, and compare every figure with it.")
     ] = None,
@@ -564,7 +566,7 @@ def evaluate(
             record = run_check(check)
         else:
             chosen: list[str | None] = [*map(str, paths)] or [None]
-            targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
+            targets = [Target(path, teacher, data, where, step, optimise_steps, changes) for path in chosen]
             record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
     finish(as_json, record, "")
 

@@ -39,7 +39,7 @@ def _own_folder(tmp_path, monkeypatch):
 
 def arrays(path: str) -> np.ndarray:
     with np.load(path) as found:
-        return found["samples"]
+        return found["arr_0"].transpose(0, 3, 1, 2)
 
 
 def draw(*arguments: str) -> None:

@@ -85,7 +85,7 @@ def measure_target(target: Target, choice: SamplerChoice, accelerator: Accelerat
         images = SampleSet(subject.images.samples[:], None, accelerator)
         found = Measured([judge.measure("images", 0, images)])
     else:
-        found = measure(judge, section, choice, subject.student, subject.untrained)
+        found = measure(judge, section, choice, subject.student, subject.untrained, target.optimise)
     asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
     facts = {**subject.facts, "request": {"target": asdict(asked), "choice": asdict(choice)}}
     if not write:
@@ -102,9 +102,9 @@ def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
     what = f"step{step}" if step is not None else Path(target.path or f"teacher-{target.teacher}").stem
     name = f"evaluation-{what}-{section.split}{section.samples}-nfe{'-'.join(map(str, section.nfe))}"
     unusual = {key: value for key, value in target.changes.items() if key not in _USUAL}
-    if not unusual and choice == SamplerChoice():
+    if not (unusual or target.optimise) and choice == SamplerChoice():
         return name
-    text = json.dumps([unusual, asdict(choice)], sort_keys=True)
+    text = json.dumps([unusual, target.optimise, asdict(choice)], sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

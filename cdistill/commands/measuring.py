@@ -11,9 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from cdistill.commands.common import versions
+from cdistill.commands.samplers import optimised_samplers
 from cdistill.console import say
 from cdistill.data import Source
 from cdistill.data.source import from_uint8, to_uint8
+from cdistill.errors import RecipeError
 from cdistill.evaluation.features import load_features
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.references import Reference
@@ -66,6 +68,7 @@ def measure(
     choice: SamplerChoice,
     student: tuple[Denoiser, Preconditioning] | None,
     untrained: Denoiser | None,
+    optimise: bool = False,
 ) -> Measured:
     """Measures the teacher, the student before training and the student, as far as there are such.
 
@@ -75,6 +78,10 @@ def measure(
         choice: The students' sampler; without times, at each NFE of the section.
         student: D(x, t, s), and f and g.
         untrained: The student before training.
+        optimise: Whether the student's times are moved to where it ends nearest to the teacher.
+
+    Raises:
+        RecipeError: Times are to be moved, and there is no teacher.
     """
     rows = [] if judge.teacher is None else measure_teacher(judge, section.baselines, section.nfe)
     if student is None:
@@ -83,6 +90,12 @@ def measure(
     if untrained is not None:
         rows += measure_student(judge, UNTRAINED, student_samplers(untrained, form, choice, section.nfe))[0]
     samplers = student_samplers(denoiser, form, choice, section.nfe)
+    if optimise:
+        if judge.teacher is None:
+            raise RecipeError("--optimise-steps: there is no teacher to follow; name one with --teacher")
+        named = {str(calls): sampler for calls, sampler in samplers.items()}
+        moved = optimised_samplers(choice, student, judge.teacher, named, judge.accelerator)
+        samplers = dict(zip(samplers, moved.values(), strict=True))
     found, drawn = measure_student(judge, STUDENT, samplers)
     name = choice.name or default_sampler(form)
     used = {str(k): {"sampler": name, "times": s.times.tolist(), "gamma": choice.gamma} for k, s in samplers.items()}

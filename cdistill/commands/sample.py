@@ -190,7 +190,8 @@ def _samplers(
     say(f"{run.path}: step {student.step}")
     samplers = requested_samplers(request, student.denoiser, student.preconditioning)
     if request.optimise:
-        samplers = optimised_samplers(request, student, samplers, accelerator)
+        pair = student.denoiser, student.preconditioning
+        samplers = optimised_samplers(request.choice, pair, student.teacher, samplers, accelerator)
     facts = run_facts(run, student.recipe, student.step, student.denoiser)
     return student.denoiser, samplers, facts
 

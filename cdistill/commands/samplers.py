@@ -1,6 +1,6 @@
 """The samplers that a person asks for on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
@@ -12,7 +12,7 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, make_sampler, teacher_sampler
 from cdistill.sampling.optimising import HELD_OUT, Alignment, OptimisedTimes, optimise_times
-from cdistill.student import Student
+from cdistill.teachers import Teacher
 
 DEFAULT_NFE = 2
 
@@ -52,13 +52,18 @@ def requested_samplers(
 
 
 def optimised_samplers(
-    request: Request, student: Student, samplers: dict[str, TimedSampler], accelerator: Accelerator
+    choice: SamplerChoice,
+    student: tuple[Denoiser, Preconditioning],
+    teacher: Teacher,
+    samplers: Mapping[str, TimedSampler],
+    accelerator: Accelerator,
 ) -> dict[str, TimedSampler]:
     """Moves the times of a student's samplers to where they end nearest to the teacher, and says what it gained.
 
     Args:
-        request: How the samplers were made.
-        student: Whose they are.
+        choice: How the samplers were made.
+        student: Whose they are, D(x, t, s), and f and g.
+        teacher: Where they should end.
         samplers: Title -> sampler on the rho-grid.
         accelerator: Shares the sampling among its processes.
 
@@ -66,20 +71,18 @@ def optimised_samplers(
         Title -> sampler; one whose gain is not confirmed on held-out seeds stays as it was.
 
     Raises:
-        RecipeError: As `optimise_times`; or the request has times of its own.
+        RecipeError: As `optimise_times`; or the choice has times of its own.
     """
-    if request.choice.times is not None:
+    if choice.times is not None:
         raise RecipeError("--optimise-steps: chooses the times itself, from the rho-grid on; leave --times out")
-    for network in (student.denoiser, student.teacher.denoiser):
+    for network in (student[0], teacher.denoiser):
         network.to(accelerator.device)
-    teacher = student.teacher
     alignment = Alignment(
         teacher_sampler(teacher.denoiser), teacher.shape, teacher.denoiser.num_classes, accelerator.device, accelerator
     )
 
     def build(times: Tensor) -> TimedSampler:
-        choice = request.choice
-        return make_sampler(student.denoiser, student.preconditioning, choice.name, times=times, gamma=choice.gamma)
+        return make_sampler(*student, choice.name, times=times, gamma=choice.gamma)
 
     chosen = {}
     for title, sampler in samplers.items():
