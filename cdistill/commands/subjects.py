@@ -14,7 +14,6 @@ from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import DistillRecipe, EvaluationSection, check_section
-from cdistill.registry import is_data_path
 from cdistill.runs import RunFolder
 from cdistill.storage import file_digest
 from cdistill.student import load_converted, load_student, untrained_student
@@ -102,9 +101,11 @@ def open_subject(target: Target) -> Subject:
         return _open_teacher(target)
     if path.suffix == ".safetensors":
         return _open_converted(path, target)
-    if RunFolder(path).recipe.is_file() or not is_data_path(str(path)):
-        return _open_run(RunFolder(path), target)
-    return _open_images(path, target)
+    run = RunFolder(path)
+    foreign = path.is_dir() and not run.recipe.is_file() and not run.checkpoints.is_dir()
+    if path.is_file() or (foreign and any(path.iterdir())):
+        return _open_images(path, target)
+    return _open_run(run, target)
 
 
 def _open_run(run: RunFolder, target: Target) -> Subject:
