@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +48,39 @@ class Batch:
     labels: Array | None
 
 
-@dataclass
 class _Waiting:
-    """Samples that are not yet on the disk."""
+    """Samples that are not yet on the disk, in tensors of their own.
 
-    drawn: list[Drawn] = field(default_factory=list)
-    size: int = 0
-    since: float = field(default_factory=time.monotonic)
+    Thousands of small ones would hold the heap apart between the large ones that come and go: it would grow for hours.
+
+    Args:
+        size: How many there can be.
+        like: Samples of that kind.
+    """
+
+    def __init__(self, size: int, like: Drawn) -> None:
+        self.since = time.monotonic()
+        self._count = 0
+        self._tensors = {name: part.new_empty(size, *part.shape[1:]) for name, part in _tensors(like).items()}
+
+    def fits(self, drawn: Drawn) -> bool:
+        """Whether there is room for so many more."""
+        return self._count + len(drawn.rows) <= len(self._tensors["rows"])
+
+    def add(self, drawn: Drawn) -> None:
+        """Adds samples that fit."""
+        for name, part in _tensors(drawn).items():
+            self._tensors[name][self._count : self._count + len(part)] = part
+        self._count += len(drawn.rows)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all that were added."""
+        return {name: part[: self._count] for name, part in self._tensors.items()}
+
+
+def _tensors(drawn: Drawn) -> dict[str, Tensor]:
+    found = {"rows": drawn.rows, "samples": drawn.samples}
+    return found if drawn.labels is None else {**found, "labels": drawn.labels}
 
 
 class Pieces:
@@ -70,7 +96,7 @@ class Pieces:
     def __init__(self, folder: Path, identity: dict[str, Any], count: int, shape: tuple[int, ...]) -> None:
         self.folder, self.count, self.shape = folder, count, shape
         self.identity = json.loads(json.dumps(identity))  # as it comes back from a file
-        self._waiting = _Waiting()
+        self._waiting: _Waiting | None = None
 
     def missing(self) -> Tensor:
         """Returns the positions of the samples that are still to be drawn, ascending.
@@ -89,20 +115,21 @@ class Pieces:
     def add(self, drawn: Drawn) -> None:
         """Adds finished samples; now and then writes a file."""
         samples = to_uint8(drawn.samples) if len(self.shape) == 3 else drawn.samples
-        waiting = self._waiting
-        waiting.drawn.append(Drawn(drawn.rows, samples, drawn.labels))
-        waiting.size += samples.nbytes
-        if waiting.size > _SAVE_BYTES or time.monotonic() - waiting.since > _SAVE_EVERY:
+        ready = replace(drawn, samples=samples)
+        if self._waiting and not self._waiting.fits(ready):
+            self.flush()
+        if self._waiting is None:
+            most = min(self.count, _SAVE_BYTES * len(samples) // samples.nbytes)
+            self._waiting = _Waiting(max(most, len(samples)), ready)
+        self._waiting.add(ready)
+        if time.monotonic() - self._waiting.since > _SAVE_EVERY:
             self.flush()
 
     def flush(self) -> None:
         """Writes what has been added."""
-        drawn, self._waiting = self._waiting.drawn, _Waiting()
-        if not drawn:
+        if self._waiting is None:
             return
-        tensors = {name: torch.cat([getattr(part, name) for part in drawn]) for name in ("rows", "samples")}
-        if drawn[0].labels is not None:
-            tensors["labels"] = torch.cat([part.labels for part in drawn if part.labels is not None])
+        tensors, self._waiting = self._waiting.tensors(), None
         path = self.folder / f"{int(tensors['rows'][0]):010d}.safetensors"
         save_tensors(path, tensors, _KIND, {"identity": self.identity, "layout": _LAYOUT})
 
