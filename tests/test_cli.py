@@ -234,7 +234,9 @@ def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = [r["step"] for r in records if r["event"] == "evaluation"]
     assert measured == [0, 2, 4]
-    assert {path.name for path in (folder / "samples").iterdir()} == {f"step-{k:08d}.png" for k in measured}
+    assert {path.name for path in (folder / "samples").iterdir()} == {
+        f"step-{k:08d}{suffix}" for k in measured for suffix in (".png", ".npz")
+    }
     assert (folder / "plots" / "coefficients.png").is_file()
 
     assert run(["evaluate", "--nfe", "2,3", "--samples", "64", "--json"]) == 0
