@@ -53,7 +53,8 @@ class Sums:
     def merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         """Adds the sums of `count` other vectors."""
         total, shift = self.count + count, mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.count * count / total)
+        between = torch.outer(shift, shift).mul_(self.count * count / total)
+        self.scatter = between.add_(self.scatter).add_(scatter)
         self.mean = self.mean + shift * (count / total)
         self.count = total
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from cdistill.data import Source
 from cdistill.errors import CdistillError, MismatchError
 from cdistill.evaluation import neighbours
+from cdistill.evaluation.blocks import AT_ONCE
 from cdistill.evaluation.estimates import Estimate, mean_estimate
 from cdistill.evaluation.features import FeatureNetwork, Pixels, device
 from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian
@@ -343,7 +344,7 @@ def _needs_images(metric: FeatureMetric, reference: Reference) -> None:
 def _sound(features: Tensor, network: FeatureNetwork) -> Tensor:
     if len(features) < 2:
         raise CdistillError(f"samples: {len(features)} of them; a figure of features needs at least 2")
-    if not features.isfinite().all():
+    if not all(part.isfinite().all() for part in features.split(AT_ONCE)):  # at once it takes the room of the whole
         raise CdistillError(f"features {network.name!r}: not finite on the samples; choose another network")
     return features
 
