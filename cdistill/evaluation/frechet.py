@@ -119,8 +119,7 @@ def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
     own = gaussian(*moments(features))
     distance, scale = _couple(own, real)
     shift = 2 * (own.mean - real.mean)
-    influence = [_influence(part.double() - own.mean, shift, scale) for part in features.split(_AT_ONCE)]
-    return Estimate(distance, torch.cat(influence), _splits(features, real))
+    return Estimate(distance, _influence(features, own.mean, shift, scale), _splits(features, real))
 
 
 def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
@@ -133,8 +132,13 @@ def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
     return torch.tensor(found, dtype=torch.float64).mean(1)
 
 
-def _influence(y: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return y @ shift + y.square().sum(1) - (y @ scale).square().sum(1)
+def _influence(features: Tensor, mean: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    # Small results that outlive large blocks would keep the heap from shrinking: they go where they belong.
+    found = torch.zeros(len(features), dtype=torch.float64)
+    for part, target in zip(features.split(_AT_ONCE), found.split(_AT_ONCE), strict=True):
+        y = part.double() - mean
+        target.copy_(y @ shift + y.square().sum(1) - (y @ scale).square().sum(1))
+    return found
 
 
 def _couple(first: Gaussian, second: Gaussian) -> tuple[float, Tensor]:

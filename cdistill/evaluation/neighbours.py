@@ -54,7 +54,8 @@ def find_balls(points: Tensor, k: int, device: torch.device, title: str) -> Ball
     if len(points) < k + 2:
         raise CdistillError(f"{title}: {len(points)} points; the {k} nearest neighbours need at least {k + 2}")
     centre = _mean(points, device)
-    near, which = [], []
+    near = torch.zeros(len(points), k + 1)
+    which = torch.zeros(len(points), k + 1, dtype=torch.int64)
     for a, rows in blocks(points, device, title):
         best = torch.full((len(rows), k + 1), torch.inf, device=device)
         index = torch.zeros(len(rows), k + 1, dtype=torch.int64, device=device)
@@ -65,9 +66,8 @@ def find_balls(points: Tensor, k: int, device: torch.device, title: str) -> Ball
             own = torch.arange(b.start, b.stop, device=device).expand(len(rows), -1)
             best, order = torch.cat([best, found], 1).topk(k + 1, largest=False)
             index = torch.cat([index, own], 1).gather(1, order)
-        near.append(best.cpu())
-        which.append(index.cpu())
-    return Balls(points, torch.cat(near), torch.cat(which), device)
+        near[a], which[a] = best.cpu(), index.cpu()
+    return Balls(points, near, which, device)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
