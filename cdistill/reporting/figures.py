@@ -7,7 +7,7 @@ from typing import Any
 from cdistill.reporting.charts import Chart, Group, Line, group
 from cdistill.reporting.evaluations import Evaluation
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import STUDENT, averaged, training_curves
+from cdistill.reporting.records import STUDENT, TEACHER, averaged, training_curves
 
 _UNTRAINED = "untrained student"
 _TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
@@ -21,7 +21,7 @@ def metrics_by_calls(runs: Sequence[Run]) -> Group | None:
     for metric, title in _titles(evaluation for _, evaluation in shown).items():
         lines: list[Line] = []
         for run, evaluation in shown:
-            for sampler in dict.fromkeys(row.sampler for row in evaluation.rows if not row.is_teacher):
+            for sampler in dict.fromkeys(row.sampler for row in evaluation.rows if row.sampler != TEACHER):
                 if len(runs) == 1 or sampler != _UNTRAINED:
                     label = sampler if len(runs) == 1 else f"{run.name}: {sampler}"
                     lines.append(_by_calls(evaluation, metric, sampler, label, len(lines)))
@@ -137,7 +137,7 @@ def _levels(shown: Sequence[tuple[str, Evaluation]], metric: str) -> list[tuple[
     for name, evaluation in shown:
         for row in evaluation.rows:
             value = row.value(metric)
-            if row.is_teacher and value is not None:
+            if row.sampler == TEACHER and value is not None:
                 found.setdefault((row.sampler, row.nfe, value), []).append(name)
     alone = len({key[:2] for key in found}) == len(found)
     return [
@@ -160,7 +160,8 @@ def _chart(
     values = [y for line in lines for _, y in line.points]
     if not values:
         return []
-    steep = not linear and 0 < 5 * min(values) < max(values)
+    crossing = any(low <= 0 for line in lines for low, _ in line.ends)
+    steep = not (linear or crossing) and 0 < 5 * min(values) < max(values)
     drawn = [(label, y) for label, y in levels if y > 0 or not steep]
     return [Chart(title, x, lines, x_log and min(x for line in lines for x, _ in line.points) > 0, steep, ticks, drawn)]
 
