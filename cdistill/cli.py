@@ -551,6 +551,10 @@ def evaluate(
     changes = {key: value for key, value in values.items() if value is not None}
     known_step(step)
     paths = [*(runs or []), *([run] if run else [])]
+    if check is not None and (paths or changes or any((sampler, times, gamma, optimise_steps, teacher, data, out))):
+        raise RecipeError("--check: repeats what the record says; leave the other options out")
+    if out is not None and len(paths) < 2:
+        raise RecipeError("--out: goes with several runs, for their comparison; a record lies beside its run")
     if not paths and teacher is None and check is None:
         paths = [latest_run().path]
     start_processes(processes)

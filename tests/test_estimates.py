@@ -82,7 +82,7 @@ def test_the_verdict_is_about_the_second_and_knows_which_way_is_better(shift, be
     noise, other = draw(400, 1)[:, 0], draw(400, 2)[:, 0]
     first = [Row("student", 2, {"m": mean_estimate(noise)}), Row("student", 1, {"m": mean_estimate(noise)})]
     second = [Row("student", 2, {"m": mean_estimate(noise + 0.1 * other + shift)})]
-    (found,) = compare_rows(first, second, {"m": metric})
+    (found,) = compare_rows(first, second, {"m": metric}, ["student"])
     assert (found.nfe, found.verdict) == (2, verdict)
     assert found.difference == pytest.approx(found.second - found.first)
 

@@ -39,6 +39,7 @@ _FREE = {
     DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
     TeacherRecipe: ("checkpoint", "logging"),
 }
+QUANTISATION = "uint8 = clamp(127.5 x + 128)"
 _PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from cdistill.commands.measuring import Measured, make_judge, make_record, measure, write_results
+from cdistill.commands.measuring import STUDENT, Measured, make_judge, make_record, measure, write_results
 from cdistill.commands.subjects import Subject, Target, open_subject
 from cdistill.console import say, table
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
@@ -22,7 +22,8 @@ from cdistill.sampling import SamplerChoice
 from cdistill.storage import read_json, write_text
 from cdistill.training.loop import make_accelerator
 
-_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256", "metrics")
+_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256")
+IMAGES = "images"
 _USUAL = ("nfe", "samples", "split")  # changes that the name of a record tells
 
 
@@ -57,23 +58,70 @@ def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None)
     Raises:
         RecipeError: Targets that cannot be compared.
     """
+    subjects = [
+        open_subject(target) for target in targets
+    ]  # a mistake in the last is told before the first is measured
+    for target, subject in zip(targets, subjects, strict=True):
+        _check_options(target, subject, choice)
+    _check_common(subjects, choice)
     accelerator = make_accelerator("fp32")
-    results = [measure_target(target, choice, accelerator) for target in targets]
+    results = [measure_target(*pair, choice, accelerator) for pair in zip(targets, subjects, strict=True)]
     if len(results) == 1:
         return results[0].record
-    return _compare(results, out)
+    return _compare(
+        results, out or subjects[0].folder / f"comparison-{_digest([asdict(part) for part in targets])}.json"
+    )
 
 
-def measure_target(target: Target, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Result:
+def _check_options(target: Target, subject: Subject, choice: SamplerChoice) -> None:
+    """Refuses options that would do nothing.
+
+    Raises:
+        RecipeError: There are such.
+    """
+    given = {
+        "--sampler": choice.name, "--times": choice.times, "--gamma": choice.gamma,
+        "--optimise-steps": target.optimise or None,
+    }  # fmt: skip
+    asked = [name for name, value in given.items() if value is not None]
+    if asked and subject.student is None:
+        raise RecipeError(f"{subject.title}: {', '.join(asked)}: goes with a student; --baselines measures solvers")
+    if choice.times is not None and "nfe" in target.changes:
+        raise RecipeError("--times: the times say how many network calls there are; leave --nfe out")
+    if "nfe" in target.changes and subject.student is None and not subject.section.baselines:
+        raise RecipeError(f"{subject.title}: --nfe: goes with a student, or with --baselines")
+    if subject.images is not None and {"first_seed", "baselines"} & target.changes.keys():
+        raise RecipeError(f"{subject.title}: --first-seed, --baselines: go with networks; images are taken as they are")
+    if target.step != "last" and "run" not in subject.facts:
+        raise RecipeError(f"{subject.title}: --step: goes with a run; it is of one step alone")
+
+
+def _check_common(subjects: Sequence[Subject], choice: SamplerChoice) -> None:
+    """Raises RecipeError unless the others have something in common with the first that can be compared."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        if (first.images is None) != (other.images is None) or (first.student is None) != (other.student is None):
+            raise RecipeError(
+                f"{other.title}: cannot be compared with {first.title}: students go with students, images with images"
+            )
+        if choice.times is None and first.student and not set(first.section.nfe) & set(other.section.nfe):
+            raise RecipeError(
+                f"{other.title}: NFE {other.section.nfe}, {first.title} {first.section.nfe}: none in common; give --nfe"
+            )
+
+
+def measure_target(
+    target: Target, subject: Subject, choice: SamplerChoice, accelerator: Accelerator, write: bool = True
+) -> Result:
     """Measures one target.
 
     Args:
-        target: What.
+        target: What a person asked for.
+        subject: It, opened.
         choice: See `evaluate`.
         accelerator: Devices and processes.
         write: Whether the record and pictures are written.
     """
-    subject = open_subject(target)
     for network in (subject.network, subject.untrained, None if subject.teacher is None else subject.teacher.denoiser):
         if network is not None:
             network.to(accelerator.device)
@@ -83,7 +131,7 @@ def measure_target(target: Target, choice: SamplerChoice, accelerator: Accelerat
     say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
     if subject.images is not None:
         images = SampleSet(subject.images.samples[:], None, accelerator)
-        found = Measured([judge.measure("images", 0, images)])
+        found = Measured([judge.measure(IMAGES, 0, images)])
     else:
         found = measure(judge, section, choice, subject.student, subject.untrained, target.optimise)
     asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
@@ -99,28 +147,39 @@ def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
     """Returns the name of a record: what was measured, and a digest of what is unusual about how."""
     section = subject.section
     step = subject.facts.get("step")
-    what = f"step{step}" if step is not None else Path(target.path or f"teacher-{target.teacher}").stem
-    name = f"evaluation-{what}-{section.split}{section.samples}-nfe{'-'.join(map(str, section.nfe))}"
+    what = f"step{step}" if step is not None else Path(target.path or f"teacher-{target.teacher}").name
+    calls = f"-nfe{'-'.join(map(str, section.nfe))}" if subject.student is not None else ""
+    name = f"evaluation-{what}-{section.split}{section.samples}{calls[:40]}"
+    if step is None:
+        return f"{name}-{_digest([asdict(target), asdict(choice)])}"
     unusual = {key: value for key, value in target.changes.items() if key not in _USUAL}
-    if not (unusual or target.optimise) and choice == SamplerChoice():
+    if not (unusual or target.optimise or len(calls) > 40) and choice == SamplerChoice():
         return name
-    text = json.dumps([unusual, target.optimise, asdict(choice)], sort_keys=True)
-    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name}-{_digest([unusual, target.optimise, asdict(choice), section.nfe])}"
 
 
-def _compare(results: Sequence[Result], out: Path | None) -> dict[str, Any]:
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _compare(results: Sequence[Result], out: Path) -> dict[str, Any]:
     first, found = results[0], []
     for other in results[1:]:
         _check_alike(first, other)
-        metrics = dict(first.judge.metrics)
+        described, others = first.record["metrics"], other.record["metrics"]
+        metrics = {n: metric for n, metric in first.judge.metrics.items() if described[n] == others.get(n)}
         if first.record["teacher_sha256"] != other.record["teacher_sha256"]:
             metrics.pop("teacher-mse", None)
             say(f"{other.title}: has another teacher than {first.title}; MSE to the teacher is not compared")
-        differences = compare_rows(first.rows, other.rows, metrics)
+        differences = compare_rows(first.rows, other.rows, metrics, (STUDENT, IMAGES))
+        if not differences:
+            raise RecipeError(
+                f"{other.title}: no metric in common with {first.title}; set --metrics and --features alike"
+            )
         print_comparison((first.title, other.title), metrics, differences)
         found.append({"first": first.title, "second": other.title, "differences": as_json(differences)})
     record = {"comparisons": found, "records": [result.record for result in results]}
-    if out is not None and first.judge.accelerator.is_main_process:
+    if first.judge.accelerator.is_main_process:
         write_text(out, json.dumps(record, indent=1) + "\n")
         say(f"comparison: {out}")
     return record
@@ -148,7 +207,9 @@ def check(path: Path) -> dict[str, Any]:
         target, choice = Target(**before["request"]["target"]), SamplerChoice(**before["request"]["choice"])
     except (TypeError, KeyError) as error:
         raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
-    now = measure_target(target, choice, make_accelerator("fp32"), write=False).record
+    if target.path is not None and not Path(target.path).exists():
+        target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
+    now = measure_target(target, open_subject(target), choice, make_accelerator("fp32"), write=False).record
     parts = repeated(before, now)
     table(
         f"{path}, measured again",

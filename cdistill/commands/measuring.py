@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from cdistill.commands.common import versions
+from cdistill.commands.common import QUANTISATION, versions
 from cdistill.commands.samplers import optimised_samplers
 from cdistill.console import say
 from cdistill.data import Source
@@ -20,7 +21,7 @@ from cdistill.evaluation.features import load_features
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.results import Row, as_record, print_rows
-from cdistill.evaluation.samples import SampleSet
+from cdistill.evaluation.statistics_files import find_statistics
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.pictures import save_grid
 from cdistill.preconditionings import Preconditioning
@@ -38,12 +39,12 @@ class Measured:
 
     Attributes:
         rows: The figures of each sampler.
-        drawn: The student's samples, NFE -> samples.
+        drawn: The student's first samples, NFE -> uint8 images (k, C, H, W) or float64 vectors (k, d).
         samplers: The student's samplers as the record describes them, NFE -> name, times, gamma.
     """
 
     rows: list[Row]
-    drawn: dict[int, SampleSet] = field(default_factory=dict)
+    drawn: dict[int, Tensor] = field(default_factory=dict)
     samplers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,7 +58,11 @@ def make_judge(
 ) -> Judge:
     """Returns who measures as a recipe's section says; see :class:`Judge`."""
     network = load_features(section.features)
-    reference = Reference(source, Path(section.reference) if section.reference else None, accelerator)
+    stats = None
+    if section.reference is not None:
+        stats = find_statistics(section.reference, "" if source is None else source.name)
+    reference = Reference(source, stats, accelerator)
+    reference.digest()  # a file that is missing or damaged is told before anything is drawn
     seeds = range(section.first_seed, section.first_seed + section.samples)
     return Judge(shape, num_classes, teacher, reference, network, section.metrics, seeds, accelerator)
 
@@ -83,20 +88,20 @@ def measure(
     Raises:
         RecipeError: Times are to be moved, and there is no teacher.
     """
-    rows = [] if judge.teacher is None else measure_teacher(judge, section.baselines, section.nfe)
+    baselines = teacher_samplers(judge, section.baselines, section.nfe)  # a mistake is told before anything is drawn
     if student is None:
-        return Measured(rows)
+        return Measured(measure_teacher(judge, baselines))
     denoiser, form = student
-    if untrained is not None:
-        rows += measure_student(judge, UNTRAINED, student_samplers(untrained, form, choice, section.nfe))[0]
     samplers = student_samplers(denoiser, form, choice, section.nfe)
+    before = {} if untrained is None else student_samplers(untrained, form, choice, section.nfe)
     if optimise:
         if judge.teacher is None:
             raise RecipeError("--optimise-steps: there is no teacher to follow; name one with --teacher")
         named = {str(calls): sampler for calls, sampler in samplers.items()}
         moved = optimised_samplers(choice, student, judge.teacher, named, judge.accelerator)
         samplers = dict(zip(samplers, moved.values(), strict=True))
-    found, drawn = measure_student(judge, STUDENT, samplers)
+    rows = measure_teacher(judge, baselines) + measure_student(judge, UNTRAINED, before)[0]
+    found, drawn = measure_student(judge, STUDENT, samplers, section.grid_images)
     name = choice.name or default_sampler(form)
     used = {str(k): {"sampler": name, "times": s.times.tolist(), "gamma": choice.gamma} for k, s in samplers.items()}
     return Measured(rows + found, drawn, used)
@@ -112,28 +117,41 @@ def student_samplers(
     return {calls: replace(choice, nfe=calls).build(denoiser, form) for calls in nfe}
 
 
-def measure_teacher(judge: Judge, baselines: Sequence[str], nfe: Sequence[int]) -> list[Row]:
-    """Measures the teacher by Heun's solver, and by each of `baselines` at each NFE that it can spend."""
-    rows = [judge.judge_teacher()]
+def teacher_samplers(judge: Judge, baselines: Sequence[str], nfe: Sequence[int]) -> dict[tuple[str, int], TimedSampler]:
+    """Returns each of `baselines` at each NFE that it can spend; none without a teacher."""
     if judge.teacher is None:
-        return rows
-    for name in baselines:
-        for calls in nfe:
-            if calls % sampler_class(name, "teacher").calls_per_step == 0:
-                sampler = SamplerChoice(name, calls).build(judge.teacher.denoiser, None)
-                rows.append(judge.measure(f"teacher ({name})", calls, judge.draw(sampler, f"{name}, {calls} NFE")))
-    return rows
+        return {}
+    return {
+        (name, calls): SamplerChoice(name, calls).build(judge.teacher.denoiser, None)
+        for name in baselines
+        for calls in nfe
+        if calls % sampler_class(name, "teacher").calls_per_step == 0
+    }
+
+
+def measure_teacher(judge: Judge, baselines: Mapping[tuple[str, int], TimedSampler]) -> list[Row]:
+    """Measures the teacher by Heun's solver, and by other solvers; nothing without a teacher."""
+    if judge.teacher is None:
+        return []
+    return [judge.judge_teacher()] + [
+        judge.measure(f"teacher ({name})", calls, judge.draw(sampler, f"{name}, {calls} NFE"))
+        for (name, calls), sampler in baselines.items()
+    ]
 
 
 def measure_student(
-    judge: Judge, name: str, samplers: Mapping[int, TimedSampler]
-) -> tuple[list[Row], dict[int, SampleSet]]:
-    """Measures a student with each sampler; returns the rows and the samples behind them."""
-    drawn = {calls: judge.draw(sampler, f"{name}, {calls} NFE") for calls, sampler in samplers.items()}
-    return [judge.measure(name, calls, samples) for calls, samples in drawn.items()], drawn
+    judge: Judge, name: str, samplers: Mapping[int, TimedSampler], kept: int = 0
+) -> tuple[list[Row], dict[int, Tensor]]:
+    """Measures a student with each sampler; returns the rows, and the first `kept` samples behind each."""
+    rows, shown = [], {}
+    for calls, sampler in samplers.items():
+        samples = judge.draw(sampler, f"{name}, {calls} NFE")
+        rows.append(judge.measure(name, calls, samples))
+        shown[calls] = samples.samples[:kept].clone()  # and no more: all of all would not fit
+    return rows, shown
 
 
-def save_images(folder: Path, name: str, judge: Judge, drawn: Mapping[int, SampleSet], count: int) -> Path | None:
+def save_images(folder: Path, name: str, judge: Judge, drawn: Mapping[int, Tensor]) -> Path | None:
     """Shows the first seeds at every NFE, the teacher's above: ``samples/NAME.png``, and the arrays as ``.npz``.
 
     Returns:
@@ -141,9 +159,9 @@ def save_images(folder: Path, name: str, judge: Judge, drawn: Mapping[int, Sampl
     """
     if len(judge.shape) != 3 or not drawn:
         return None
-    count = min(count, len(judge.seeds))
+    count = len(next(iter(drawn.values())))
     parts = {"teacher": to_uint8(judge.teacher_ends(count))} if judge.teacher is not None else {}
-    parts |= {f"nfe{calls}": samples.samples[:count] for calls, samples in drawn.items()}
+    parts |= {f"nfe{calls}": samples for calls, samples in drawn.items()}
     path = folder / "samples" / f"{name}.png"
     if judge.accelerator.is_main_process:
         labels = [key if key == "teacher" else f"{key.removeprefix('nfe')} NFE" for key in parts]
@@ -176,12 +194,12 @@ def write_results(
         facts: Whatever else belongs into the record.
         images: Name of the pictures.
     """
-    path = save_images(folder, images, judge, found.drawn, section.grid_images)
+    path = save_images(folder, images, judge, found.drawn)
     shown = {} if path is None else {"images": str(path.with_suffix(".npz").relative_to(folder))}
     record = make_record(judge, found, section, {**facts, **shown})
     if judge.accelerator.is_main_process:
-        write_text(folder / f"{name}.json", json.dumps(record, indent=1) + "\n")
         print_table(title, judge, section, found.rows)
+        write_text(folder / f"{name}.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
         say(f"results: {folder / name}.json" + (f"   samples: {path}" if path else ""))
     return record
 
@@ -200,7 +218,7 @@ def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts
         "samples": len(judge.seeds),
         "seeds": f"{judge.seeds[0]}..{judge.seeds[-1]}",
         "split": section.split,
-        "quantisation": "uint8 = clamp(127.5 x + 128)",
+        "quantisation": QUANTISATION,
         "teacher": None if teacher is None else teacher.name,
         "teacher_sha256": None if teacher is None else teacher.digest,
         "data": None if source is None else source.name,
@@ -208,7 +226,8 @@ def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts
         "reference_sha256": judge.reference.digest(),
         "network_batch": chunk_size(judge.shape),
         "precision": "fp32",
-        "device": str(judge.accelerator.device),
+        "kept_features": judge.reference.keep,
+        "device": judge.accelerator.device.type,
         "processes": judge.accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "versions": versions(),

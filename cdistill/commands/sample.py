@@ -1,6 +1,7 @@
 """``cdistill sample``: images of a student or of a teacher as files."""
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from cdistill.checkpoint import tensor_digest
-from cdistill.commands.common import let_main, versions
+from cdistill.commands.common import QUANTISATION, let_main, versions
 from cdistill.commands.samplers import Request, optimised_samplers, requested_samplers
 from cdistill.commands.subjects import run_facts
 from cdistill.console import progress, say
@@ -22,6 +23,7 @@ from cdistill.registry import WRITERS
 from cdistill.runs import RunFolder, held
 from cdistill.sampling import Pieces, TimedSampler, draw_missing
 from cdistill.sampling.drawing import chunks_together
+from cdistill.storage import write_text
 from cdistill.student import load_converted, load_student
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
@@ -93,7 +95,7 @@ def sample(
     denoiser, samplers, facts = _samplers(run, teacher_name, weights, step, request, accelerator)
     _check_classes(denoiser, classes)
     writer.check(form, denoiser.sample_shape, len(seeds))
-    facts["weights_sha256"] = tensor_digest(denoiser.state_dict())
+    facts |= {"weights_sha256": tensor_digest(denoiser.state_dict()), "classes": classes and as_ranges(classes)}
     chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
     denoiser.to(accelerator.device)
     job = _Job(denoiser, seeds, chosen, writer, out, batch_size, accelerator, facts)
@@ -107,6 +109,7 @@ def sample(
         if accelerator.is_main_process:
             for pieces in kept:
                 pieces.remove()
+        _write_records(job, samplers, facts, as_ranges(seeds), files)
     used = {name: {"nfe": sampler.nfe, **sampler.facts} for name, sampler in samplers.items()}
     shared = {
         **facts,
@@ -153,6 +156,21 @@ def _write(job: _Job, name: str, pieces: Pieces) -> str:
     found = Samples(np.array(job.seeds), pieces.shape, job.denoiser.num_classes > 0, pieces.read)
     let_main(lambda: job.writer.write(path, found), path, job.accelerator)
     return str(path)
+
+
+def _write_records(
+    job: _Job, samplers: dict[str, TimedSampler], facts: dict[str, Any], seeds: str, files: Sequence[str]
+) -> None:
+    """Writes beside each result how it was made, as NAME.json."""
+    if not job.accelerator.is_main_process:
+        return
+    shared = {
+        **facts, "seeds": seeds, "precision": "fp32",
+        "quantisation": QUANTISATION, "device": job.accelerator.device.type, "versions": versions(),
+    }  # fmt: skip
+    for (name, sampler), file in zip(samplers.items(), files, strict=True):
+        record = {"file": Path(file).name, "nfe": sampler.nfe, **sampler.facts, **shared}
+        write_text(job.out / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 
 def _digest(numbers: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from cdistill.checkpoint import tensor_digest
 from cdistill.commands.common import open_data
 from cdistill.data import Source, load_source
-from cdistill.errors import MismatchError, RecipeError
+from cdistill.errors import MismatchError, MissingAssetError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import DistillRecipe, EvaluationSection, check_section
@@ -26,8 +26,8 @@ class Target:
 
     Attributes:
         path: A run folder, the file of a converted student, or images: any file or folder of data.
-        teacher: Name or file of the teacher, where the path does not say; alone, it is what is measured.
-        data: What to compare with, where the path does not say.
+        teacher: Name or file of the teacher, for other paths than runs, which know it; alone, it is what is measured.
+        data: What to compare with, for other paths than runs.
         weights: File of the teacher's weights, where it is in no usual place.
         step: Which student of a run, see `load_student`.
         optimise: Whether a student's times are moved to where it ends nearest to its teacher.
@@ -96,21 +96,21 @@ def open_subject(target: Target) -> Subject:
         RecipeError: It does not say what to compare with, or options contradict each other.
         MissingAssetError, CorruptFileError, MismatchError: As the loaders of its files say.
     """
-    path = None if target.path is None else Path(target.path)
-    if path is None:
+    if target.path is None:
         return _open_teacher(target)
+    path = Path(target.path)
+    if not path.exists():
+        raise MissingAssetError(f"{path}: no such run, file or folder")
     if path.suffix == ".safetensors":
         return _open_converted(path, target)
     run = RunFolder(path)
     foreign = path.is_dir() and not run.recipe.is_file() and not run.checkpoints.is_dir()
-    if path.is_file() or (foreign and any(path.iterdir())):
+    if path.is_file() or foreign:
         return _open_images(path, target)
     return _open_run(run, target)
 
 
 def _open_run(run: RunFolder, target: Target) -> Subject:
-    if target.teacher is not None or target.data is not None:
-        raise RecipeError(f"{run.path}: a run knows its teacher and its data; leave out --teacher and --data")
     student = load_student(run, target.weights_path, target.step)
     section = _section({**student.recipe.evaluation.model_dump(), **target.changes})
     facts = run_facts(run, student.recipe, student.step, student.denoiser)
@@ -196,10 +196,11 @@ def _data(
         if target.data is None and section.reference is not None:
             return None
         if teacher is not None:
-            return open_data(target.data, section.split, teacher, accelerator)
-        if target.data is None:
+            found = open_data(target.data, section.split, teacher, accelerator)
+        elif target.data is None:
             raise RecipeError(f"{target.path}: does not say what to compare with; name --data, or --teacher")
-        found = load_source(target.data, section.split)
+        else:
+            found = load_source(target.data, section.split)
         if found.shape != shape:
             raise MismatchError(f"data {found.name!r}: shape {found.shape}; {target.path} has shape {shape}")
         return found

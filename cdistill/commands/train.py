@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -34,7 +34,7 @@ from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
-from cdistill.registry import PRECONDITIONINGS, is_data_path
+from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.runs import RunFolder
 from cdistill.sampling import SamplerChoice
 from cdistill.storage import copy_file, list_checkpoints
@@ -114,8 +114,8 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step, accelerator):
                 samplers = student_samplers(task.averaged(), form, SamplerChoice(), section.nfe)
-                rows, drawn = measure_student(judge, STUDENT, samplers)
-                save_images(folder.path, f"step-{step:08d}", judge, drawn, section.grid_images)
+                rows, drawn = measure_student(judge, STUDENT, samplers, section.grid_images)
+                save_images(folder.path, f"step-{step:08d}", judge, drawn)
                 _log_evaluation(folder, judge, step, rows)
 
         iterations = recipe.training.iterations
@@ -161,8 +161,12 @@ def make_task(
 
 def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
     """Returns the recipe with absolute paths of its files, so that the run finds them from any folder."""
-    paths = {}
+    paths: dict[str, Any] = {}
     if isinstance(recipe, DistillRecipe):
+        measured = recipe.evaluation
+        files = {"reference": measured.reference not in (None, "edm"), "features": is_script(measured.features)}
+        moved = {key: str(Path(getattr(measured, key)).absolute()) for key, is_file in files.items() if is_file}
+        paths["evaluation"] = measured.model_copy(update=moved)
         if recipe.teacher.endswith(WEIGHT_SUFFIXES):
             paths["teacher"] = str(Path(recipe.teacher).absolute())
         if recipe.weights is not None:

@@ -1,6 +1,5 @@
 """A record measured again: which figures came out the same, and what is not as it was."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,21 +17,23 @@ class Repeated:
         sampler: Row of the table.
         nfe: Network calls a sample.
         metric: Name.
-        before: In the record.
-        now: Measured again; NaN where it was not.
+        before: In the record; None where it was not finite.
+        now: Measured again; None where it was not, or is not finite.
         error: Standard error in the record, 0 where there is none.
     """
 
     sampler: str
     nfe: int
     metric: str
-    before: float
-    now: float
+    before: float | None
+    now: float | None
     error: float
 
     @property
     def same(self) -> bool:
         """Whether the two agree within `TOLERANCE` standard errors, or `ROUNDING`."""
+        if self.now is None or self.before is None:
+            return self.identical
         return abs(self.now - self.before) <= max(TOLERANCE * self.error, ROUNDING * abs(self.before))
 
     @property
@@ -46,8 +47,8 @@ def repeated(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Repeated
     found = {(row["sampler"], row["nfe"], name): value for row in now["rows"] for name, value in row["values"].items()}
     return [
         Repeated(
-            row["sampler"], row["nfe"], name, value, found.get((row["sampler"], row["nfe"], name), math.nan),
-            row.get("errors", {}).get(name, 0.0),
+            row["sampler"], row["nfe"], name, value, found.get((row["sampler"], row["nfe"], name)),
+            row.get("errors", {}).get(name) or 0.0,
         )
         for row in before["rows"]
         for name, value in row["values"].items()

@@ -1,13 +1,13 @@
 """Two samplers on the same seeds: by how much they differ, and whether that can be told from chance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cdistill.console import table
 from cdistill.evaluation.estimates import difference
 from cdistill.evaluation.metrics import Metric
-from cdistill.evaluation.results import Row, figure
+from cdistill.evaluation.results import Row, figure, finite
 
 UNDECIDED = "not distinguishable"
 
@@ -40,11 +40,11 @@ class Difference:
 
 
 def compare_rows(
-    first: Sequence[Row], second: Sequence[Row], metrics: Mapping[str, Metric], sampler: str = "student"
+    first: Sequence[Row], second: Sequence[Row], metrics: Mapping[str, Metric], samplers: Collection[str]
 ) -> list[Difference]:
-    """Compares what two lists of rows have in common: `sampler` at the same NFE, the same metric."""
-    others = {row.nfe: row for row in second if row.sampler == sampler}
-    pairs = [(row, others[row.nfe]) for row in first if row.sampler == sampler and row.nfe in others]
+    """Compares what two lists of rows have in common: the same one of `samplers`, NFE and metric."""
+    others = {(row.sampler, row.nfe): row for row in second if row.sampler in samplers}
+    pairs = [(row, others[row.sampler, row.nfe]) for row in first if (row.sampler, row.nfe) in others]
     return [
         _compare(name, metric.better, row, other)
         for name, metric in metrics.items()
@@ -58,7 +58,7 @@ def _compare(name: str, better: str, row: Row, other: Row) -> Difference:
     found = difference(second, first)
     low, high = found.interval()
     verdict = UNDECIDED
-    if not low <= 0 <= high:
+    if low > 0 or high < 0:  # neither where a figure is not finite
         verdict = "better" if (found.value < 0) == (better == "lower") else "worse"
     return Difference(
         name, row.sampler, row.nfe, first.value, second.value, found.value, found.error, (low, high), verdict
@@ -83,4 +83,12 @@ def print_comparison(names: tuple[str, str], metrics: Mapping[str, Metric], foun
 
 def as_json(differences: Sequence[Difference]) -> list[dict[str, Any]]:
     """Returns the differences as JSON."""
-    return [{**vars(part), "interval": list(part.interval)} for part in differences]
+    numbers = "first", "second", "difference", "error"
+    return [
+        {
+            **vars(part),
+            **{key: finite(getattr(part, key)) for key in numbers},
+            "interval": [finite(end) for end in part.interval],
+        }
+        for part in differences
+    ]

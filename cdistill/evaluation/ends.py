@@ -47,12 +47,13 @@ class TeacherEnds:
         size = chunk_size(self.teacher.shape)
         last = -(-(first + count) // size) * size
         wanted = {start: min(start + PIECE, last) for start in range(first // PIECE * PIECE, first + count, PIECE)}
-        missing = {start: end for start, end in wanted.items() if not self._has(start, end)}
-        self.accelerator.wait_for_everyone()  # every process has looked before the main one writes
+        lacking = torch.tensor([not self._has(*piece) for piece in wanted.items()], device=self.accelerator.device)
+        # Another command may write meanwhile: what any process lacks is drawn by all, or they would part ways.
+        total = self.accelerator.reduce(lacking.int(), "sum").tolist()
+        missing = {start: end for (start, end), count in zip(wanted.items(), total, strict=True) if count}
         if not missing:
             return
-        total = sum(end - start for start, end in missing.items())
-        with progress(total, "teacher's samples", "img") as advance:
+        with progress(sum(end - start for start, end in missing.items()), "teacher's samples", "img") as advance:
             for start, end in missing.items():
                 samples, _ = generate(
                     self.sampler, self.teacher.shape, range(start, end), self.teacher.denoiser.num_classes,

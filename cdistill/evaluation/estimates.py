@@ -8,7 +8,9 @@ A distance that is nearly zero is not linear but quadratic in the samples' momen
 parts of first and second order (Hoeffding 1948). The influence function at the samples themselves gives V1 + 2 V2, as
 the jackknife does (Efron and Stein 1981): too much. Over random splits of the samples into halves, the variance of the
 mean of the two halves' figures is V2: a half has four times the variance of second order, the mean of two halves half
-of that, and the covariance with the whole is V2. So V2 is measured, and taken off.
+of that, and the covariance with the whole is V2. Terms of third order, V3, enter both three times: taking all of
+the latter off would leave too little, V1 + V2. Half of it is taken off: what remains, V1 + 1.5 (V2 + V3), errs on the
+safe side (tests/benchmarks/coverage.py measures by how much).
 """
 
 import math
@@ -33,22 +35,32 @@ class Estimate:
             added to all of them changes nothing.
         splits: The mean of the figures of two halves of the samples, for several fixed random splits (k,), float64;
             None for a figure that is a mean over the samples.
+        share: Whether the figure is a share, from 0 to 1.
     """
 
     value: float
     influence: Tensor
     splits: Tensor | None = None
+    share: bool = False
 
     @property
     def error(self) -> float:
         """Standard error of `value`, over the draw of the seeds; the reference data are taken as they are."""
         variance = float(self.influence.var() / len(self.influence))
         curved = 0.0 if self.splits is None else float(self.splits.var())
-        return math.sqrt(max(variance - curved, variance / 2))  # V1 + V2 is at least half of V1 + 2 V2
+        return math.sqrt(max(variance - curved / 2, variance / 2))  # V1 + V2 is at least half of V1 + 2 V2
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Returns the two-sided confidence interval for the figure's expectation at this number of samples."""
-        width = quantile(level) * self.error
+        """Returns the two-sided confidence interval for the figure's expectation at this number of samples.
+
+        Student's, which is wide for few samples; for a share Wilson's (1927), which stays within 0 and 1 and has a
+        width there too, with as many samples as give the standard error.
+        """
+        count = len(self.influence)
+        if self.share:
+            p, error = min(max(self.value, 0.0), 1.0), self.error
+            return wilson(p, p * (1 - p) / error**2 if 0 < p < 1 and error > 0 else count, level)
+        width = quantile(level, count - 1) * self.error
         return self.value - width, self.value + width
 
 
@@ -67,16 +79,30 @@ def random_halves(count: int, splits: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield order[: count // 2], order[count // 2 :]
 
 
-def quantile(level: float) -> float:
-    """Returns z with P(|Z| < z) = `level` for a normal Z.
+def quantile(level: float, freedom: float = math.inf) -> float:
+    """Returns q with P(|X| < q) = `level` for Student's X with so many degrees of freedom; the normal one by default.
 
-    >>> round(quantile(0.95), 4)
-    1.96
+    >>> round(quantile(0.95), 4), round(quantile(0.95, 9), 4)
+    (1.96, 2.2622)
     """
-    return float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+    from scipy.stats import t
+
+    return float(t.ppf((1 + level) / 2, freedom))
 
 
-def mean_estimate(values: Tensor) -> Estimate:
+def wilson(share: float, count: float, level: float = LEVEL) -> tuple[float, float]:
+    """Returns Wilson's interval for the share of `count` independent samples.
+
+    >>> [round(end, 3) for end in wilson(1.0, 64)], [round(end, 3) for end in wilson(0.5, 100)]
+    ([0.943, 1.0], [0.404, 0.596])
+    """
+    z = quantile(level)
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    width = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return max(0.0, centre - width), min(1.0, centre + width)
+
+
+def mean_estimate(values: Tensor, share: bool = False) -> Estimate:
     """Returns the mean of one value a sample (n,)."""
     values = values.double()
-    return Estimate(float(values.mean()), values)
+    return Estimate(float(values.mean()), values, share=share)

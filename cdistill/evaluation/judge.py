@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.console import progress
+from cdistill.console import progress, say
 from cdistill.data.source import to_uint8
 from cdistill.errors import RecipeError
-from cdistill.evaluation.ends import TeacherEnds
+from cdistill.evaluation.ends import PIECE, TeacherEnds
 from cdistill.evaluation.features import FeatureNetwork
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.results import Row, choose_metrics
@@ -66,8 +66,8 @@ class Judge:
         ends.prepare(self.seeds.start, len(self.seeds))
         return ends
 
-    def teacher_ends(self, count: int | None = None) -> Tensor:
-        """Returns the teacher's samples (n, ...) of the first `count` seeds, or of all."""
+    def teacher_ends(self, count: int) -> Tensor:
+        """Returns the teacher's samples (n, ...) of the first `count` seeds."""
         if self.ends is None:
             raise ValueError("no teacher")
         return self.ends.rows(torch.tensor(self.seeds[:count]))
@@ -80,6 +80,7 @@ class Judge:
         """
         images = len(self.shape) == 3
         samples = torch.zeros(len(self.seeds), *self.shape, dtype=torch.uint8 if images else torch.float64)
+        wrong = torch.zeros(len(self.seeds))
         errors = None if self.ends is None else torch.zeros(len(self.seeds), dtype=torch.float64)
         with progress(len(self.seeds), title, "img") as advance:
             for drawn in stream(
@@ -87,9 +88,12 @@ class Judge:
                 device=self.accelerator.device, advance=advance, accelerator=self.accelerator,
             ):  # fmt: skip
                 samples[drawn.rows] = to_uint8(drawn.samples) if images else drawn.samples
+                wrong[drawn.rows] = (~drawn.samples.isfinite().flatten(1).all(1)).float()
                 if self.ends is not None and errors is not None:
                     ends = self.ends.rows(drawn.rows + self.seeds.start)
                     errors[drawn.rows] = (drawn.samples - ends).square().flatten(1).mean(1)
+        if count := int(self._shared(wrong).sum()):
+            say(f"{title}: {count:,} of {len(self.seeds):,} samples are not finite: the student has diverged there")
         return SampleSet(self._shared(samples), None if errors is None else self._shared(errors), self.accelerator)
 
     def _shared(self, part: Tensor) -> Tensor:
@@ -105,7 +109,12 @@ class Judge:
 
     def judge_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""
-        ends = self.teacher_ends()
-        samples = to_uint8(ends) if len(self.shape) == 3 else ends
-        errors = torch.zeros(len(ends), dtype=torch.float64)
+        if self.ends is None:
+            raise ValueError("no teacher")
+        images, count = len(self.shape) == 3, len(self.seeds)
+        samples = torch.zeros(count, *self.shape, dtype=torch.uint8 if images else torch.float64)
+        for start in range(0, count, PIECE):  # all at once they would be four times as large, and more on the way
+            part = self.ends.rows(torch.tensor(self.seeds[start : start + PIECE]))
+            samples[start : start + len(part)] = to_uint8(part) if images else part
+        errors = torch.zeros(count, dtype=torch.float64)
         return self.measure(TEACHER, 2 * (TEACHER_POINTS - 1), SampleSet(samples, errors, self.accelerator))

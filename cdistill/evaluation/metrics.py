@@ -72,8 +72,10 @@ class FeatureMetric(Metric):
         self.title = f"{self.heading} ({network.name})"
 
     def applies(self, source: Source) -> bool:
-        """Images of 32x32 or more, by a network that was made for photographs."""
-        return _is_photograph(self.network, source)
+        """Images: of 32x32 or more by Inception, which was made for photographs; all by a network of one's own."""
+        if len(source.shape) != 3 or isinstance(self.network, Pixels):
+            return False
+        return source.shape[-1] >= 32 or not isinstance(self.network, Inception)
 
     def check(self, reference: Reference) -> None:
         """See :class:`Metric`."""
@@ -329,10 +331,6 @@ def wasserstein_estimate(first: Tensor, second: Tensor) -> Estimate:
 def wasserstein_1d(first: Tensor, second: Tensor) -> float:
     """Wasserstein-1 distance between two sets of scalars, (n, 1) and (m, 1)."""
     return wasserstein_estimate(first.flatten(), second.flatten()).value
-
-
-def _is_photograph(network: FeatureNetwork, source: Source) -> bool:
-    return len(source.shape) == 3 and source.shape[-1] >= 32 and network.name != Pixels.name
 
 
 def _needs_images(metric: FeatureMetric, reference: Reference) -> None:

@@ -79,7 +79,7 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def precision(samples: Tensor, real: Balls) -> Estimate:
     """Share of the samples (n, d) that lie in a ball of the data (Kynkaanniemi et al. 2019, Eq. 1 and 2)."""
-    return mean_estimate((_count_balls(samples, real, strict=False) > 0).double())
+    return mean_estimate((_count_balls(samples, real, strict=False) > 0).double(), share=True)
 
 
 def density(samples: Tensor, real: Balls) -> Estimate:
@@ -177,7 +177,7 @@ def jackknife(value: float, lost: Tensor) -> Estimate:
 
     The variance is on average too large, never too small (Efron and Stein 1981).
     """
-    return Estimate(value, (len(lost) - 1) * lost)
+    return Estimate(value, (len(lost) - 1) * lost, share=True)
 
 
 def _mean(points: Tensor, device: torch.device) -> Tensor:

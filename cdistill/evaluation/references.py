@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -74,11 +73,6 @@ class Reference:
         if self.stats is not None:
             return file_facts(self.stats)["sha256"]
         return self.source.digest if self.source is not None else ""
-
-    def facts(self) -> dict[str, Any]:
-        """Returns what it is, for a record."""
-        data = None if self.source is None else {"name": self.source.name, "sha256": self.source.digest}
-        return {"statistics": self.stats and file_facts(self.stats), "data": data, "kept_features": self.keep}
 
     @cached_property
     def _file(self) -> Statistics | None:

@@ -36,10 +36,15 @@ class Row:
         return {
             "sampler": self.sampler,
             "nfe": self.nfe,
-            "values": {name: estimate.value for name, estimate in found},
-            "errors": {name: estimate.error for name, estimate in found},
-            "intervals": {name: list(estimate.interval()) for name, estimate in found},
+            "values": {name: finite(estimate.value) for name, estimate in found},
+            "errors": {name: finite(estimate.error) for name, estimate in found},
+            "intervals": {name: [finite(end) for end in estimate.interval()] for name, estimate in found},
         }
+
+
+def finite(value: float) -> float | None:
+    """Returns what JSON can hold: None for a value that is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureNetwork) -> dict[str, Metric]:
