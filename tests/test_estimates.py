@@ -25,11 +25,11 @@ def covered(repetitions: int, estimates: list[Estimate], target: float) -> float
 
 
 def test_the_error_of_a_mean_is_the_standard_deviation_over_root_n():
-    found = mean_estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    found = mean_estimate(torch.tensor([1.0, 2.0, 3.0, 6.0]))  # t of 3 degrees of freedom
     assert found.value == 3
     assert found.error == pytest.approx(math.sqrt(14 / 3) / 2, rel=1e-12)
     low, high = found.interval()
-    assert (low + high, high - low) == pytest.approx((6, 2 * quantile(0.95) * found.error), rel=1e-12)
+    assert (low + high, high - low) == pytest.approx((6, 2 * quantile(0.95, 3) * found.error), rel=1e-12)
 
 
 def test_common_noise_cancels_in_a_difference():
@@ -38,9 +38,12 @@ def test_common_noise_cancels_in_a_difference():
     assert (found.value, found.error) == pytest.approx((0.25, 0), abs=1e-12)
 
 
-@pytest.mark.parametrize(("scale", "ratio"), [(1.5, (0.85, 1.15)), (1.0, (0.8, 1.25))], ids=["far", "equal"])
+@pytest.mark.parametrize(("scale", "ratio"), [(1.5, (0.85, 1.15)), (1.0, (0.7, 0.95))], ids=["far", "equal"])
 def test_errors_of_a_frechet_distance_are_its_spread(scale, ratio):
-    """Far from the reference the distance is linear in the samples; where the two laws are equal it is quadratic."""
+    """Far from the reference the distance is linear in the samples; where both laws are equal it is quadratic.
+
+    Then V1 + 1.5 V2 is stated and V2 is true: 0.82.
+    """
     found = [frechet_estimate(draw(300, seed, scale), NORMAL) for seed in range(150)]
     spread = torch.tensor([part.value for part in found]).double().std()
     stated = torch.tensor([part.error for part in found]).double().square().mean().sqrt()
@@ -64,6 +67,24 @@ def test_intervals_of_paired_differences_hold_the_truth():
     assert 0.89 < covered(150, pairs, target) < 0.995
     alone = frechet_estimate(draw(400, 0, 1.32), NORMAL).error
     assert pairs[0].error < alone / 10
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.98, 64), (0.995, 64), (0.5, 20)])
+def test_intervals_of_shares_hold_the_truth(p, n):
+    """Where plain ones hold it in 73 %, 29 % and 96 % of the cases."""
+    draws = torch.rand(400, n, generator=generator(0, "shares"), dtype=torch.float64) < p
+    found = [mean_estimate(part, share=True) for part in draws]
+    assert covered(400, found, p) > 0.92
+    assert all(0 <= low < high <= 1 for low, high in (part.interval() for part in found))
+
+
+def test_what_is_not_finite_is_neither_better_nor_worse():
+    metric = PixelFrechet(Pixels())
+    rows = [[Row("student", 2, {"m": mean_estimate(torch.full((9,), value))})] for value in (1.0, math.nan)]
+    for first, second in (rows, rows[::-1]):
+        (found,) = compare_rows(first, second, {"m": metric}, ["student"])
+        assert found.verdict == UNDECIDED
+    assert rows[1][0].as_record()["values"] == {"m": None}
 
 
 def test_halves_are_the_same_for_every_sampler_and_have_no_sample_twice():

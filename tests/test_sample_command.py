@@ -95,7 +95,7 @@ def test_the_batch_size_changes_no_file(form, calls):
     for size in (1, 7, 64, 1000):
         assert sample("--seeds", "0-199", "--format", form, "--batch-size", str(size), "--out", f"{size}") == 0
         assert written(form, size) == written(form, 1)
-        assert [path.name for path in Path(f"{size}").iterdir()] == [f"nfe1{WRITERS.get(form).suffix}"]
+        assert {path.name for path in Path(f"{size}").iterdir()} == {f"nfe1{WRITERS.get(form).suffix}", "nfe1.json"}
     assert calls == [64] * 4 * 4  # 200 seeds are four chunks
 
 
@@ -118,6 +118,9 @@ def test_the_files_hold_what_generate_draws(form, capsys):
     assert (record["seeds"], record["nfe"], record["format"]) == ("70,3,500-640", [1], form)
     assert record["files"] == [f"samples/nfe1.{form}"]
     assert record["images_per_second"]["nfe1"] > 0
+    beside = json.loads(Path("samples/nfe1.json").read_text())
+    assert (beside["seeds"], beside["classes"], beside["times"]) == ("70,3,500-640", "0-9", [80, 0.002])
+    assert beside["weights_sha256"] == record["weights_sha256"]
     denoiser, coefficients = load_converted(Path("s.safetensors"))
     assert record["weights_sha256"] == tensor_digest(denoiser.state_dict())
     seeds, classes = [70, 3, *range(500, 641)], [k % 10 for k in range(143)]
@@ -142,7 +145,7 @@ def test_a_stopped_command_goes_on_and_draws_nothing_twice(number, monkeypatch, 
     assert sample(*request) == 0
     assert len(calls) == 16 - kept
     assert written("npz", "samples") == written("npz", "whole")
-    assert [path.name for path in Path("samples").iterdir()] == ["nfe1.npz"]
+    assert {path.name for path in Path("samples").iterdir()} == {"nfe1.npz", "nfe1.json"}
 
 
 def test_another_form_goes_on_with_the_same_samples(monkeypatch, calls):

@@ -64,6 +64,8 @@ def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None)
     for target, subject in zip(targets, subjects, strict=True):
         _check_options(target, subject, choice)
     _check_common(subjects, choice)
+    if len(targets) == 1 and "run" in subjects[0].facts and (targets[0].teacher or targets[0].data):
+        raise RecipeError(f"{subjects[0].title}: a run knows its teacher and its data; leave out --teacher and --data")
     accelerator = make_accelerator("fp32")
     results = [measure_target(*pair, choice, accelerator) for pair in zip(targets, subjects, strict=True)]
     if len(results) == 1:
