@@ -26,6 +26,7 @@ from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.pictures import save_grid
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection
+from cdistill.registry import FEATURES
 from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, sampler_class
 from cdistill.storage import replacing, write_text
 from cdistill.teachers import Teacher
@@ -58,6 +59,8 @@ def make_judge(
 ) -> Judge:
     """Returns who measures as a recipe's section says; see :class:`Judge`."""
     network = load_features(section.features)
+    if section.features not in FEATURES.names():
+        network.check(shape)  # one's own, by its path: it must be there, even if no metric asks for it
     stats = None
     if section.reference is not None:
         stats = find_statistics(section.reference, "" if source is None else source.name)

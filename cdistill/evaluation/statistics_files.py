@@ -50,10 +50,12 @@ def find_statistics(name: str, data: str) -> Path:
 
     Raises:
         RecipeError: EDM published none for these data.
-        MissingAssetError: EDM's file is not there and cannot be downloaded; the message says what to put where.
+        MissingAssetError: There is no such file; or EDM's is not there and cannot be downloaded; the message says what to put where.
         CorruptFileError: It is not what it was at first use.
     """
     if name != "edm":
+        if not Path(name).is_file():
+            raise MissingAssetError(f"--reference: {name}: no such file; cdistill reference-stats makes one")
         return Path(name)
     if data not in EDM_STATISTICS:
         raise RecipeError(
