@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdistill.console import progress, say
 from cdistill.data.source import to_uint8
-from cdistill.errors import RecipeError
+from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.ends import PIECE, TeacherEnds
 from cdistill.evaluation.features import FeatureNetwork
 from cdistill.evaluation.references import Reference
@@ -104,8 +104,20 @@ class Judge:
         return total
 
     def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
-        """Measures one set of samples."""
-        return Row(sampler, nfe, {name: metric(samples, self.reference) for name, metric in self.metrics.items()})
+        """Measures one set of samples; a metric that fails on them is named on stderr and left out.
+
+        Raises:
+            StoppedError: A signal came.
+        """
+        found = {}
+        for name, metric in self.metrics.items():
+            try:
+                found[name] = metric(samples, self.reference)
+            except StoppedError:
+                raise
+            except CdistillError as error:
+                say(f"{sampler}, {nfe} NFE: {name}: left out: {error}")
+        return Row(sampler, nfe, found)
 
     def judge_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdistill.assets import EDM_STATISTICS, digest
 from cdistill.console import say_once
-from cdistill.errors import CorruptFileError, MismatchError, RecipeError
+from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
 from cdistill.formats.npz import read_array, sound
 from cdistill.storage import replacing
 
@@ -50,7 +50,8 @@ def find_statistics(name: str, data: str) -> Path:
 
     Raises:
         RecipeError: EDM published none for these data.
-        MissingAssetError: There is no such file; or EDM's is not there and cannot be downloaded; the message says what to put where.
+        MissingAssetError: There is no such file; or EDM's is not there and cannot be downloaded: the message says what
+            to put where.
         CorruptFileError: It is not what it was at first use.
     """
     if name != "edm":
