@@ -108,11 +108,12 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
     yield advance
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
     """Prints a table on stdout, from the main process; the first column is aligned left, the others right."""
     if not is_main_process():
         return
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    below = None if caption is None else Text(caption)
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold", caption=below, caption_justify="left")
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left")
     for row in rows:

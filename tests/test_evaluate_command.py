@@ -138,7 +138,7 @@ def test_images_from_elsewhere_are_measured(folder, capsys):
         capsys, "some", "--data", "digits", "--features", "pixels", "--metrics", "frechet-pixels,precision"
     )
     (row,) = record["rows"]
-    assert (row["sampler"], row["nfe"], record["samples"]) == ("images", 0, 200)
+    assert (row["sampler"], row["nfe"], record["samples"], record["seeds"]) == ("images", 0, 200, None)
     assert row["values"]["precision"] == 1
     assert 0 < row["values"]["frechet-pixels"] < 2
     code, text = refused(capsys, "some")

@@ -58,9 +58,7 @@ def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None)
     Raises:
         RecipeError: Targets that cannot be compared.
     """
-    subjects = [
-        open_subject(target) for target in targets
-    ]  # a mistake in the last is told before the first is measured
+    subjects = [open_subject(target) for target in targets]  # all, before the first is measured
     for target, subject in zip(targets, subjects, strict=True):
         _check_options(target, subject, choice)
     _check_common(subjects, choice)
@@ -130,14 +128,16 @@ def measure_target(
     section, shape = subject.section, subject.shape
     classes = 0 if subject.network is None else subject.network.num_classes
     judge = make_judge(section, shape, classes, subject.teacher, subject.source(accelerator), accelerator)
-    say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
     if subject.images is not None:
+        say(f"{subject.title}: {len(subject.images)} images")
         images = SampleSet(subject.images.samples[:], None, accelerator)
         found = Measured([judge.measure(IMAGES, 0, images)])
     else:
+        say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
         found = measure(judge, section, choice, subject.student, subject.untrained, target.optimise)
     asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
-    facts = {**subject.facts, "request": {"target": asdict(asked), "choice": asdict(choice)}}
+    seeds = None if subject.images is not None else f"{judge.seeds[0]}..{judge.seeds[-1]}"
+    facts = {**subject.facts, "seeds": seeds, "request": {"target": asdict(asked), "choice": asdict(choice)}}
     if not write:
         return Result(subject.title, judge, found.rows, make_record(judge, found, section, facts))
     name = _name(subject, target, choice)

@@ -211,7 +211,7 @@ def print_table(title: str, judge: Judge, section: EvaluationSection, rows: Sequ
     """Prints the table of results."""
     source = judge.reference.source
     real = section.reference if source is None else f"{source.name} ({section.split})"
-    print_rows(f"{title}: {len(judge.seeds)} samples against {real}, ± 95 %", judge.metrics, rows)
+    print_rows(f"{title}: {len(judge.seeds)} samples against {real}", judge.metrics, rows)
 
 
 def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +219,6 @@ def make_record(judge: Judge, found: Measured, section: EvaluationSection, facts
     source, teacher = judge.reference.source, judge.teacher
     how = {
         "samples": len(judge.seeds),
-        "seeds": f"{judge.seeds[0]}..{judge.seeds[-1]}",
         "split": section.split,
         "quantisation": QUANTISATION,
         "teacher": None if teacher is None else teacher.name,

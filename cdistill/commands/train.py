@@ -218,7 +218,8 @@ def _final(
     untrained = untrained_student(teacher, recipe).to(judge.accelerator.device)
     found = measure(judge, section, SamplerChoice(), student, untrained)
     request = {"target": asdict(Target(str(folder.path), step=str(step))), "choice": asdict(SamplerChoice())}
-    facts = {**run_facts(folder, recipe, step, student[0]), "request": request}
+    seeds = f"{judge.seeds[0]}..{judge.seeds[-1]}"
+    facts = {**run_facts(folder, recipe, step, student[0]), "seeds": seeds, "request": request}
     title = f"{folder.path}, step {step}"
     write_results(folder.path, "evaluation", title, judge, found, section, facts, f"step-{step:08d}")
     return found

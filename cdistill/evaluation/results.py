@@ -89,7 +89,8 @@ def _described(metric: Metric) -> dict[str, str]:
 def print_rows(title: str, metrics: Mapping[str, Metric], rows: Sequence[Row]) -> None:
     """Prints the table of results, each figure with half the width of its interval."""
     columns = ["sampler", "NFE", *[metric.title for metric in metrics.values()]]
-    table(title, columns, [[row.sampler, str(row.nfe or "-"), *_figures(row, metrics)] for row in rows])
+    caption = f"± half the {LEVEL:.0%} confidence interval over the seeds"
+    table(title, columns, [[row.sampler, str(row.nfe or "-"), *_figures(row, metrics)] for row in rows], caption)
 
 
 def _figures(row: Row, metrics: Mapping[str, Metric]) -> list[str]:
