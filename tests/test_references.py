@@ -136,7 +136,11 @@ def test_edm_names_what_edm_published(tmp_path, monkeypatch):
     assert str(tmp_path / "fid-refs" / "cifar10-32x32.npz") in str(caught.value)
     with pytest.raises(RecipeError, match="no statistics of 'digits'; known: afhqv2-64, cifar10, ffhq64, imagenet64"):
         find_statistics("edm", "digits")
-    assert str(find_statistics("mine.npz", "digits")) == "mine.npz"
+    mine = tmp_path / "mine.npz"
+    with pytest.raises(MissingAssetError, match="no such file; cdistill reference-stats makes one"):
+        find_statistics(str(mine), "digits")
+    mine.touch()
+    assert find_statistics(str(mine), "digits") == mine
 
 
 def test_edms_own_files_are_of_one_network(tmp_path, monkeypatch):
