@@ -11,10 +11,10 @@ if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
 def main() -> None:
     """Runs the command line."""
     from cdistill.cli import run
-    from cdistill.launch import calm_threads
+    from cdistill.launch import calm_threads, end
 
     calm_threads()
-    sys.exit(run(sys.argv[1:]))
+    end(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ CODE = """
 import sys
 import torch
 from safetensors.torch import save_file
-from cdistill.launch import leave_group
+from cdistill.launch import end, leave_group
 from cdistill.recipe import GanSection
 from cdistill.training.loop import Counters, finish, read
 from tests.conftest import *
@@ -55,6 +55,7 @@ for name, options in CASES.items():
 if task.accelerator.is_main_process:
     save_file(found, sys.argv[1])
 leave_group()
+end(0)
 """
 
 

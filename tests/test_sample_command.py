@@ -37,7 +37,7 @@ import sys
 from pathlib import Path
 from cdistill.commands.sample import sample
 from cdistill.commands.samplers import Request
-from cdistill.launch import leave_group
+from cdistill.launch import end, leave_group
 from cdistill.registry import WRITERS
 from cdistill.sampling import SamplerChoice
 
@@ -46,6 +46,7 @@ for form in WRITERS.names():
     request = Request(SamplerChoice(), [1])
     sample(Path("s.safetensors"), None, None, "last", request, range(count), None, form, Path(sys.argv[1]))
 leave_group()
+end(0)
 """
 
 

@@ -39,7 +39,7 @@ def _own_folder(tmp_path, monkeypatch):
 
 def arrays(path: str) -> np.ndarray:
     with np.load(path) as found:
-        return found["arr_0"].transpose(0, 3, 1, 2)
+        return found["arr_0"].transpose(0, 3, 1, 2) if "arr_0" in found else found["samples"]
 
 
 def draw(*arguments: str) -> None:
@@ -55,7 +55,7 @@ def test_a_student_by_each_sampler(folder, tmp_path):
     draw(*student, "--sampler", "cm")
     draw("--run", str(folder / "ctm"), "--times", f"{T},{float(sampling_grid(2)[1])!r},{EPS}")
     names = ["nfe2", "nfe2-gamma-0", "nfe2-gamma-0.5", "nfe2-gamma-1", "nfe2-cm", "nfe2-times"]
-    assert sorted(path.stem for path in (tmp_path / "samples").iterdir()) == sorted(names)
+    assert sorted(path.stem for path in (tmp_path / "samples").iterdir() if path.suffix != ".json") == sorted(names)
     usual, none, half, whole, cm, times = (arrays(f"samples/{name}.npz") for name in names)
     assert (usual == none).all()
     assert (usual == times).all()
@@ -70,7 +70,7 @@ def test_a_teacher_by_each_sampler(tmp_path):
     draw("--teacher", "digits", "--sampler", "dpmpp-2m", "--nfe", "10")
     draw("--teacher", "digits", "--sampler", "euler", "--times", "10,1,0.1")
     names = ["teacher", "teacher-nfe34", "teacher-nfe10-dpmpp-2m", "teacher-nfe4-euler-times"]
-    assert sorted(path.stem for path in (tmp_path / "samples").iterdir()) == sorted(names)
+    assert sorted(path.stem for path in (tmp_path / "samples").iterdir() if path.suffix != ".json") == sorted(names)
     heun, named, dpm, euler = (arrays(f"samples/{name}.npz").astype(float) for name in names)
     assert (heun == named).all()
     assert ((dpm - heun) ** 2).mean() < 0.5 * ((euler - heun) ** 2).mean()

@@ -285,7 +285,7 @@ def test_a_student_of_ctm_is_recognised_converted_and_drawn_from(base_architectu
     out = tmp_path / "drawn"
     arguments = ["--run", str(tmp_path / "s.safetensors"), "--nfe", "1,2", "--seeds", "0-1", "--out", str(out)]
     assert run(["sample", *arguments]) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["nfe1.png", "nfe2.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["nfe1.png", "nfe2.png"]
     with pytest.raises(CorruptFileError, match="is a student file; a teacher file is needed"):
         load_teacher(str(tmp_path / "s.safetensors"))
 
