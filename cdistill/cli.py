@@ -515,7 +515,7 @@ def evaluate(
     metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
     features: Annotated[str | None, _FEATURES] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Statistics of the real data: EDM's npz, or what reference-stats wrote.")
+        str | None, typer.Option(help="Statistics of the real data: 'edm', or a file of EDM's or of reference-stats.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Real data, where the run does not say: a name or a file.")] = None,
     split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cdistill.checkpoint import save_tensors
 from cdistill.cli import run
 from cdistill.data import load_source
 from tests.conftest import FAST
+from tests.edm_teacher import random_denoiser
+from tests.test_sample_command import TINY
 
 MORE = ["training.iterations=4", "evaluation.samples=64", "evaluation.nfe=[1,2]"]
 
@@ -143,6 +146,18 @@ def test_images_from_elsewhere_are_measured(folder, capsys):
     assert 0 < row["values"]["frechet-pixels"] < 2
     code, text = refused(capsys, "some")
     assert (code, "does not say what to compare with; name --data" in text) == (2, True)
+
+
+def test_a_converted_student_is_measured_with_and_without_a_teacher(folder, capsys):
+    header = {"architecture": TINY, "sigma_data": 0.5, "preconditioning": "ctm"}
+    save_tensors(folder / "s.safetensors", random_denoiser(TINY).state_dict(), "student", header)
+    asked = "s.safetensors", "--samples", "64", "--nfe", "1"
+    alone, beside = (evaluate(capsys, *asked, *more) for more in (("--data", "digits"), ("--teacher", "digits")))
+    assert [row["sampler"] for row in alone["rows"]] == ["student"]
+    assert [row["sampler"] for row in beside["rows"]] == ["teacher (Heun)", "student"]
+    assert alone["rows"][0]["values"].keys() == {"frechet-pixels"}
+    assert beside["rows"][1]["values"].keys() == {"frechet-pixels", "teacher-mse"}
+    assert beside["rows"][1]["values"]["frechet-pixels"] == alone["rows"][0]["values"]["frechet-pixels"]
 
 
 def test_a_teacher_alone_is_measured(folder, capsys):
