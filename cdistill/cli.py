@@ -622,6 +622,45 @@ def report(
 
 
 @app.command()
+def reproduce(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(help="acceleration, one-step, bcm, alignment, gan, mixture, or letters a to f; all by default."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller budgets: under 15 minutes on two cores.")] = False,
+    experiments: Annotated[
+        str,
+        typer.Option(help="embedded; settings (other learning rates, distances, batches); table-2 (real data sets)."),
+    ] = "embedded",
+    data: Annotated[str | None, typer.Option(help="Data sets with commas; all of the experiments' by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="List the trainings and what they cost, and stop.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder; reproduction or reproduction-quick by default.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test the paper's claims on data that ship with the package: train, measure, draw its figures, judge.
+
+    The same command goes on where it was stopped.
+
+    Example:  cdistill reproduce --quick
+    """
+    from cdistill.reproduction.claims import choose_claims
+    from cdistill.reproduction.experiments import choose_data
+
+    letters = choose_claims(claims or [])
+    chosen = choose_data("quick" if quick else experiments, data)
+    start()
+    from cdistill.commands.reproduce import Request, list_trials
+    from cdistill.commands.reproduce import reproduce as run_reproduce
+
+    request = Request(letters, chosen, seeds, out or Path("reproduction-quick" if quick else "reproduction"))
+    with console.json_only(as_json):
+        record = list_trials(request) if dry_run else run_reproduce(request, jobs or launch.thread_count())
+    finish(as_json, record, "")
+
+
+@app.command()
 def compare(
     teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
     weights: WeightsOption = None,

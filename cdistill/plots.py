@@ -23,7 +23,7 @@ from cdistill.preconditionings import Preconditioning
 from cdistill.schedule import log_uniform_grid
 
 mpl.use("Agg")
-_COLOURS = {"analytic": "C0", "ctm": "C1", "analytic-forward": "C2", "bcm": "C3"}
+COLOURS = {"analytic": "C0", "ctm": "C1", "analytic-forward": "C2", "bcm": "C3", "cm": "C4", "analytic-bounded": "C5"}
 
 
 def plot_coefficients(
@@ -49,7 +49,7 @@ def plot_coefficients(
         (axes[1, 0], table.s, estimate.s_error, "$s_t$"),
     ):
         _band(axis, table.t, values, error, "C0", "-", "")
-        _log_axis(axis, "t", f"{name} (band: 2 standard errors)")
+        log_axis(axis, "t", f"{name} (band: 2 standard errors)")
     axes[0, 0].axhline(1, color="grey", lw=0.5)
     axes[0, 0].axhline(0, color="grey", lw=0.5)
 
@@ -61,13 +61,13 @@ def plot_coefficients(
             jump = start, end.expand(len(start))
             bars = estimate.jump_errors(name, *jump) if form.needs_coefficients else (None, None)
             for row, (values, bar, symbol) in enumerate(zip(form(*jump), bars, "fg", strict=True)):
-                _band(axes[row, 1], start, values, bar, _COLOURS.get(name), style, f"{name}, {text}")
-                _log_axis(axes[row, 1], "t", f"{symbol}(t, s)")
+                _band(axes[row, 1], start, values, bar, COLOURS.get(name), style, f"{name}, {text}")
+                log_axis(axes[row, 1], "t", f"{symbol}(t, s)")
     axes[0, 1].legend(fontsize=8)
     axes[1, 1].legend(fontsize=8)
     for axis, (name, form) in zip(axes[:, 2], list(forms.items())[:2], strict=False):
-        _heat_map(figure, axis, name, form, grid)
-    _save(figure, path)
+        draw_heat_map(figure, axis, name, form, grid)
+    save_figure(figure, path)
 
 
 def plot_estimates(path: Path, title: str, estimates: Mapping[str, Estimate]) -> None:
@@ -92,12 +92,12 @@ def plot_estimates(path: Path, title: str, estimates: Mapping[str, Estimate]) ->
                 difference = values - getattr(reference.table, key)
                 _band(axes[1, column], t, difference, error, colour, "-", f"{name} - {first}")
     for column, key in enumerate("ls"):
-        _log_axis(axes[0, column], "", f"${key}_t$")
-        _log_axis(axes[1, column], "t", "difference")
+        log_axis(axes[0, column], "", f"${key}_t$")
+        log_axis(axes[1, column], "t", "difference")
         axes[1, column].axhline(0, color="grey", lw=0.5)
     for axis in axes.flat:
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _band(
@@ -135,7 +135,7 @@ def plot_trajectories(
         axis, below = axes[0, column], axes[1, column]
         if name != "teacher":
             _draw_paths(axis, times["teacher"], teacher[:, :shown, 0], "0.8")
-        _draw_paths(axis, times[name], points[:, :shown, 0], _COLOURS.get(name, "C0") if name != "teacher" else "0.3")
+        _draw_paths(axis, times[name], points[:, :shown, 0], COLOURS.get(name, "C0") if name != "teacher" else "0.3")
         axis.set_title(f"{name}\n{notes.get(name, '')}", fontsize=10)
         below.hist(teacher[-1, :, 0].numpy(), bins, density=True, color="0.8", label="teacher")
         if name != "teacher":
@@ -144,13 +144,13 @@ def plot_trajectories(
                 bins,
                 density=True,
                 histtype="step",
-                color=_COLOURS.get(name),
+                color=COLOURS.get(name),
                 label=name,
             )
         below.set_xlabel("$x_\\epsilon$")
         below.legend(fontsize=8)
     axes[0, 0].set_ylabel("$x_t / \\sqrt{1 + t^2}$")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], bound: Score) -> None:
@@ -184,7 +184,7 @@ def plot_gaps(path: Path, title: str, levels: Tensor, scores: Sequence[Score], b
     axes[1, -1].set_title("unavoidable, by any f, g", fontsize=10)
     axes[0, -1].axis("off")
     _label_levels(axes, levels)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def plot_curves(path: Path, horizontal: str, vertical: str, panels: Sequence[Pan
         axis.axis("off")
     handles = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=abreast, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_panel(axis: Axes, panel: Panel, labels: Sequence[str]) -> None:
@@ -286,11 +286,12 @@ def _label_levels(axes: NDArray[Any], levels: Tensor) -> None:
 def _draw_paths(axis: Axes, times: Tensor, points: Tensor, colour: str) -> None:
     scaled = points / (1 + times[:, None] ** 2).sqrt()
     axis.plot(times.numpy(), scaled.numpy(), color=colour, lw=0.7)
-    _log_axis(axis, "t", "")
+    log_axis(axis, "t", "")
     axis.set_xlim(float(times[0]), float(times[-1]))
 
 
-def _heat_map(figure: Figure, axis: Axes, name: str, form: Preconditioning, grid: Tensor) -> None:
+def draw_heat_map(figure: Figure, axis: Axes, name: str, form: Preconditioning, grid: Tensor) -> None:
+    """Draws g(t, s) for s <= t on a grid of noise levels (Fig. 4)."""
     t, s = torch.meshgrid(grid, grid, indexing="ij")
     values = torch.full_like(t, float("nan"))
     below = s <= t
@@ -304,13 +305,15 @@ def _heat_map(figure: Figure, axis: Axes, name: str, form: Preconditioning, grid
     figure.colorbar(image, ax=axis)
 
 
-def _log_axis(axis: Axes, label: str, title: str) -> None:
+def log_axis(axis: Axes, label: str, title: str) -> None:
+    """Gives an axis a logarithmic abscissa with a label, and a title unless it is empty."""
     axis.set_xscale("log")
     axis.set_xlabel(label)
     if title:
         axis.set_title(title, fontsize=10)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

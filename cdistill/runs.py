@@ -30,6 +30,7 @@ from cdistill.errors import MissingAssetError, RecipeError, RunLockedError
 from cdistill.storage import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
+_BEFORE = (".lock", "status.json", "coefficients.safetensors")  # what may be there before a run begins
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
 
 
@@ -82,7 +83,7 @@ class RunFolder:
     def foreign_entries(self) -> list[str]:
         """Returns the names in a folder without a recipe that no run begins with."""
         names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
-        return [name for name in names if name not in (".lock", "status.json") and not _UNFINISHED.fullmatch(name)]
+        return [name for name in names if name not in _BEFORE and not _UNFINISHED.fullmatch(name)]
 
     def write_status(self, **values: Any) -> None:
         """Merges `values` into status.json."""

@@ -9,6 +9,7 @@ from types import FrameType
 from cdistill.errors import StoppedError
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+PARENT = "CDISTILL_PARENT"  # set for processes that shall not outlive the one that started them
 _received: list[int] = []
 
 
@@ -21,7 +22,7 @@ def install_handlers() -> None:
     _received.clear()
     for number in EXIT_CODES:
         signal.signal(number, _handle)
-    launched = any(name in ("RANK", "LOCAL_RANK") or name.startswith("ACCELERATE_") for name in os.environ)
+    launched = any(name in ("RANK", "LOCAL_RANK", PARENT) or name.startswith("ACCELERATE_") for name in os.environ)
     if sys.platform == "linux" and launched:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

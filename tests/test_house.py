@@ -16,7 +16,7 @@ ROOMS = [
     ["__main__"],
     ["cli"],
     ["commands"],
-    ["writers"],
+    ["reproduction", "writers"],
     ["plots", "pictures", "evaluation", "reporting"],
     ["laboratory", "planning", "synthetic"],
     ["sampling", "training", "student"],

@@ -5,7 +5,6 @@ Runs may be unfinished. Nothing here needs torch before the picture is drawn.
 
 import csv
 import io
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,15 @@ from typing import Any
 
 from cdistill.console import say, table
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, suggest
-from cdistill.reporting.records import STUDENT, TEACHER, Points, averaged, evaluation_curves, training_curves
+from cdistill.reporting.records import (
+    STUDENT,
+    TEACHER,
+    Points,
+    averaged,
+    crossing,
+    evaluation_curves,
+    training_curves,
+)
 from cdistill.runs import RunFolder, run_names
 from cdistill.storage import write_text
 
@@ -147,31 +154,6 @@ def choose_calls(runs: Sequence[Run], metric: str, wanted: Sequence[int] | None 
     if not common:
         raise RecipeError(f"plot curves: no NFE at which all runs measured {metric} ({had}); set evaluation.nfe alike")
     return sorted(set(wanted or common))
-
-
-def crossing(points: Points, value: float, logarithmic: bool) -> float | None:
-    """Returns where a curve first comes down to `value`, on the straight line between two evaluations.
-
-    The line is straight in the logarithm of the values where they are drawn so: the result is where the drawn line
-    crosses. Nothing is extrapolated: a curve that begins at or below `value` gives its first point.
-
-    >>> crossing([(0, 100.0), (10, 1.0)], 10, logarithmic=True), crossing([(0, 100.0), (10, 1.0)], 0.5, True)
-    (5.0, None)
-
-    Args:
-        points: (iterations or images, value), from left to right.
-        value: What is to be reached; positive if `logarithmic`.
-        logarithmic: Whether to interpolate the logarithm.
-    """
-    before: tuple[float, float] | None = None
-    for x, y in points:
-        if y <= value:
-            if before is None:
-                return x
-            high, goal, low = (math.log(z) if logarithmic else z for z in (before[1], value, y))
-            return before[0] + (x - before[0]) * (high - goal) / (high - low)
-        before = x, y
-    return None
 
 
 def arrivals(nfe: int, lines: Mapping[str, Points], value: float, logarithmic: bool) -> list[Arrival]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from cdistill.commands.measuring import STUDENT, Measured, make_judge, make_record, measure, write_results
+from cdistill.commands.measuring import Measured, make_judge, make_record, measure, write_results
 from cdistill.commands.subjects import Subject, Target, open_subject
 from cdistill.console import say, table
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
@@ -18,6 +18,7 @@ from cdistill.evaluation.comparison import as_json, compare_rows, print_comparis
 from cdistill.evaluation.judge import Judge
 from cdistill.evaluation.results import Row
 from cdistill.evaluation.samples import SampleSet
+from cdistill.reporting.records import STUDENT
 from cdistill.sampling import SamplerChoice
 from cdistill.storage import read_json, write_text
 from cdistill.training.loop import make_accelerator

@@ -27,11 +27,10 @@ from cdistill.pictures import save_grid
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe import EvaluationSection
 from cdistill.registry import FEATURES
+from cdistill.reporting.records import STUDENT, UNTRAINED
 from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, sampler_class
 from cdistill.storage import replacing, write_text
 from cdistill.teachers import Teacher
-
-STUDENT, UNTRAINED = "student", "untrained student"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from cdistill.commands.common import check_distance, check_run, open_data, opened_run
 from cdistill.commands.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.commands.measuring import (
-    STUDENT,
     Measured,
     make_judge,
     measure,
@@ -35,6 +34,7 @@ from cdistill.preconditionings import Preconditioning
 from cdistill.randomness import derive_seed
 from cdistill.recipe import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
+from cdistill.reporting.records import STUDENT
 from cdistill.runs import RunFolder
 from cdistill.sampling import SamplerChoice
 from cdistill.storage import copy_file, list_checkpoints

@@ -7,9 +7,8 @@ from typing import Any
 from cdistill.reporting.charts import Chart, Group, Line, group
 from cdistill.reporting.evaluations import Evaluation
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import STUDENT, TEACHER, averaged, training_curves
+from cdistill.reporting.records import STUDENT, TEACHER, UNTRAINED, averaged, training_curves
 
-_UNTRAINED = "untrained student"
 _TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
 _PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))
 
@@ -22,7 +21,7 @@ def metrics_by_calls(runs: Sequence[Run]) -> Group | None:
         lines: list[Line] = []
         for run, evaluation in shown:
             for sampler in dict.fromkeys(row.sampler for row in evaluation.rows if row.sampler != TEACHER):
-                if len(runs) == 1 or sampler != _UNTRAINED:
+                if len(runs) == 1 or sampler != UNTRAINED:
                     label = sampler if len(runs) == 1 else f"{run.name}: {sampler}"
                     lines.append(_by_calls(evaluation, metric, sampler, label, len(lines)))
         levels = _levels([(run.name, evaluation) for run, evaluation in shown], metric)

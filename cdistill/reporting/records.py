@@ -6,7 +6,7 @@ from typing import Any
 
 Points = list[tuple[float, float]]
 
-STUDENT, TEACHER = "student", "teacher (Heun)"
+STUDENT, UNTRAINED, TEACHER = "student", "untrained student", "teacher (Heun)"
 _SHOWN = 150  # points of a line of losses; neighbours are averaged
 
 
@@ -43,3 +43,28 @@ def averaged(points: Points, most: int = _SHOWN) -> Points:
     count = math.ceil(len(points) / most)
     parts = [points[first : first + count] for first in range(0, len(points), count)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def crossing(points: Points, value: float, logarithmic: bool) -> float | None:
+    """Returns where a curve first comes down to `value`, on the straight line between two evaluations.
+
+    The line is straight in the logarithm of the values where they are drawn so: the result is where the drawn line
+    crosses. Nothing is extrapolated: a curve that begins at or below `value` gives its first point.
+
+    >>> crossing([(0, 100.0), (10, 1.0)], 10, logarithmic=True), crossing([(0, 100.0), (10, 1.0)], 0.5, True)
+    (5.0, None)
+
+    Args:
+        points: (iterations or images, value), from left to right.
+        value: What is to be reached; positive if `logarithmic`.
+        logarithmic: Whether to interpolate the logarithm.
+    """
+    before: tuple[float, float] | None = None
+    for x, y in points:
+        if y <= value:
+            if before is None:
+                return x
+            high, goal, low = (math.log(z) if logarithmic else z for z in (before[1], value, y))
+            return before[0] + (x - before[0]) * (high - goal) / (high - low)
+        before = x, y
+    return None

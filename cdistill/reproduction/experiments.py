@@ -1,0 +1,166 @@
+"""What is run to test the paper's claims: data sets, arms, seeds. Nothing here imports torch.
+
+An arm is a way to train: a loss and a preconditioning. All arms of a data set have the same budget, and trials of the
+same seed the same batches, the same noise and the same image seeds, so that arms are compared seed by seed. Trials of
+different seeds share none of these, so that their spread holds both the training's noise and that of the samples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cdistill.errors import RecipeError, suggest
+from cdistill.recipe import DistillRecipe, load_recipe
+
+NFE = (1, 2, 3, 5, 8, 10)
+_CM = {"training.method": "cm", "training.dsm": "false", "training.target_rate": "0.0"}  # as cifar10-cond-cm
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train a student.
+
+    Attributes:
+        title: What it is called where people look.
+        form: The preconditioning.
+        changes: Other values of the recipe, key -> TOML.
+        gan: Whether the GAN loss is added, from a third of the training on.
+    """
+
+    title: str
+    form: str
+    changes: Mapping[str, str]
+    gan: bool = False
+
+
+ARMS = {
+    "ctm": Arm("CTM", "ctm", {}),
+    "analytic": Arm("Analytic", "analytic", {}),
+    "analytic-forward": Arm("Analytic, forward", "analytic-forward", {}),
+    "bcm": Arm("BCM", "bcm", {}),
+    "cm": Arm("CM", "cm", _CM),
+    "cm-analytic": Arm("CM + Analytic", "analytic", _CM),
+    "gan-ctm": Arm("CTM + GAN", "ctm", {}, gan=True),
+    "gan-analytic": Arm("Analytic + GAN", "analytic", {}, gan=True),
+}
+TRAJECTORY = ("ctm", "analytic", "analytic-forward", "bcm")
+CONSISTENCY = ("cm", "cm-analytic")
+GAN = ("gan-ctm", "gan-analytic")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A teacher with its data, and the budget of every arm.
+
+    Attributes:
+        name: Of the folders and in the tables.
+        recipe: The shipped recipe whose values are changed.
+        changes: Values of the recipe, key -> TOML.
+        metric: What stands for FID here.
+        arms: Names in `ARMS`.
+        samples: Images of an evaluation; each seed of the training has its own.
+        cost: Of a training step, in steps of the digits; for the time left.
+    """
+
+    name: str
+    recipe: str
+    changes: Mapping[str, str]
+    metric: str
+    arms: Sequence[str]
+    samples: int
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a data set, an arm and a seed."""
+
+    data: DataSet
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder."""
+        return f"{self.data.name}-{self.arm}-{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """The recipe's changed values, as ``--set`` takes them."""
+        arm = ARMS[self.arm]
+        own = {
+            **self.data.changes,
+            "seed": str(self.seed),
+            "preconditioning.name": arm.form,
+            "evaluation.nfe": str(list(NFE)),
+            "evaluation.samples": str(self.data.samples),
+            "evaluation.first_seed": str(self.seed * self.data.samples),
+            **arm.changes,
+        }
+        if arm.gan:
+            begin = int(own["training.iterations"]) // 3
+            own |= {
+                "gan.discriminator": "small", "gan.learning_rate": "5e-4", "gan.augment": '["translation"]',
+                "gan.start": str(begin),
+            }  # fmt: skip
+        return [f"{key}={value}" for key, value in own.items()]
+
+    def load(self) -> DistillRecipe:
+        """Returns the recipe."""
+        return load_recipe(Path(self.data.recipe), DistillRecipe, self.overrides)
+
+    def command(self, folder: Path) -> list[str]:
+        """Returns the command line, without the program, that trains it in `folder`."""
+        changes: list[Any] = [part for override in self.overrides for part in ("--set", override)]
+        return ["distill", "--recipe", self.data.recipe, "--out", str(folder), *changes]
+
+
+def _budget(iterations: int, every: int, **more: str) -> dict[str, str]:
+    return {
+        "training.iterations": str(iterations), "evaluation.every": str(every), "checkpoint.every": str(every),
+        **{key.replace("__", "."): value for key, value in more.items()},
+    }  # fmt: skip
+
+
+def _mixture(name: str, iterations: int = 400) -> DataSet:
+    metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
+    changes = {"teacher": name, **_budget(iterations, iterations // 8)}
+    return DataSet(name, "mixture", changes, metric, (*TRAJECTORY, *CONSISTENCY), 2000, cost=0.03)
+
+
+MIXTURES = ("mixture-1d", "mixture-narrow", "mixture-broad", "mixture-narrow-cond", "mixture-broad-cond")
+FULL = {
+    "digits": DataSet(
+        "digits", "digits", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
+        (*TRAJECTORY, *CONSISTENCY, *GAN), 500,
+    ),
+    "patches": DataSet(
+        "patches", "patches", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
+        (*TRAJECTORY, *CONSISTENCY), 500, cost=1.9,
+    ),
+    **{name: _mixture(name) for name in MIXTURES},
+}  # fmt: skip
+
+
+EXPERIMENTS: dict[str, dict[str, DataSet]] = {"embedded": FULL}
+
+
+def choose_data(experiments: str, names: str | None) -> list[DataSet]:
+    """Returns the data sets of `experiments`, or those called `names`, with commas between them.
+
+    Raises:
+        RecipeError: There are no such.
+    """
+    if experiments not in EXPERIMENTS:
+        raise RecipeError(f"--experiments: got {experiments!r}; {suggest(experiments, EXPERIMENTS)}")
+    known = EXPERIMENTS[experiments]
+    wanted = list(known) if names is None else list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if unknown := [name for name in wanted if name not in known]:
+        raise RecipeError(f"--data: got {unknown[0]!r}; {suggest(unknown[0], known)}")
+    return [known[name] for name in wanted]
+
+
+def trials(data: Sequence[DataSet], seeds: int) -> list[Trial]:
+    """Returns all trials, seed by seed: what is done first is a whole comparison of one seed."""
+    return [Trial(one, arm, seed) for seed in range(seeds) for one in data for arm in one.arms]

@@ -1,0 +1,126 @@
+"""What came out, as a page of Markdown."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from cdistill.reproduction.claims import ALIGNMENT, CLAIMS, MARGIN, Finding, verdicts
+from cdistill.reproduction.experiments import ARMS, NFE, TRAJECTORY
+from cdistill.reproduction.outcomes import Outcomes
+from cdistill.reproduction.study import Comparison, Prediction
+
+_CAPTIONS = {
+    "figure-2": "One step: training curves of CM and CTM, and f and g of jumps to eps (Fig. 2)",
+    "figure-3": "Two steps: training curves (Fig. 3)",
+    "figure-4": "g(t, s) of CTM and of Analytic on each data set (Fig. 4)",
+    "figure-5": "BCM's preconditioning (Fig. 5)",
+    "figure-6": "With the GAN loss (Fig. 6)",
+    "figure-7": "The 1-D mixture: the teacher's trajectories and those of untrained 3-step students (Fig. 7)",
+    "study": "Before and after the training",
+}
+
+
+def write_page(
+    title: str,
+    found: Sequence[Outcomes],
+    findings: Sequence[Finding],
+    spans: Mapping[str, float],
+    comparisons: Sequence[Comparison],
+    predictions: Sequence[Prediction],
+    figures: Iterable[str],
+) -> str:
+    """Returns the page.
+
+    Args:
+        title: How it was made.
+        found: The outcomes of each data set.
+        findings: The figures behind the verdicts.
+        spans: Data set -> decades of t over which l falls.
+        comparisons: Forms before and after the training.
+        predictions: How well the scores before predict what comes after.
+        figures: Names of the pictures in the folder ``figures``.
+    """
+    parts = [
+        "# The paper's claims, tested", title,
+        "Figures are ratios of an arm's value to its baseline's, with 95 % intervals over the seeds; below 1 is "
+        "better, but for iterations, where 2 is twice as fast. Values of metrics are averaged over the second half of the "
+        f"training. Comparable means within a factor of {MARGIN:g}.",
+        "## Verdicts", _verdicts(findings), _findings(findings),
+        "## Table 2", *[_table_2(outcomes) for outcomes in found],
+        "## Iterations until CTM's final value at 2 NFE", _speeds(found),
+        "## On which data do they differ, and does the score before training tell?",
+        _study(spans, comparisons), _predictions(predictions),
+        "## Figures", *[f"{_CAPTIONS[name]}:\n\n![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures],
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _verdicts(findings: Sequence[Finding]) -> str:
+    return markdown_table(
+        ["claim", "of the paper", "verdict"],
+        [[letter, CLAIMS[letter].statement, f"**{verdict}**"] for letter, verdict in verdicts(findings).items()],
+    )
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    return markdown_table(
+        ["claim", "data", "figure", "ratio", "seeds", "verdict"],
+        [
+            [
+                one.claim, one.data, one.quantity, "-" if one.ratio is None else str(one.ratio),
+                "0" if one.ratio is None else str(one.ratio.seeds), one.verdict,
+            ]
+            for one in findings
+        ],
+    )  # fmt: skip
+
+
+def _table_2(found: Outcomes) -> str:
+    blocks = []
+    for metric in (found.data.metric, ALIGNMENT):
+        rows = []
+        for arm in found.data.arms:
+            values = [found.final(arm, nfe, metric) for nfe in NFE]
+            if any(values):
+                rows.append([ARMS[arm].title, *("-" if value is None else str(value) for value in values)])
+        teacher = found.teacher(metric)
+        heading = f"### {found.data.name}: {metric}" + (f", the teacher's {teacher}" if teacher else "")
+        blocks.append(heading + "\n\n" + markdown_table(["NFE", *map(str, NFE)], rows))
+    return "\n\n".join(blocks)
+
+
+def _speeds(found: Sequence[Outcomes]) -> str:
+    arms = [arm for arm in TRAJECTORY if arm != "ctm"]
+    rows = []
+    for outcomes in found:
+        ratios = [outcomes.speed(arm, "ctm", 2, outcomes.data.metric) for arm in arms]
+        rows.append([outcomes.data.name, *("-" if ratio is None else str(ratio) for ratio in ratios)])
+    return markdown_table(["data", *(ARMS[arm].title for arm in arms)], rows)
+
+
+def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str:
+    rows = [
+        [
+            one.data, f"{spans[one.data]:.2f}", one.form, one.metric,
+            *(f"{value:.3g}" for value in one.scores.values()), str(one.after),
+            {None: "-", True: "yes", False: "no"}[one.agrees("untrained MSE")],
+        ]
+        for one in comparisons
+        if one.nfe == 2
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    columns = [
+        "data", "decades of t, l from 0.9 to 0.1", "form", "metric, 2 NFE", *comparisons[0].scores, "after training",
+        "untrained MSE right?",
+    ]  # fmt: skip
+    return markdown_table(columns, rows)
+
+
+def _predictions(predictions: Sequence[Prediction]) -> str:
+    rows = [[one.score, one.metric, f"{one.agree} of {one.decided}", f"{one.correlation:.2f}"] for one in predictions]
+    return markdown_table(["score before", "metric after, 2 NFE and more", "right", "rank correlation"], rows)

@@ -1,0 +1,111 @@
+"""Runs commands of this program side by side, each in its own process; what is done already is not run again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdistill import stopping
+from cdistill.console import progress, say
+from cdistill.errors import CdistillError, DivergedError
+
+_POLL = 0.2  # seconds
+_GRACE = 60.0  # seconds that jobs get to save
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of this program.
+
+    Attributes:
+        name: Of its log.
+        arguments: Command line without the program.
+        cost: How long it takes, in any unit.
+        done: Returns how much of it is done, from 0 to 1; 1 means that it need not run.
+        prepare: Called before it starts.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    cost: float
+    done: Callable[[], float]
+    prepare: Callable[[], object] = lambda: None
+
+
+def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
+    """Runs what is not done yet, `at_once` at a time with one thread each, in their order, and shows a bar.
+
+    One thread each makes the results independent of `at_once`. A job that diverges is left as it is.
+
+    Raises:
+        StoppedError: A signal came; the jobs that ran have saved.
+        CdistillError: A job failed; the others that ran have saved.
+    """
+    waiting = [job for job in jobs if job.done() < 1]
+    running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    logs.mkdir(parents=True, exist_ok=True)
+    shown = _work(jobs)
+    try:
+        with progress(round(sum(job.cost for job in jobs)), title, "step", shown) as advance:
+            while waiting or running:
+                stopping.check("reproduce")
+                while waiting and len(running) < at_once:
+                    job = waiting.pop(0)
+                    running[job.name] = job, _start(job, logs)
+                time.sleep(_POLL)
+                for name, (_, child) in list(running.items()):
+                    if child.poll() is not None:
+                        del running[name]
+                        _check(name, child.returncode, logs)
+                now = _work(jobs)
+                advance(now - shown, f"{len(waiting) + len(running)} to go: {', '.join(running)}")
+                shown = now
+    finally:
+        _stop([child for _, child in running.values()])
+
+
+def log_of(logs: Path, name: str) -> Path:
+    """Returns the file that holds what a job said."""
+    return logs / f"{name}.log"
+
+
+def _work(jobs: Sequence[Job]) -> int:
+    return round(sum(job.cost * job.done() for job in jobs))
+
+
+def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
+    job.prepare()
+    environment = {**os.environ, "CDISTILL_THREADS": "1", "OMP_NUM_THREADS": "1", stopping.PARENT: str(os.getpid())}
+    with log_of(logs, job.name).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cdistill", *job.arguments], env=environment,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+
+
+def _check(name: str, code: int, logs: Path) -> None:
+    """Raises CdistillError if a job failed otherwise than by diverging."""
+    if code == DivergedError.exit_code:
+        say(f"{name}: diverged; left out")
+    elif code:
+        lines = log_of(logs, name).read_text(errors="replace").splitlines() or [""]
+        error = CdistillError(f"{name}: ended with code {code}: {lines[-1].removeprefix('error: ')}")
+        error.exit_code = code if code > 0 else 1
+        raise error
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Tells jobs to save and stop, waits for them, and kills those that do not."""
+    for child in children:
+        child.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
