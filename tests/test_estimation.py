@@ -55,7 +55,7 @@ def collect_1d(estimator, t, samples, seed=0, **options):
 
 
 def mixture_source(denoiser: MixtureDenoiser, count: int = 65536) -> Source:
-    return Source("mixture", denoiser.draw(count, generator(0, "mixture of a test", denoiser.means.shape[1])))
+    return Source("mixture", denoiser.draw(count, generator(0, "mixture of a test", denoiser.means.shape[1]))[0])
 
 
 @pytest.mark.parametrize(("t", "l", "s"), REFERENCE)
@@ -132,7 +132,7 @@ def test_gaussian_data_is_exact_and_gives_no_nan(estimator, dim):
     variance = 0.25
     eye = torch.eye(dim, dtype=torch.float64)
     teacher = MixtureDenoiser(torch.ones(1), torch.zeros(1, dim), variance * eye[None])
-    source = Source("gaussian", teacher.draw(256, generator(0, "gaussian")))
+    source = Source("gaussian", teacher.draw(256, generator(0, "gaussian"))[0])
     grid = rho_grid(24)
     found = solve(estimator, collect(estimator, teacher, source, grid, 96), 0.5)
     torch.testing.assert_close(found.table.l, grid**2 / (variance + grid**2), rtol=1e-9, atol=1e-12)
@@ -149,7 +149,7 @@ def test_where_g_is_lost_in_rounding_s_is_that_of_the_nearest_level(estimator):
     """Section 5.3's mixture, 30 times wider: s tends to -2 at small noise, where |g| is below D's rounding."""
     small = mixture_1d()
     wide = MixtureDenoiser(small.weights, 30 * small.means, 900 * small.covariances)
-    source = Source("wide", wide.draw(4096, generator(0, "wide")))
+    source = Source("wide", wide.draw(4096, generator(0, "wide"))[0])
     statistics = collect(estimator, wide, source, log_uniform_grid(40), 256)
     found = solve(estimator, statistics, 0.5)
     assert float(found.table.s[-1]) == pytest.approx(-2, abs=0.2)

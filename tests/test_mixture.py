@@ -41,7 +41,8 @@ def test_the_denoiser_is_tweedies_formula(dim):
 
 def test_draws_have_the_mixtures_moments():
     mixture = random_mixture(3, 2)
-    draws = mixture.draw(400_000, generator(0, "draws"))
+    draws, labels = mixture.draw(400_000, generator(0, "draws"))
+    assert labels is None
     mean = (mixture.weights[:, None] * mixture.means).sum(0)
     centred = mixture.means - mean
     second = mixture.covariances + centred[:, :, None] * centred[:, None]

@@ -17,7 +17,7 @@ from cdistill.evaluation import neighbours
 from cdistill.evaluation.blocks import AT_ONCE
 from cdistill.evaluation.estimates import Estimate, mean_estimate
 from cdistill.evaluation.features import FeatureNetwork, Pixels, device
-from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian
+from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian, streamed_moments
 from cdistill.evaluation.inception import Inception
 from cdistill.evaluation.kernels import kernel_estimate, mean_within
 from cdistill.evaluation.neighbours import Balls, find_balls
@@ -25,6 +25,7 @@ from cdistill.evaluation.references import Reference
 from cdistill.evaluation.samples import SampleSet
 
 MOST_PIXELS = 4096  # values of an image whose covariance is taken
+MOST_VALUES = 1024  # of a vector
 
 
 class Metric(ABC):
@@ -291,6 +292,41 @@ class Wasserstein(Metric):
         """See :class:`Metric`."""
         assert reference.source is not None
         return wasserstein_estimate(samples.samples.flatten(), reference.source.samples[:].flatten())
+
+
+class VectorFrechet(Metric):
+    """Frechet distance of the vectors' own values, in float64, unscaled, to all the data's."""
+
+    title = "Frechet (vectors)"
+    _real: tuple[Reference, Gaussian] | None = None
+
+    def applies(self, source: Source) -> bool:
+        """Vectors of 2 to 1,024 values."""
+        return len(source.shape) == 1 and 1 < source.shape[0] <= MOST_VALUES
+
+    def check(self, reference: Reference) -> None:
+        """See :class:`Metric`."""
+        if reference.source is None or not self.applies(reference.source):
+            raise CdistillError(
+                f"frechet-vectors: needs data that are vectors of 2 to {MOST_VALUES:,} values; choose another metric"
+            )
+
+    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
+        """See :class:`Metric`.
+
+        Raises:
+            CdistillError: The samples are not finite, or fewer than two.
+        """
+        assert reference.source is not None
+        vectors = samples.samples
+        if len(vectors) < 2 or not vectors.isfinite().all():
+            raise CdistillError(
+                f"frechet-vectors: got {len(vectors):,} samples, {int(vectors.isfinite().all(1).sum()):,} of them "
+                "finite; needs at least 2, all finite; draw more, or choose another metric"
+            )
+        if self._real is None or self._real[0] is not reference:
+            self._real = reference, gaussian(*streamed_moments(reference.source.chunks(AT_ONCE)))
+        return frechet_estimate(vectors, self._real[1])
 
 
 class _Probabilities(FeatureNetwork):

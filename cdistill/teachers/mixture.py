@@ -2,8 +2,10 @@
 
 from copy import deepcopy
 from functools import cache
+from math import sqrt
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdistill.data.source import Source
@@ -12,7 +14,7 @@ from cdistill.randomness import generator
 from cdistill.schedule import SIGMA_DATA
 from cdistill.teachers.base import Teacher
 
-_DRAWS = 65536
+DRAWS = 65536
 LICENCE = "none needed: an exact formula, without trained weights or data"
 
 
@@ -20,13 +22,15 @@ class MixtureDenoiser(Denoiser):
     """D(x, t) = E[x_0 | x] for x_0 ~ sum_k w_k N(m_k, C_k), x = x_0 + t z.
 
     With C_k = U_k diag(e_k) U_k' and y_k = U_k'(x - m_k), component k denoises to m_k + U_k (e_k/(e_k+t^2) y_k) and
-    has the posterior weight w_k N(x; m_k, C_k + t^2).
+    has the posterior weight w_k N(x; m_k, C_k + t^2). Given a class, only its components count: D(x, t | c) =
+    E[x_0 | x, c]; without one, all do.
 
     Args:
         weights: w (K,), positive, normalised here.
         means: m (K, d).
         covariances: C (K, d, d), symmetric, positive semi-definite.
         sigma_data: Standard deviation that EDM's scalings assume.
+        classes: The class of each component (K,), int64, from 0 without gaps; None for an unconditional mixture.
     """
 
     weights: Tensor
@@ -34,8 +38,16 @@ class MixtureDenoiser(Denoiser):
     covariances: Tensor
     eigenvalues: Tensor
     eigenvectors: Tensor
+    classes: Tensor | None
 
-    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor, sigma_data: float = SIGMA_DATA) -> None:
+    def __init__(
+        self,
+        weights: Tensor,
+        means: Tensor,
+        covariances: Tensor,
+        sigma_data: float = SIGMA_DATA,
+        classes: Tensor | None = None,
+    ) -> None:
         super().__init__()
         values, vectors = torch.linalg.eigh(covariances.double())
         self.register_buffer("weights", weights.double() / weights.double().sum())
@@ -43,8 +55,10 @@ class MixtureDenoiser(Denoiser):
         self.register_buffer("covariances", covariances.double())
         self.register_buffer("eigenvalues", values.clamp(min=0), persistent=False)
         self.register_buffer("eigenvectors", vectors, persistent=False)
+        self.register_buffer("classes", classes)
         self.sample_shape = (means.shape[1],)
         self.sigma_data = sigma_data
+        self.num_classes = 0 if classes is None else int(classes.max()) + 1
 
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """See :class:`Denoiser`; computed in float64."""
@@ -52,7 +66,7 @@ class MixtureDenoiser(Denoiser):
         rotated = torch.einsum("bki,kij->bkj", x.double()[:, None] - self.means, self.eigenvectors)
         variance = self.eigenvalues + noise
         log_density = -(rotated.square() / variance + variance.log()).sum(-1) / 2
-        posterior = (self.weights.log() + log_density).softmax(-1)
+        posterior = self._of_class(self.weights.log() + log_density, labels).softmax(-1)
         shrunk = torch.einsum("bkj,kij->bki", self.eigenvalues / variance * rotated, self.eigenvectors)
         return torch.einsum("bk,bki->bi", posterior, self.means + shrunk).to(x.dtype)
 
@@ -60,16 +74,26 @@ class MixtureDenoiser(Denoiser):
         """See :class:`Denoiser`; the student always has an input for s, and no dropout."""
         return MixtureStudent(deepcopy(self))
 
-    def draw(self, count: int, draw: torch.Generator) -> Tensor:
-        """Draws x_0 (count, d), float64."""
+    def draw(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Draws x_0 (count, d), float64, and the classes (count,), int64, None of an unconditional mixture."""
         component = torch.multinomial(self.weights, count, replacement=True, generator=draw)
-        z = torch.randn(count, self.means.shape[1], generator=draw, dtype=torch.float64)
-        scaled = self.eigenvalues[component].sqrt() * z
-        return self.means[component] + torch.einsum("bj,bij->bi", scaled, self.eigenvectors[component])
+        x = torch.randn(count, self.means.shape[1], generator=draw, dtype=torch.float64)
+        for k, mean in enumerate(self.means):
+            rows = component == k
+            x[rows] = mean + (self.eigenvalues[k].sqrt() * x[rows]) @ self.eigenvectors[k].T
+        return x, None if self.classes is None else self.classes[component]
+
+    def _of_class(self, logits: Tensor, labels: Tensor | None) -> Tensor:
+        """Returns the logits of the components (B, K), those of other classes than the labels' at -infinity."""
+        if self.classes is None or labels is None:
+            return logits
+        return logits.masked_fill(self.classes != labels[:, None], -torch.inf)
 
 
 class MixtureStudent(Denoiser):
     """D(x, t, s) = D_phi(x, t) + c_out(t) MLP(c_in x, c_noise(t), c_noise(s)), the last layer exactly zero at first.
+
+    A conditional one's MLP also sees the class: one-hot times sqrt(num_classes), as EDM's networks, or zeros for none.
 
     Args:
         teacher: The exact denoiser D_phi; it stays frozen inside.
@@ -82,10 +106,11 @@ class MixtureStudent(Denoiser):
         self.teacher = freeze(teacher)
         self.sample_shape = teacher.sample_shape
         self.sigma_data = teacher.sigma_data
+        self.num_classes = teacher.num_classes
         self.frequencies = frequencies
         dim = self.sample_shape[0]
         self.hidden = nn.Sequential(
-            nn.Linear(dim + 2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+            nn.Linear(dim + 2 * frequencies + self.num_classes, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
         self.last = nn.Linear(width, dim)
         nn.init.zeros_(self.last.weight)
@@ -97,8 +122,9 @@ class MixtureStudent(Denoiser):
         dtype = self.last.weight.dtype
         _, c_out, c_in = edm_coefficients(t, self.sigma_data)
         levels = [positional_embedding((level.log() / 4).to(dtype), self.frequencies) for level in (t, s)]
-        change = self.last(self.hidden(torch.cat([(broadcast(c_in, x) * x).to(dtype), *levels], dim=1)))
-        out: Tensor = self.teacher(x, t) + broadcast(c_out, x) * change.to(x.dtype)
+        features = torch.cat([(broadcast(c_in, x) * x).to(dtype), *levels, self._onehot(x, labels).to(dtype)], dim=1)
+        change = self.last(self.hidden(features))
+        out: Tensor = self.teacher(x, t, None, labels) + broadcast(c_out, x) * change.to(x.dtype)
         return out
 
     def student(self, takes_s: bool = True, dropout: float = 0.0) -> "MixtureStudent":
@@ -108,6 +134,12 @@ class MixtureStudent(Denoiser):
     def balance_weight(self) -> nn.Parameter:
         """See :class:`Denoiser`."""
         return self.last.weight  # type: ignore[return-value]
+
+    def _onehot(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """Returns sqrt(num_classes) for each label's class and zeros beside it (B, num_classes), in the type of `x`."""
+        if labels is None or not self.num_classes:
+            return x.new_zeros(len(x), self.num_classes)
+        return F.one_hot(labels, self.num_classes).to(x.dtype) * sqrt(self.num_classes)
 
 
 @cache
@@ -132,4 +164,4 @@ def load_mixture_1d() -> Teacher:
 def draw_mixture_1d(split: str = "train") -> Source:
     """65,536 draws of the paper's 1-D mixture; "heldout" are others."""
     draw = generator(0, f"mixture-1d {split}")
-    return Source("mixture-1d", mixture_1d().draw(_DRAWS, draw))
+    return Source("mixture-1d", mixture_1d().draw(DRAWS, draw)[0])
