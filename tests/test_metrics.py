@@ -233,7 +233,7 @@ def test_the_error_of_the_frechet_distance_of_vectors_is_its_spread():
     metric = METRICS.get("frechet-vectors")(Pixels())
     found = [metric(SampleSet(part * 1.3 + 0.1), reference) for part in samples[:32000].split(400)]
     spread = float(torch.tensor([part.value for part in found], dtype=torch.float64).std())
-    assert 0.8 < sum(part.error for part in found) / len(found) / spread < 1.25  # of 80 blocks: 8 % is one deviation
+    assert 0.9 < sum(part.error for part in found) / len(found) / spread < 1.2  # found 1.03; 8 % is one deviation
     assert found[0].splits is not None
 
 
