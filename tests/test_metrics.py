@@ -208,6 +208,53 @@ def test_errors_say_how_far_a_figure_varies():
         assert inside > 0.89, (name, inside)  # of 200: four standard errors below 95 %
 
 
+def vectors(name: str, samples: torch.Tensor) -> Reference:
+    return Reference(Source(name, samples))
+
+
+def test_the_frechet_distance_of_vectors_is_that_of_their_gaussians():
+    """|m|^2 + sum (sqrt a - sqrt b)^2 for diagonal covariances; in float64, unscaled and whatever the network."""
+    a, b = torch.tensor([4.0, 1.0, 1e-6]).double(), torch.tensor([1.0, 2.0, 4e-6]).double()
+    m = torch.tensor([0.5, -1.0, 0.0]).double()
+    y, x = (torch.randn(n, 3, generator=generator(n, "v"), dtype=torch.float64) for n in (40_000, 4000))
+    metric, expected = METRICS.get("frechet-vectors")(Pixels()), float(m @ m + (a.sqrt() - b.sqrt()).square().sum())
+    found = metric(SampleSet(x * b.sqrt() + m), vectors("near", y * a.sqrt()))
+    assert abs(found.value - expected) < 3 * found.error < 0.2
+    shift = 2.0**20  # float32 would lose the third value
+    far = metric(SampleSet(x * b.sqrt() + m + shift), vectors("far", y * a.sqrt() + shift))
+    assert far.value == pytest.approx(found.value, rel=1e-9)
+    tiny = metric(SampleSet(x[:, 1:] * 1e-9), vectors("tiny", y[:, 1:] * 3e-9))
+    expected = METRICS.get("frechet-vectors")(Pixels())(SampleSet(x[:, 1:]), vectors("one", y[:, 1:] * 3)).value
+    assert tiny.value == pytest.approx(1e-18 * expected, rel=1e-6)
+
+
+def test_the_error_of_the_frechet_distance_of_vectors_is_its_spread():
+    reference, samples = Reference(load_source("mixture-broad")), load_source("mixture-broad", "heldout").samples
+    metric = METRICS.get("frechet-vectors")(Pixels())
+    found = [metric(SampleSet(part * 1.3 + 0.1), reference) for part in samples[:32000].split(400)]
+    spread = float(torch.tensor([part.value for part in found], dtype=torch.float64).std())
+    assert 0.9 < sum(part.error for part in found) / len(found) / spread < 1.2  # found 1.03; 8 % is one deviation
+    assert found[0].splits is not None
+
+
+@pytest.mark.parametrize("shape", [(1,), (1025,), (1, 8, 8)], ids=str)
+def test_the_frechet_distance_of_vectors_refuses_other_data(shape):
+    metric = METRICS.get("frechet-vectors")(Pixels())
+    for reference in (vectors("other", torch.zeros(4, *shape, dtype=torch.float64)), Reference(None)):
+        with pytest.raises(CdistillError, match="needs data that are vectors of 2 to 1,024 values"):
+            metric.check(reference)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"), [([[0, 1]], "1 samples, 1 of"), ([[0, 1], [0, math.nan]], "2 samples, 1 of")]
+)
+def test_the_frechet_distance_of_vectors_needs_finite_samples(samples, said):
+    with pytest.raises(CdistillError, match=said):
+        METRICS.get("frechet-vectors")(Pixels())(
+            SampleSet(torch.tensor(samples, dtype=torch.float64)), vectors("some", torch.eye(2).double())
+        )
+
+
 @pytest.mark.parametrize("features", ["clean", "legacy_pytorch", "legacy_tensorflow"])
 def test_without_weights_each_metric_of_features_says_what_to_put_where(features, tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
@@ -251,11 +298,12 @@ def test_pixels_have_no_inception_score():
 def test_metrics_apply_by_the_kind_of_data(features, kinds):
     network = load_features(features)
     large = Source("large", torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    sources = load_source("digits"), load_source("mixture-1d"), large
+    sources = load_source("digits"), load_source("mixture-1d"), large, load_source("mixture-narrow-cond")
     applied = [{name for name in METRICS.names() if METRICS.get(name)(network).applies(data)} for data in sources]
     assert applied[0] == {"frechet-pixels", "teacher-mse"}
     assert applied[1] == {"wasserstein", "teacher-mse"}
     assert applied[2] == {"teacher-mse", *["fid", "kid", "precision", "recall"][:kinds]}
+    assert applied[3] == {"frechet-vectors", "teacher-mse"}
 
 
 def test_titles_name_the_network_and_say_what_is_better():
