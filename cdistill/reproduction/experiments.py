@@ -123,13 +123,17 @@ def _budget(iterations: int, every: int, **more: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _mixture(name: str, iterations: int = 400) -> DataSet:
+def _mixture(name: str, arms: Sequence[str], iterations: int = 1600) -> DataSet:
     metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
-    changes = {"teacher": name, **_budget(iterations, iterations // 8)}
-    return DataSet(name, "mixture", changes, metric, (*TRAJECTORY, *CONSISTENCY), 2000, cost=0.03)
+    changes = {
+        "teacher": name,
+        **_budget(iterations, iterations // 8, training__batch_size="128", training__learning_rate="3e-3"),
+        "training.target_rate": "0.98",
+        "training.ema_rate": "0.98",
+    }
+    return DataSet(name, "mixture", changes, metric, arms, 2000, cost=0.02)
 
 
-MIXTURES = ("mixture-1d", "mixture-narrow", "mixture-broad", "mixture-narrow-cond", "mixture-broad-cond")
 FULL = {
     "digits": DataSet(
         "digits", "digits", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
@@ -139,10 +143,9 @@ FULL = {
         "patches", "patches", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
         (*TRAJECTORY, *CONSISTENCY), 500, cost=1.9,
     ),
-    **{name: _mixture(name) for name in MIXTURES},
+    **{name: _mixture(name, (*TRAJECTORY, *CONSISTENCY)) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")},
+    **{name: _mixture(name, TRAJECTORY[:3]) for name in ("mixture-narrow-cond", "mixture-broad-cond")},
 }  # fmt: skip
-
-
 EXPERIMENTS: dict[str, dict[str, DataSet]] = {"embedded": FULL}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from cdistill.evaluation.estimates import quantile
-from cdistill.reporting.records import STUDENT, TEACHER, UNTRAINED, Points, crossing, evaluation_curves
+from cdistill.reporting.records import STUDENT, TEACHER, Points, crossing, evaluation_curves
 from cdistill.reproduction.experiments import DataSet, Trial
 from cdistill.runs import RunFolder
 
@@ -24,7 +24,7 @@ class Outcome:
 
     Attributes:
         trial: Which.
-        curves: (NFE, metric) -> points (step, value) of the student, from step 0, before the training, on.
+        curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training.
         teacher: Metric -> the teacher's value on the same seeds.
     """
 
@@ -75,16 +75,9 @@ def read_outcome(trial: Trial, folder: Path) -> Outcome | None:
     run = RunFolder(folder)
     if run.status().get("state") != "finished":
         return None
-    results = run.results()
-    before = evaluation_curves([results], UNTRAINED)
-    curves = evaluation_curves(run.metrics(), STUDENT)
-    heun = evaluation_curves([results], TEACHER)
-    begun = {key: [(0.0, points[-1][1])] for key, points in before.items()}
-    return Outcome(
-        trial,
-        {key: begun.get(key, []) + points for key, points in curves.items()},
-        {metric: points[-1][1] for (_, metric), points in heun.items()},
-    )
+    heun = evaluation_curves([run.results()], TEACHER)
+    teacher = {metric: points[-1][1] for (_, metric), points in heun.items()}
+    return Outcome(trial, evaluation_curves(run.metrics(), STUDENT), teacher)
 
 
 @dataclass(frozen=True)

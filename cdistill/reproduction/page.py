@@ -41,8 +41,8 @@ def write_page(
     parts = [
         "# The paper's claims, tested", title,
         "Figures are ratios of an arm's value to its baseline's, with 95 % intervals over the seeds; below 1 is "
-        "better, but for iterations, where 2 is twice as fast. Values of metrics are averaged over the second half of the "
-        f"training. Comparable means within a factor of {MARGIN:g}.",
+        "better, but for iterations, where 2 is twice as fast. Values of metrics are averaged over the second half of "
+        f"the training. Comparable means within a factor of {MARGIN:g}.",
         "## Verdicts", _verdicts(findings), _findings(findings),
         "## Table 2", *[_table_2(outcomes) for outcomes in found],
         "## Iterations until CTM's final value at 2 NFE", _speeds(found),

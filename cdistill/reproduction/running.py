@@ -62,8 +62,9 @@ def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
                         del running[name]
                         _check(name, child.returncode, logs)
                 now = _work(jobs)
-                advance(now - shown, f"{len(waiting) + len(running)} to go: {', '.join(running)}")
-                shown = now
+                if now > shown:
+                    advance(now - shown, f"{len(waiting) + len(running)} to go: {', '.join(running)}")
+                    shown = now
     finally:
         _stop([child for _, child in running.values()])
 
