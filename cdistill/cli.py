@@ -635,8 +635,12 @@ def reproduce(
     data: Annotated[str | None, typer.Option(help="Data sets with commas; all of the experiments' by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
-    dry_run: Annotated[bool, typer.Option(help="List the trainings and what they cost, and stop.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder; reproduction or reproduction-quick by default.")] = None,
+    processes: ProcessesOption = 1,
+    dry_run: Annotated[bool, typer.Option(help="List the trainings, their cost and commands, and stop.")] = False,
+    tflops: TflopsOption = TFLOPS,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; reproduction, or reproduction-EXPERIMENTS, by default.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Test the paper's claims on data that ship with the package: train, measure, draw its figures, judge.
@@ -648,15 +652,17 @@ def reproduce(
     from cdistill.reproduction.claims import choose_claims
     from cdistill.reproduction.experiments import choose_data
 
-    letters = choose_claims(claims or [])
-    chosen = choose_data("quick" if quick else experiments, data)
+    kind = "quick" if quick else experiments
+    letters, chosen = choose_claims(claims or []), choose_data(kind, data)
+    folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
     start()
-    from cdistill.commands.reproduce import Request, list_trials
     from cdistill.commands.reproduce import reproduce as run_reproduce
+    from cdistill.commands.trials import list_trials
+    from cdistill.reproduction.request import Request
 
-    request = Request(letters, chosen, seeds, out or Path("reproduction-quick" if quick else "reproduction"))
+    request = Request(letters, chosen, seeds, processes, folder)
     with console.json_only(as_json):
-        record = list_trials(request) if dry_run else run_reproduce(request, jobs or launch.thread_count())
+        record = list_trials(request, tflops) if dry_run else run_reproduce(request, jobs)
     finish(as_json, record, "")
 
 

@@ -1,9 +1,8 @@
 """``cdistill reproduce``: the paper's claims on data that ship with the package, trained, measured and judged."""
 
 import json
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,72 +12,33 @@ from cdistill.commands.plot import draw_trajectories
 from cdistill.console import say, table
 from cdistill.errors import DivergedError, RecipeError
 from cdistill.evaluation.results import finite
-from cdistill.preconditionings import Preconditioning
-from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.recipe import DistillRecipe, differences, load_recipe
 from cdistill.registry import PRECONDITIONINGS
+from cdistill.reproduction.album import draw, spans, teacher_of
 from cdistill.reproduction.claims import (
     ALIGNMENT,
     CLAIMS,
     MIXTURE,
     Finding,
-    arms_of,
     judge,
     judge_mixture,
     verdicts,
 )
-from cdistill.reproduction.experiments import CONSISTENCY, GAN, NFE, TRAJECTORY, DataSet, Trial, trials
-from cdistill.reproduction.figures import Mark, Panel, panel, plot_heat_maps, plot_panels, plot_single_step, plot_study
+from cdistill.reproduction.experiments import NFE, DataSet, Trial
 from cdistill.reproduction.outcomes import Outcomes, Ratio, geometric, read_outcome
 from cdistill.reproduction.page import write_page
+from cdistill.reproduction.request import Request
 from cdistill.reproduction.running import Job, run_jobs
-from cdistill.reproduction.study import Comparison, compare, decades, predict
+from cdistill.reproduction.study import Comparison, compare, predict
 from cdistill.runs import RunFolder
 from cdistill.storage import copy_file, read_json, write_text
-from cdistill.student import load_preconditioning
-from cdistill.teachers import load_teacher
 
 _TRAJECTORIES = 4096  # of Fig. 7, for each seed
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes:
-        letters: Claims.
-        data: Data sets.
-        seeds: Trainings of each arm.
-        out: Folder of everything.
-    """
-
-    letters: Sequence[str]
-    data: Sequence[DataSet]
-    seeds: int
-    out: Path
-
-    @property
-    def trials(self) -> list[Trial]:
-        """The trainings that the claims need, seed by seed."""
-        arms = arms_of(self.letters)
-        return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms]
-
-    def run(self, trial: Trial) -> Path:
-        """Returns the folder of a trial."""
-        return self.out / "runs" / trial.name
-
-    def coefficients(self, teacher: str) -> Path:
-        """Returns the file of a teacher's coefficients."""
-        return self.out / "coefficients" / f"{teacher}.safetensors"
-
-    def laboratory(self, teacher: str) -> Path:
-        """Returns the folder of what the laboratory says of a teacher."""
-        return self.out / "laboratory" / teacher
-
-
-def reproduce(request: Request, at_once: int) -> dict[str, Any]:
+def reproduce(request: Request, jobs: int | None) -> dict[str, Any]:
     """Trains what is not trained yet, judges the claims, draws the figures; returns all of it as JSON."""
-    logs = request.out / "logs"
+    logs, at_once = request.out / "logs", jobs or request.at_once
     check_trials(request)
     run_jobs(coefficient_jobs(request), at_once, logs, "coefficients")
     run_jobs(laboratory_jobs(request), at_once, logs, "laboratory")
@@ -95,7 +55,7 @@ def coefficient_jobs(request: Request) -> list[Job]:
             f"--{name.replace('_', '-')}={value}" for name, value in section.model_dump().items() if value is not None
         ]
         arguments = ["estimate-coeffs", "--teacher", teacher, *options, "--out", str(file)]
-        jobs.append(Job(f"coefficients-{teacher}", arguments, 20, partial(_is_there, file)))
+        jobs.append(Job(f"coefficients-{teacher}", arguments, 20, 1, partial(_is_there, file)))
     return jobs
 
 
@@ -108,7 +68,7 @@ def laboratory_jobs(request: Request) -> list[Job]:
             "compare", "--teacher", teacher, "--coefficients", str(request.coefficients(teacher)),
             "--nfe", ",".join(map(str, NFE)), "--out", str(folder),
         ]  # fmt: skip
-        jobs.append(Job(f"laboratory-{teacher}", arguments, 20, partial(_is_there, folder / "compare.json")))
+        jobs.append(Job(f"laboratory-{teacher}", arguments, 20, 1, partial(_is_there, folder / "compare.json")))
     return jobs
 
 
@@ -116,8 +76,8 @@ def training_jobs(request: Request) -> list[Job]:
     """Returns the trainings."""
     return [
         Job(
-            trial.name, trial.command(request.run(trial)),
-            trial.data.cost * trial.load().training.iterations,
+            trial.name, request.command(trial),
+            trial.data.cost * trial.load().training.iterations, trial.data.threads,
             partial(_progress, request.run(trial), trial.load()), partial(_prepare, request, trial),
         )
         for trial in request.trials
@@ -210,74 +170,10 @@ def study(request: Request, found: Sequence[Outcomes]) -> list[Comparison]:
     """Returns how the forms compare with CTM's before and after the training, on the data sets with a laboratory."""
     comparisons = []
     for outcomes in found:
-        laboratory = read_json(request.laboratory(_teacher_of(outcomes.data)) / "compare.json")
+        laboratory = read_json(request.laboratory(teacher_of(outcomes.data)) / "compare.json")
         if laboratory:
             comparisons += compare(outcomes, laboratory)
     return comparisons
-
-
-def _teacher_of(data: DataSet) -> str:
-    return Trial(data, data.arms[0], 0).load().teacher
-
-
-def load_forms(request: Request, data: DataSet, names: Sequence[str]) -> dict[str, Preconditioning]:
-    """Returns preconditionings with the coefficients of a data set's teacher."""
-    name = _teacher_of(data)
-    return {form: load_preconditioning(form, load_teacher(name), request.coefficients(name)) for form in names}
-
-
-def spans(request: Request) -> dict[str, float]:
-    """Returns over how many decades of t each data set's l falls from 0.9 to 0.1."""
-    files = {data.name: request.coefficients(_teacher_of(data)) for data in request.data}
-    return {name: decades(load_coefficients(file)[0]) for name, file in files.items() if file.is_file()}
-
-
-def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comparison]) -> list[str]:
-    """Draws Figures 2 to 6 and the study's; returns the names of all that are there, Figure 7 too."""
-    folder = request.out / "figures"
-    single = [
-        (panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY, 1), one.data.name,
-         load_forms(request, one.data, ("cm", "ctm", "analytic")))
-        for one in found
-        if one.found and set(CONSISTENCY) <= set(one.data.arms)
-    ]  # fmt: skip
-    if single:
-        plot_single_step(folder / "figure-2.png", single)
-    curves = {
-        "figure-3": ("Fig. 3: two steps", ("ctm", "analytic", "analytic-forward"), (2,)),
-        "figure-5": ("Fig. 5: BCM's preconditioning", ("ctm", "bcm"), (1, 2)),
-        "figure-6": ("Fig. 6: with the GAN loss", GAN, (1, 2)),
-    }
-    for name, (title, arms, calls) in curves.items():
-        rows = [[panel(one, arms, nfe) for nfe in calls] for one in found]
-        rows = [row for row in rows if all(part.arms for part in row)]
-        if rows:
-            plot_panels(folder / f"{name}.png", title, _wrapped(rows))
-    forms = {
-        f"{form}: {data.name}" if form != "ctm" else "CTM": one
-        for data in request.data
-        for form, one in load_forms(request, data, ("ctm", "analytic")).items()
-    }
-    plot_heat_maps(folder / "figure-4.png", forms)
-    if comparisons:
-        shown = {
-            f"{metric}, 2 NFE": [
-                Mark(one.data, one.form, one.scores["untrained MSE"], one.after)
-                for one in comparisons
-                if one.nfe == 2 and (one.metric == ALIGNMENT) == (metric == ALIGNMENT)
-            ]
-            for metric in (ALIGNMENT, "distance to the data")
-        }
-        plot_study(folder / "study.png", shown)
-    return sorted(path.stem for path in folder.glob("*.png") if "seed" not in path.stem)
-
-
-def _wrapped(rows: Sequence[Sequence[Panel]]) -> list[Sequence[Panel]]:
-    """Puts single panels three in a row."""
-    if len(rows[0]) > 1:
-        return list(rows)
-    panels = [row[0] for row in rows]
-    return [panels[first : first + 3] for first in range(0, len(panels), 3)]
 
 
 def as_record(
@@ -301,7 +197,7 @@ def as_record(
         "predictions": [{**asdict(one), "correlation": finite(one.correlation)} for one in predict(comparisons)],
         "trials": {
             trial.name: {
-                "command": ["cdistill", *trial.command(request.run(trial))],
+                "command": ["cdistill", *request.command(trial)],
                 "state": RunFolder(request.run(trial)).status().get("state", "not run"),
             }
             for trial in request.trials
@@ -324,11 +220,3 @@ def print_verdicts(findings: Sequence[Finding]) -> None:
     table("What came out", ["claim, data", "figure", "ratio", "verdict"], rows, caption)
     rows = [[f"{letter} {CLAIMS[letter].statement}", verdict] for letter, verdict in verdicts(findings).items()]
     table("The paper's claims", ["claim", "verdict"], rows)
-
-
-def list_trials(request: Request) -> dict[str, Any]:
-    """Prints the commands of all trainings, in their order, and how much they are; returns them as JSON."""
-    commands = [["cdistill", *trial.command(request.run(trial))] for trial in request.trials]
-    for command in commands:
-        say(shlex.join(command))
-    return {"trials": commands}

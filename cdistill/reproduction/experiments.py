@@ -61,6 +61,7 @@ class DataSet:
         arms: Names in `ARMS`.
         samples: Images of an evaluation; each seed of the training has its own.
         cost: Of a training step, in steps of the digits; for the time left.
+        threads: Of a training, so that results do not depend on how many run at once; 0 for all that there are.
     """
 
     name: str
@@ -70,6 +71,7 @@ class DataSet:
     arms: Sequence[str]
     samples: int
     cost: float = 1.0
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -116,37 +118,65 @@ class Trial:
         return ["distill", "--recipe", self.data.recipe, "--out", str(folder), *changes]
 
 
-def _budget(iterations: int, every: int, **more: str) -> dict[str, str]:
-    return {
-        "training.iterations": str(iterations), "evaluation.every": str(every), "checkpoint.every": str(every),
-        **{key.replace("__", "."): value for key, value in more.items()},
+def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:
+    """Returns a training with nine evaluations, the first before it."""
+    named = {
+        "iterations": str(iterations), "batch_size": str(batch_size), **more,
     }  # fmt: skip
-
-
-def _mixture(name: str, arms: Sequence[str], iterations: int = 1600) -> DataSet:
-    metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
-    changes = {
-        "teacher": name,
-        **_budget(iterations, iterations // 8, training__batch_size="128", training__learning_rate="3e-3"),
-        "training.target_rate": "0.98",
-        "training.ema_rate": "0.98",
+    every = str(iterations // 8)
+    return {
+        **{f"training.{key}": value for key, value in named.items()},
+        "evaluation.every": every,
+        "checkpoint.every": every,
     }
+
+
+def _mixture(name: str, arms: Sequence[str], iterations: int = 1600, **more: str) -> DataSet:
+    values = {"learning_rate": "3e-3", "target_rate": "0.98", "ema_rate": "0.98", **more}
+    metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
+    changes = {"teacher": name, **_budget(iterations, 128, **values)}
     return DataSet(name, "mixture", changes, metric, arms, 2000, cost=0.02)
 
 
-FULL = {
-    "digits": DataSet(
-        "digits", "digits", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
-        (*TRAJECTORY, *CONSISTENCY, *GAN), 500,
+def _images(name: str, arms: Sequence[str], iterations: int = 240, batch_size: int = 64, **more: str) -> DataSet:
+    cost = {"digits": 1.0, "patches": 1.9}[name] * batch_size / 64
+    return DataSet(name, name, _budget(iterations, batch_size, **more), "frechet-pixels", arms, 500, cost)
+
+
+def _real(name: str) -> DataSet:
+    """Returns a row of Table 2: the recipe as it is."""
+    return DataSet(name, name, {}, "fid", ("ctm", "analytic"), 50_000, threads=0)
+
+
+def _named(*data: DataSet) -> dict[str, DataSet]:
+    return {one.name: one for one in data}
+
+
+_ALL = (*TRAJECTORY, *CONSISTENCY)
+_STUDY = ("ctm", "analytic", "analytic-forward")
+_VARIED: Mapping[str, dict[str, str]] = {
+    "usual": {},
+    "rate-third": {"learning_rate": "1e-3"},
+    "rate-triple": {"learning_rate": "9e-3"},
+    "pseudo-huber": {"distance": "pseudo-huber"},
+    "batch-quadruple": {"batch_size": "512"},
+    "live-target": {"target": "live"},
+    "no-dsm": {"dsm": "false"},
+    "points-18": {"points": "18", "max_ode_steps": "17"},
+}
+
+EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
+    "embedded": _named(
+        _images("digits", (*_ALL, *GAN)), _images("patches", _ALL),
+        *(_mixture(name, _ALL) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")),
+        *(_mixture(name, _STUDY) for name in ("mixture-narrow-cond", "mixture-broad-cond")),
     ),
-    "patches": DataSet(
-        "patches", "patches", _budget(240, 30, training__batch_size="64"), "frechet-pixels",
-        (*TRAJECTORY, *CONSISTENCY), 500, cost=1.9,
+    "quick": _named(
+        _mixture("mixture-1d", _ALL, 800), _mixture("mixture-narrow", _STUDY, 800),
+        _mixture("mixture-broad", _STUDY, 800), _images("digits", ("ctm", "analytic", *GAN), 120, 48),
     ),
-    **{name: _mixture(name, (*TRAJECTORY, *CONSISTENCY)) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")},
-    **{name: _mixture(name, TRAJECTORY[:3]) for name in ("mixture-narrow-cond", "mixture-broad-cond")},
+    "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
 }  # fmt: skip
-EXPERIMENTS: dict[str, dict[str, DataSet]] = {"embedded": FULL}
 
 
 def choose_data(experiments: str, names: str | None) -> list[DataSet]:

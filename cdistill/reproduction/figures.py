@@ -42,10 +42,9 @@ def panel(found: Outcomes, arms: Sequence[str], nfe: int) -> Panel:
     metric = found.data.metric
     curves = {arm: list(found.curves(arm, nfe, metric).values()) for arm in arms}
     teacher = found.teacher(metric)
-    return Panel(
-        f"{found.data.name}, {nfe} NFE", metric, {arm: lines for arm, lines in curves.items() if lines},
-        None if teacher is None else teacher.value,
-    )  # fmt: skip
+    title = f"{found.data.name}{', CM' if 'cm' in arms else ''}, {nfe} NFE"
+    shown = {arm: lines for arm, lines in curves.items() if lines}
+    return Panel(title, metric, shown, None if teacher is None else teacher.value)
 
 
 def plot_panels(path: Path, title: str, rows: Sequence[Sequence[Panel]]) -> None:
@@ -151,6 +150,8 @@ def _draw(axis: Axes, one: Panel) -> None:
         middle = np.exp(np.log(np.maximum(values, 1e-300)).mean(0))
         axis.plot(shared, middle, ".-", color=colour, lw=1.4, ms=4, label=ARMS[arm].title)
         axis.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
+    if not one.arms:
+        axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
     if one.teacher is not None:
         axis.axhline(one.teacher, color="0.35", ls="--", lw=1, label="teacher")
     if one.arms:

@@ -25,6 +25,7 @@ class Job:
         name: Of its log.
         arguments: Command line without the program.
         cost: How long it takes, in any unit.
+        threads: How many it has; 0 for all that there are.
         done: Returns how much of it is done, from 0 to 1; 1 means that it need not run.
         prepare: Called before it starts.
     """
@@ -32,14 +33,15 @@ class Job:
     name: str
     arguments: Sequence[str]
     cost: float
+    threads: int
     done: Callable[[], float]
     prepare: Callable[[], object] = lambda: None
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
-    """Runs what is not done yet, `at_once` at a time with one thread each, in their order, and shows a bar.
+    """Runs what is not done yet, `at_once` at a time, in their order, and shows a bar.
 
-    One thread each makes the results independent of `at_once`. A job that diverges is left as it is.
+    A job that diverges is left as it is.
 
     Raises:
         StoppedError: A signal came; the jobs that ran have saved.
@@ -80,7 +82,9 @@ def _work(jobs: Sequence[Job]) -> int:
 
 def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
     job.prepare()
-    environment = {**os.environ, "CDISTILL_THREADS": "1", "OMP_NUM_THREADS": "1", stopping.PARENT: str(os.getpid())}
+    environment = {**os.environ, stopping.PARENT: str(os.getpid())}
+    if job.threads:
+        environment |= {"CDISTILL_THREADS": str(job.threads), "OMP_NUM_THREADS": str(job.threads)}
     with log_of(logs, job.name).open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cdistill", *job.arguments], env=environment,

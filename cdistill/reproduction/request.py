@@ -1,0 +1,66 @@
+"""What is asked of `cdistill reproduce`, and where its files lie.
+
+::
+
+    OUT/runs/DATA-ARM-SEED/         a run of `cdistill distill`
+        coefficients/TEACHER.*      as `cdistill estimate-coeffs` writes them
+        laboratory/TEACHER/         as `cdistill compare` writes it
+        logs/                       what these commands said
+        figures/  reproduction.md  reproduction.json
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdistill.launch import thread_count
+from cdistill.reproduction.claims import arms_of
+from cdistill.reproduction.experiments import DataSet, Trial, trials
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        letters: Claims.
+        data: Data sets.
+        seeds: Trainings of each arm.
+        processes: Of each training.
+        out: Folder of everything.
+    """
+
+    letters: Sequence[str]
+    data: Sequence[DataSet]
+    seeds: int
+    processes: int
+    out: Path
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trainings that the claims need, seed by seed."""
+        arms = arms_of(self.letters)
+        return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms]
+
+    @property
+    def at_once(self) -> int:
+        """How many trainings share the cores of this machine."""
+        shared = self.processes == 1 and all(data.threads for data in self.data)
+        return thread_count() if shared else 1
+
+    def command(self, trial: Trial) -> list[str]:
+        """Returns the command line, without the program, of a training."""
+        several = ["--nproc", str(self.processes)] if self.processes > 1 else []
+        return [*trial.command(self.run(trial)), *several]
+
+    def run(self, trial: Trial) -> Path:
+        """Returns the folder of a trial."""
+        return self.out / "runs" / trial.name
+
+    def coefficients(self, teacher: str) -> Path:
+        """Returns the file of a teacher's coefficients."""
+        return self.out / "coefficients" / f"{teacher}.safetensors"
+
+    def laboratory(self, teacher: str) -> Path:
+        """Returns the folder of what the laboratory says of a teacher."""
+        return self.out / "laboratory" / teacher
