@@ -202,6 +202,9 @@ def as_record(
             }
             for trial in request.trials
         },
+        "diverged": {
+            outcome.trial.name: outcome.lost for one in found for outcome in one.found.values() if outcome.lost
+        },
         "versions": versions(),
     }
 

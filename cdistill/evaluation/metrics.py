@@ -5,7 +5,7 @@ A metric from another package derives from :class:`Metric` and is named in the e
 """
 
 from abc import ABC, abstractmethod
-from math import prod
+from math import nan, prod
 from typing import ClassVar
 
 import torch
@@ -289,8 +289,10 @@ class Wasserstein(Metric):
             raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
 
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
+        """See :class:`Metric`; NaN where the student has diverged."""
         assert reference.source is not None
+        if not samples.samples.isfinite().all():
+            return _unknown(len(samples.samples))
         return wasserstein_estimate(samples.samples.flatten(), reference.source.samples[:].flatten())
 
 
@@ -312,18 +314,17 @@ class VectorFrechet(Metric):
             )
 
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`.
+        """See :class:`Metric`; NaN where the student has diverged.
 
         Raises:
-            CdistillError: The samples are not finite, or fewer than two.
+            CdistillError: Fewer than two samples.
         """
         assert reference.source is not None
         vectors = samples.samples
-        if len(vectors) < 2 or not vectors.isfinite().all():
-            raise CdistillError(
-                f"frechet-vectors: got {len(vectors):,} samples, {int(vectors.isfinite().all(1).sum()):,} of them "
-                "finite; needs at least 2, all finite; draw more, or choose another metric"
-            )
+        if len(vectors) < 2:
+            raise CdistillError(f"frechet-vectors: got {len(vectors)} samples; needs 2 or more")
+        if not vectors.isfinite().all():
+            return _unknown(len(vectors))
         if self._real is None or self._real[0] is not reference:
             self._real = reference, gaussian(*streamed_moments(reference.source.chunks(AT_ONCE)))
         return frechet_estimate(vectors, self._real[1])
@@ -367,6 +368,11 @@ def wasserstein_estimate(first: Tensor, second: Tensor) -> Estimate:
 def wasserstein_1d(first: Tensor, second: Tensor) -> float:
     """Wasserstein-1 distance between two sets of scalars, (n, 1) and (m, 1)."""
     return wasserstein_estimate(first.flatten(), second.flatten()).value
+
+
+def _unknown(count: int) -> Estimate:
+    """Returns the figure of samples that are not finite."""
+    return Estimate(nan, torch.full((count,), nan, dtype=torch.float64))
 
 
 def _needs_images(metric: FeatureMetric, reference: Reference) -> None:

@@ -26,11 +26,14 @@ class Outcome:
         trial: Which.
         curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training.
         teacher: Metric -> the teacher's value on the same seeds.
+        lost: (NFE, metric) of curves that end in values that are not finite: the student has diverged there. They
+            count nowhere.
     """
 
     trial: Trial
     curves: Mapping[tuple[int, str], Points]
     teacher: Mapping[str, float]
+    lost: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def geometric(values: Sequence[float], limit: bool = False) -> Ratio:
     """Returns the geometric mean of positive values and its interval at `LEVEL`, Student's of their logarithms.
 
     >>> str(geometric([2.0, 8.0])), str(geometric([3.0]))
-    ('4 (0.0006 to 2.67e+04)', '3 (0 to inf)')
+    ('4 (0.000599 to 2.67e+04)', '3 (0 to inf)')
     """
     logs = [math.log(value) for value in values]
     centre = mean(logs)
@@ -77,7 +80,10 @@ def read_outcome(trial: Trial, folder: Path) -> Outcome | None:
         return None
     heun = evaluation_curves([run.results()], TEACHER)
     teacher = {metric: points[-1][1] for (_, metric), points in heun.items()}
-    return Outcome(trial, evaluation_curves(run.metrics(), STUDENT), teacher)
+    curves = evaluation_curves(run.metrics(), STUDENT)
+    end = trial.load().training.iterations
+    whole = {key: points for key, points in curves.items() if points[-1][0] == end}
+    return Outcome(trial, whole, teacher, sorted(curves.keys() - whole.keys()))
 
 
 @dataclass(frozen=True)

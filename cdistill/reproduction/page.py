@@ -43,7 +43,7 @@ def write_page(
         "Figures are ratios of an arm's value to its baseline's, with 95 % intervals over the seeds; below 1 is "
         "better, but for iterations, where 2 is twice as fast. Values of metrics are averaged over the second half of "
         f"the training. Comparable means within a factor of {MARGIN:g}.",
-        "## Verdicts", _verdicts(findings), _findings(findings),
+        "## Verdicts", _verdicts(findings), _findings(findings), _lost(found),
         "## Table 2", *[_table_2(outcomes) for outcomes in found],
         "## Iterations until CTM's final value at 2 NFE", _speeds(found),
         "## On which data do they differ, and does the score before training tell?",
@@ -77,6 +77,18 @@ def _findings(findings: Sequence[Finding]) -> str:
             for one in findings
         ],
     )  # fmt: skip
+
+
+def _lost(found: Sequence[Outcomes]) -> str:
+    names = {
+        one.trial.name: ", ".join(dict.fromkeys(f"{nfe} NFE" for nfe, _ in one.lost))
+        for outcomes in found
+        for one in outcomes.found.values()
+        if one.lost
+    }
+    if not names:
+        return ""
+    return "Diverged, and left out: " + "; ".join(f"{name} at {calls}" for name, calls in names.items()) + "."
 
 
 def _table_2(found: Outcomes) -> str:

@@ -57,7 +57,7 @@ class Prediction:
         metric: "teacher-mse", or "distance" for what stands for FID.
         agree: Comparisons where it is right.
         decided: Comparisons where the trained students can be told apart.
-        correlation: Spearman's, over all comparisons; NaN with fewer than three.
+        correlation: Spearman's, over all comparisons; NaN with fewer than three, or where all scores are the same.
     """
 
     score: str
@@ -107,7 +107,7 @@ def predict(comparisons: Iterable[Comparison]) -> list[Prediction]:
         for score in SCORES:
             told = [one.agrees(score) for one in part if one.agrees(score) is not None]
             correlation = math.nan
-            if len(part) > 2:
+            if len(part) > 2 and len({one.scores[score] for one in part}) > 1:
                 before, after = [one.scores[score] for one in part], [one.after.value for one in part]
                 correlation = float(spearmanr(before, after)[0])
             found.append(Prediction(score, metric, sum(map(bool, told)), len(told), correlation))

@@ -254,7 +254,7 @@ def print_rate(teacher: EDMDenoiser, batch_size: int, numbers: list[int], precis
     device = next(teacher.parameters()).device.type
     auto = {"compile": "auto", "channels_last": "auto", "teacher_precision": "same", "precision": precision}
     task = make_task(teacher, batch_size, distance=random_lpips(device) if lpips else L2(), **auto)
-    for index in numbers[:3]:  # compiles, records graphs, fills the allocator's pools
+    for index in numbers[: 3 if device == "cuda" else 1]:  # compiles, records graphs, fills the allocator's pools
         step(task, index)
     if device == "cuda":
         torch.cuda.synchronize()
@@ -264,18 +264,18 @@ def print_rate(teacher: EDMDenoiser, batch_size: int, numbers: list[int], precis
     cost = step_cost("ctm", POINTS, MAX_STEPS, dsm=True)
     forwards = cost.teacher + cost.target + 2 * cost.frozen + 3 * cost.student
     flops = rate * forwards * network_cost(hollow(teacher)).forward / 1e12
+    more = f", {flops / PEAK:.1%} of an H100's {PEAK:g}; peak memory {peak_mib(device) / 1024:.2f} GiB"
     say(
-        f"{precision}, {'lpips' if lpips else 'l2'}, batch {batch_size}, {task.speed}: {rate:.1f} images/s, "
-        f"{flops:.1f} TFLOP/s in the U-Nets, {flops / PEAK:.1%} of an H100's {PEAK:g}; "
-        f"peak memory {peak_mib(device) / 1024:.2f} GiB"
+        f"{precision}, {'lpips' if lpips else 'l2'}, batch {batch_size}, {task.speed}: {rate:.3g} images/s, "
+        f"{flops:.3g} TFLOP/s in the U-Nets{more if device == 'cuda' else ''}"
     )
 
 
-def print_official(batch_size: int, steps: int) -> None:
-    """Prints the rates of the full-size CIFAR-10 step on a GPU, networks at random."""
-    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, "dropout": 0.0})).to("cuda")
+def print_official(device: str, batch_size: int, steps: int) -> None:
+    """Prints the rates of the full-size CIFAR-10 step, networks at random."""
+    teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, "dropout": 0.0})).to(device)
     say(f"DDPM++ of {count_parameters(teacher):,} parameters; {steps} steps whose h stand for the law of h")
-    for precision in ("bf16", "fp16"):
+    for precision in ("bf16", "fp16") if device == "cuda" else ("fp32",):
         for lpips in (False, True):
             print_rate(teacher, batch_size, steps_of(quantiles_of_h(steps)), precision, lpips)
 
@@ -290,17 +290,18 @@ def quantiles_of_h(count_: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--official", action="store_true", help="the full-size CIFAR-10 step; needs CUDA")
-    parser.add_argument("--batch-size", type=int, default=0, help="16, or 128 for the full size")
+    parser.add_argument("--official", action="store_true", help="the full-size CIFAR-10 step")
+    parser.add_argument("--batch-size", type=int, default=0, help="16; for the full size 128, or 2 on a CPU")
     parser.add_argument("--options", default="all", choices=["none", "eager", "all"], help="options of a recipe")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--solver-steps", type=int, default=4, help="h of the steps that are compared")
     chosen = parser.parse_args()
-    if "cuda" in (chosen.device, "cuda" if chosen.official else "") and not torch.cuda.is_available():
+    if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("needs a CUDA device; there is none")
     set_threads()
     if chosen.official:
-        print_official(chosen.batch_size or 128, 12)
+        usual, steps = (128, 12) if chosen.device == "cuda" else (2, 2)
+        print_official(chosen.device, chosen.batch_size or usual, steps)
         return
     batch_size = chosen.batch_size or 16
     teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **SMALL})).to(chosen.device)
