@@ -192,6 +192,6 @@ def overall(findings: Sequence[Finding]) -> str:
 
 
 def arms_of(letters: Iterable[str]) -> set[str]:
-    """Returns the arms that claims need, and Analytic's forward form beside the backward one, for the study."""
+    """Returns the arms that claims need, and Analytic's other forms beside the backward one, for the study."""
     found = {arm for letter in letters for arm in CLAIMS[letter].arms}
-    return found | ({"analytic-forward"} if "analytic" in found else set())
+    return found | ({"analytic-forward", "analytic-bounded"} if "analytic" in found else set())

@@ -38,13 +38,14 @@ ARMS = {
     "ctm": Arm("CTM", "ctm", {}),
     "analytic": Arm("Analytic", "analytic", {}),
     "analytic-forward": Arm("Analytic, forward", "analytic-forward", {}),
+    "analytic-bounded": Arm("Analytic, bounded (ours)", "analytic-bounded", {}),
     "bcm": Arm("BCM", "bcm", {}),
     "cm": Arm("CM", "cm", _CM),
     "cm-analytic": Arm("CM + Analytic", "analytic", _CM),
     "gan-ctm": Arm("CTM + GAN", "ctm", {}, gan=True),
     "gan-analytic": Arm("Analytic + GAN", "analytic", {}, gan=True),
 }
-TRAJECTORY = ("ctm", "analytic", "analytic-forward", "bcm")
+TRAJECTORY = ("ctm", "analytic", "analytic-forward", "analytic-bounded", "bcm")
 CONSISTENCY = ("cm", "cm-analytic")
 GAN = ("gan-ctm", "gan-analytic")
 
@@ -152,8 +153,9 @@ def _named(*data: DataSet) -> dict[str, DataSet]:
     return {one.name: one for one in data}
 
 
-_ALL = (*TRAJECTORY, *CONSISTENCY)
-_STUDY = ("ctm", "analytic", "analytic-forward")
+_STUDY = ("ctm", "analytic", "analytic-forward", "analytic-bounded")
+_IMAGES = ("ctm", "analytic", "analytic-forward", "bcm", *CONSISTENCY)
+_ALL = (*_STUDY, "bcm", *CONSISTENCY)
 _VARIED: Mapping[str, dict[str, str]] = {
     "usual": {},
     "rate-third": {"learning_rate": "1e-3"},
@@ -167,7 +169,7 @@ _VARIED: Mapping[str, dict[str, str]] = {
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
     "embedded": _named(
-        _images("digits", (*_ALL, *GAN)), _images("patches", _ALL),
+        _images("digits", (*_IMAGES, *GAN)), _images("patches", _IMAGES),
         *(_mixture(name, _ALL) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")),
         *(_mixture(name, _STUDY) for name in ("mixture-narrow-cond", "mixture-broad-cond")),
     ),

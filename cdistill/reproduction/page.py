@@ -106,7 +106,8 @@ def _table_2(found: Outcomes) -> str:
 
 
 def _speeds(found: Sequence[Outcomes]) -> str:
-    arms = [arm for arm in TRAJECTORY if arm != "ctm"]
+    present = {arm for outcomes in found for arm, _ in outcomes.found}
+    arms = [arm for arm in TRAJECTORY if arm in present - {"ctm"}]
     rows = []
     for outcomes in found:
         ratios = [outcomes.speed(arm, "ctm", 2, outcomes.data.metric) for arm in arms]

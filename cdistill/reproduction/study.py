@@ -16,7 +16,7 @@ from cdistill.reproduction.claims import ALIGNMENT
 from cdistill.reproduction.experiments import NFE
 from cdistill.reproduction.outcomes import Outcomes, Ratio
 
-FORMS = ("analytic", "analytic-forward")  # BCM's is CTM's
+FORMS = ("analytic", "analytic-forward", "analytic-bounded")  # BCM's is CTM's
 BASELINE = "ctm"
 SCORES = ("untrained MSE", "consistency gap", "jump error")
 
