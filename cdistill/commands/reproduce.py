@@ -54,8 +54,8 @@ def coefficient_jobs(request: Request) -> list[Job]:
         options = [
             f"--{name.replace('_', '-')}={value}" for name, value in section.model_dump().items() if value is not None
         ]
-        arguments = ["estimate-coeffs", "--teacher", teacher, *options, "--out", str(file)]
-        jobs.append(Job(f"coefficients-{teacher}", arguments, 20, 1, partial(_is_there, file)))
+        arguments = ["estimate-coeffs", "--teacher", teacher, *options, "--out", str(file), *request.several]
+        jobs.append(Job(f"coefficients-{teacher}", arguments, 20, request.threads, partial(_is_there, file)))
     return jobs
 
 
@@ -66,9 +66,10 @@ def laboratory_jobs(request: Request) -> list[Job]:
         folder = request.laboratory(teacher)
         arguments = [
             "compare", "--teacher", teacher, "--coefficients", str(request.coefficients(teacher)),
-            "--nfe", ",".join(map(str, NFE)), "--out", str(folder),
+            "--nfe", ",".join(map(str, NFE)), "--out", str(folder), *request.several,
         ]  # fmt: skip
-        jobs.append(Job(f"laboratory-{teacher}", arguments, 20, 1, partial(_is_there, folder / "compare.json")))
+        done = partial(_is_there, folder / "compare.json")
+        jobs.append(Job(f"laboratory-{teacher}", arguments, 20, request.threads, done))
     return jobs
 
 

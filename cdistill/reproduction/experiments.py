@@ -5,8 +5,10 @@ same seed the same batches, the same noise and the same image seeds, so that arm
 different seeds share none of these, so that their spread holds both the training's noise and that of the samples.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,11 @@ class DataSet:
     cost: float = 1.0
     threads: int = 1
 
+    @property
+    def folder(self) -> str:
+        """The name, fit for a folder."""
+        return re.sub(r"[^\w.]+", "-", self.name)
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -86,7 +93,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return f"{self.data.name}-{self.arm}-{self.seed}"
+        return f"{self.data.folder}-{self.arm}-{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
@@ -132,10 +139,10 @@ def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:
     }
 
 
-def _mixture(name: str, arms: Sequence[str], iterations: int = 1600, **more: str) -> DataSet:
+def _mixture(name: str, arms: Sequence[str], iterations: int = 1600, batch_size: int = 128, **more: str) -> DataSet:
     values = {"learning_rate": "3e-3", "target_rate": "0.98", "ema_rate": "0.98", **more}
     metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
-    changes = {"teacher": name, **_budget(iterations, 128, **values)}
+    changes = {"teacher": name, **_budget(iterations, batch_size, **values)}
     return DataSet(name, "mixture", changes, metric, arms, 2000, cost=0.02)
 
 
@@ -146,7 +153,7 @@ def _images(name: str, arms: Sequence[str], iterations: int = 240, batch_size: i
 
 def _real(name: str) -> DataSet:
     """Returns a row of Table 2: the recipe as it is."""
-    return DataSet(name, name, {}, "fid", ("ctm", "analytic"), 50_000, threads=0)
+    return DataSet(name, name, {}, "fid", _PAIR, 50_000, threads=0)
 
 
 def _named(*data: DataSet) -> dict[str, DataSet]:
@@ -156,16 +163,39 @@ def _named(*data: DataSet) -> dict[str, DataSet]:
 _STUDY = ("ctm", "analytic", "analytic-forward", "analytic-bounded")
 _IMAGES = ("ctm", "analytic", "analytic-forward", "bcm", *CONSISTENCY)
 _ALL = (*_STUDY, "bcm", *CONSISTENCY)
-_VARIED: Mapping[str, dict[str, str]] = {
-    "usual": {},
-    "rate-third": {"learning_rate": "1e-3"},
-    "rate-triple": {"learning_rate": "9e-3"},
-    "pseudo-huber": {"distance": "pseudo-huber"},
-    "batch-quadruple": {"batch_size": "512"},
-    "live-target": {"target": "live"},
-    "no-dsm": {"dsm": "false"},
-    "points-18": {"points": "18", "max_ode_steps": "17"},
-}
+_PAIR = ("ctm", "analytic")
+
+
+def _settings() -> list[DataSet]:
+    """Returns short trainings with one setting changed: does a verdict hang on it?"""
+    images = partial(_images, "patches", _PAIR, 120)
+    mixture = partial(_mixture, "mixture-broad", _PAIR, 800)
+    return [
+        *(
+            replace(one, name=f"patches, {label}")
+            for label, one in {
+                "usual": images(32),
+                "learning rate / 3": images(32, learning_rate="3.3e-4"),
+                "learning rate x 3": images(32, learning_rate="3e-3"),
+                "pseudo-huber": images(32, distance="pseudo-huber"),
+                "batch x 4": images(128),
+            }.items()
+        ),
+        *(
+            replace(one, name=f"mixture-broad, {label}")
+            for label, one in {
+                "usual": mixture(),
+                "learning rate / 3": mixture(learning_rate="1e-3"),
+                "learning rate x 3": mixture(learning_rate="9e-3"),
+                "pseudo-huber": mixture(distance="pseudo-huber"),
+                "batch x 4": mixture(batch_size=512),
+                "live target": mixture(target="live"),
+                "no DSM loss": mixture(dsm="false"),
+                "10 points": mixture(points="10", max_ode_steps="9"),
+            }.items()
+        ),
+    ]
+
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
     "embedded": _named(
@@ -177,6 +207,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
         _mixture("mixture-1d", _ALL, 800), _mixture("mixture-narrow", _STUDY, 800),
         _mixture("mixture-broad", _STUDY, 800), _images("digits", ("ctm", "analytic", *GAN), 120, 48),
     ),
+    "settings": _named(*_settings()),
     "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
 }  # fmt: skip
 

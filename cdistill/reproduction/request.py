@@ -43,15 +43,23 @@ class Request:
         return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms]
 
     @property
+    def threads(self) -> int:
+        """Threads of a command; 0 for all that there are."""
+        return min(data.threads for data in self.data)
+
+    @property
     def at_once(self) -> int:
-        """How many trainings share the cores of this machine."""
-        shared = self.processes == 1 and all(data.threads for data in self.data)
-        return thread_count() if shared else 1
+        """How many commands share the cores of this machine."""
+        return thread_count() if self.processes == 1 and self.threads else 1
+
+    @property
+    def several(self) -> list[str]:
+        """The options of a command that start its processes."""
+        return ["--nproc", str(self.processes)] if self.processes > 1 else []
 
     def command(self, trial: Trial) -> list[str]:
         """Returns the command line, without the program, of a training."""
-        several = ["--nproc", str(self.processes)] if self.processes > 1 else []
-        return [*trial.command(self.run(trial)), *several]
+        return [*trial.command(self.run(trial)), *self.several]
 
     def run(self, trial: Trial) -> Path:
         """Returns the folder of a trial."""
