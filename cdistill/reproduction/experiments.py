@@ -5,7 +5,6 @@ same seed the same batches, the same noise and the same image seeds, so that arm
 different seeds share none of these, so that their spread holds both the training's noise and that of the samples.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -76,11 +75,6 @@ class DataSet:
     cost: float = 1.0
     threads: int = 1
 
-    @property
-    def folder(self) -> str:
-        """The name, fit for a folder."""
-        return re.sub(r"[^\w.]+", "-", self.name)
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -93,7 +87,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return f"{self.data.folder}-{self.arm}-{self.seed}"
+        return f"{self.data.name}-{self.arm}-{self.seed}"
 
     @property
     def overrides(self) -> list[str]:
@@ -128,9 +122,7 @@ class Trial:
 
 def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:
     """Returns a training with nine evaluations, the first before it."""
-    named = {
-        "iterations": str(iterations), "batch_size": str(batch_size), **more,
-    }  # fmt: skip
+    named = {"iterations": str(iterations), "batch_size": str(batch_size), **more}
     every = str(iterations // 8)
     return {
         **{f"training.{key}": value for key, value in named.items()},
@@ -167,34 +159,25 @@ _PAIR = ("ctm", "analytic")
 
 
 def _settings() -> list[DataSet]:
-    """Returns short trainings with one setting changed: does a verdict hang on it?"""
+    """Returns short trainings, each with one setting changed: does a verdict hang on it?"""
     images = partial(_images, "patches", _PAIR, 120)
     mixture = partial(_mixture, "mixture-broad", _PAIR, 800)
-    return [
-        *(
-            replace(one, name=f"patches, {label}")
-            for label, one in {
-                "usual": images(32),
-                "learning rate / 3": images(32, learning_rate="3.3e-4"),
-                "learning rate x 3": images(32, learning_rate="3e-3"),
-                "pseudo-huber": images(32, distance="pseudo-huber"),
-                "batch x 4": images(128),
-            }.items()
-        ),
-        *(
-            replace(one, name=f"mixture-broad, {label}")
-            for label, one in {
-                "usual": mixture(),
-                "learning rate / 3": mixture(learning_rate="1e-3"),
-                "learning rate x 3": mixture(learning_rate="9e-3"),
-                "pseudo-huber": mixture(distance="pseudo-huber"),
-                "batch x 4": mixture(batch_size=512),
-                "live target": mixture(target="live"),
-                "no DSM loss": mixture(dsm="false"),
-                "10 points": mixture(points="10", max_ode_steps="9"),
-            }.items()
-        ),
-    ]
+    found = {
+        "patches-usual": images(32),
+        "patches-rate-third": images(32, learning_rate="3.3e-4"),
+        "patches-rate-triple": images(32, learning_rate="3e-3"),
+        "patches-pseudo-huber": images(32, distance="pseudo-huber"),
+        "patches-batch-quadruple": images(128),
+        "mixture-broad-usual": mixture(),
+        "mixture-broad-rate-third": mixture(learning_rate="1e-3"),
+        "mixture-broad-rate-triple": mixture(learning_rate="9e-3"),
+        "mixture-broad-pseudo-huber": mixture(distance="pseudo-huber"),
+        "mixture-broad-batch-quadruple": mixture(batch_size=512),
+        "mixture-broad-live-target": mixture(target="live"),
+        "mixture-broad-no-dsm": mixture(dsm="false"),
+        "mixture-broad-points-10": mixture(points="10", max_ode_steps="9"),
+    }
+    return [replace(one, name=name) for name, one in found.items()]
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
