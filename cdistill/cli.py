@@ -629,15 +629,19 @@ def reproduce(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller budgets: under 15 minutes on two cores.")] = False,
     experiments: Annotated[
-        str,
-        typer.Option(help="embedded; settings (other learning rates, distances, batches); table-2 (real data sets)."),
-    ] = "embedded",
+        str | None,
+        typer.Option(
+            help="embedded, the default; settings (other learning rates, distances, batches); table-2 (real data)."
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data sets with commas; all of the experiments' by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
     processes: ProcessesOption = 1,
     dry_run: Annotated[bool, typer.Option(help="List the trainings, their cost and commands, and stop.")] = False,
-    tflops: TflopsOption = TFLOPS,
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="TFLOP/s of a device, for --dry-run; 42 for table-2.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder; reproduction, or reproduction-EXPERIMENTS, by default.")
     ] = None,
@@ -652,7 +656,9 @@ def reproduce(
     from cdistill.reproduction.claims import choose_claims
     from cdistill.reproduction.experiments import choose_data
 
-    kind = "quick" if quick else experiments
+    if quick and experiments is not None:
+        raise RecipeError("--quick: is an experiment of its own; leave --experiments out")
+    kind = "quick" if quick else experiments or "embedded"
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
     start()
@@ -660,9 +666,10 @@ def reproduce(
     from cdistill.commands.trials import list_trials
     from cdistill.reproduction.request import Request
 
-    request = Request(letters, chosen, seeds, processes, folder)
+    request = Request(letters, kind, chosen, seeds, processes, folder)
+    rate = tflops or (TFLOPS if kind == "table-2" else None)
     with console.json_only(as_json):
-        record = list_trials(request, tflops) if dry_run else run_reproduce(request, jobs)
+        record = list_trials(request, rate) if dry_run else run_reproduce(request, jobs)
     finish(as_json, record, "")
 
 

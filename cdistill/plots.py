@@ -251,11 +251,7 @@ def _draw_panel(axis: Axes, panel: Panel, labels: Sequence[str]) -> None:
         heights = [panel.goal] * len(panel.reached)
         axis.plot(panel.reached, heights, "o", mfc="none", mec="0.2", ms=8, ls="", label="reaches the dotted value")
     if panel.logarithmic:
-        axis.set_yscale("log")
-        low, high = axis.get_ylim()
-        axis.yaxis.set_major_locator(LogLocator(subs=[1.0, 2.0, 5.0]) if high > 8 * low else MaxNLocator(6))
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        log_values(axis)
     axis.xaxis.set_major_locator(MaxNLocator(6))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_title(panel.title, fontsize=10)
@@ -311,6 +307,18 @@ def log_axis(axis: Axes, label: str, title: str) -> None:
     axis.set_xlabel(label)
     if title:
         axis.set_title(title, fontsize=10)
+
+
+def log_values(axis: Axes, horizontal: bool = False) -> None:
+    """Gives an axis a logarithmic ordinate, or abscissa, with plain numbers that can be read in a narrow range too."""
+    scale, limits, ticks = (
+        (axis.set_xscale, axis.get_xlim, axis.xaxis) if horizontal else (axis.set_yscale, axis.get_ylim, axis.yaxis)
+    )
+    scale("log")
+    low, high = limits()
+    ticks.set_major_locator(LogLocator(subs=[1.0, 2.0, 5.0]) if high > 8 * low else MaxNLocator(5))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ticks.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

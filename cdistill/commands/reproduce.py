@@ -10,7 +10,7 @@ from typing import Any
 from cdistill.commands.common import versions
 from cdistill.commands.plot import draw_trajectories
 from cdistill.console import say, table
-from cdistill.errors import DivergedError, RecipeError
+from cdistill.errors import CdistillError, DivergedError, RecipeError, StoppedError
 from cdistill.evaluation.results import finite
 from cdistill.recipe import DistillRecipe, differences, load_recipe
 from cdistill.registry import PRECONDITIONINGS
@@ -20,30 +20,46 @@ from cdistill.reproduction.claims import (
     CLAIMS,
     MIXTURE,
     Finding,
+    by_data,
+    conclusions,
     judge,
     judge_mixture,
-    verdicts,
 )
-from cdistill.reproduction.experiments import NFE, DataSet, Trial
+from cdistill.reproduction.experiments import NFE, DataSet, Trial, choose_data, trials
 from cdistill.reproduction.outcomes import Outcomes, Ratio, geometric, read_outcome
 from cdistill.reproduction.page import write_page
 from cdistill.reproduction.request import Request
 from cdistill.reproduction.running import Job, run_jobs
 from cdistill.reproduction.study import Comparison, compare, predict
-from cdistill.runs import RunFolder
+from cdistill.runs import RunFolder, held
 from cdistill.storage import copy_file, read_json, write_text
 
 _TRAJECTORIES = 4096  # of Fig. 7, for each seed
 
 
 def reproduce(request: Request, jobs: int | None) -> dict[str, Any]:
-    """Trains what is not trained yet, judges the claims, draws the figures; returns all of it as JSON."""
-    logs, at_once = request.out / "logs", jobs or request.at_once
+    """Trains what is not trained yet, judges the claims, draws the figures; returns all of it as JSON.
+
+    Raises:
+        RecipeError: No data set can judge a claim, or the folder holds runs of other experiments.
+        RunLockedError: Another process works in the folder.
+        CdistillError: A training failed; the others are done and judged.
+    """
+    if not request.trials and MIXTURE not in request.letters:
+        raise RecipeError(f"reproduce: none of these data sets can judge {', '.join(request.letters)}; name others")
     check_trials(request)
-    run_jobs(coefficient_jobs(request), at_once, logs, "coefficients")
-    run_jobs(laboratory_jobs(request), at_once, logs, "laboratory")
-    run_jobs(training_jobs(request), at_once, logs, "trainings")
-    return conclude(request)
+    logs, at_once = request.out / "logs", jobs or request.at_once
+    with held(request.out / ".lock", f"{request.out}: another process works here"):
+        run_jobs(coefficient_jobs(request), at_once, logs, "coefficients")
+        run_jobs(laboratory_jobs(request), at_once, logs, "laboratory")
+        try:
+            run_jobs(training_jobs(request), at_once, logs, "trainings")
+        except StoppedError:
+            raise
+        except CdistillError:
+            conclude(request)
+            raise
+        return conclude(request)
 
 
 def coefficient_jobs(request: Request) -> list[Job]:
@@ -79,7 +95,7 @@ def training_jobs(request: Request) -> list[Job]:
         Job(
             trial.name, request.command(trial),
             trial.data.cost * trial.load().training.iterations, trial.data.threads,
-            partial(_progress, request.run(trial), trial.load()), partial(_prepare, request, trial),
+            partial(_progress, request.run(trial), trial.load()), partial(_prepare, request, trial), may_diverge=True,
         )
         for trial in request.trials
     ]  # fmt: skip
@@ -125,35 +141,39 @@ def check_trials(request: Request) -> None:
 
 
 def conclude(request: Request) -> dict[str, Any]:
-    """Judges the claims on what has been trained, draws the figures and writes everything; returns it as JSON."""
-    found = [read_outcomes(request, data) for data in request.data]
-    findings = judge(found, request.letters)
-    if MIXTURE in request.letters:
+    """Judges the claims on all that has been trained, draws the figures, writes everything; returns it as JSON."""
+    asked = request
+    request = request.everything(choose_data(request.kind, None))
+    found = [one for data in request.data if (one := read_outcomes(request, data)).found or data in asked.data]
+    findings = [
+        one
+        for one in judge(found, list(CLAIMS))
+        if one.ratio is not None or (one.claim in asked.letters and one.data in {data.name for data in asked.data})
+    ]
+    if MIXTURE in asked.letters or (request.out / "figures" / "figure-7.png").exists():
         findings += judge_mixture(measure_mixture(request))
     comparisons = study(request, found)
     pictures = draw(request, found, comparisons)
     record = as_record(request, found, findings, comparisons)
     write_text(request.out / "reproduction.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    title = f"`cdistill reproduce`, {request.seeds} seeds; every run is a folder in `runs`."
-    write_text(
-        request.out / "reproduction.md",
-        write_page(title, found, findings, spans(request), comparisons, predict(comparisons), pictures),
-    )
+    title = f"Experiments `{request.kind}`; every training is a folder in `runs`, its command stands in the JSON."
+    page = write_page(title, found, findings, spans(request), comparisons, predict(comparisons), pictures)
+    write_text(request.out / "reproduction.md", page)
     print_verdicts(findings)
     say(f"results: {request.out / 'reproduction.md'}   numbers: {request.out / 'reproduction.json'}")
     return record
 
 
 def read_outcomes(request: Request, data: DataSet) -> Outcomes:
-    """Returns what the finished trials of a data set measured."""
-    read = [read_outcome(trial, request.run(trial)) for trial in request.trials if trial.data is data]
+    """Returns what the trials of a data set measured, as far as they have ended."""
+    read = [read_outcome(trial, request.run(trial)) for trial in trials([data], request.seeds)]
     return Outcomes(data, {(one.trial.arm, one.trial.seed): one for one in read if one is not None})
 
 
 def measure_mixture(request: Request) -> dict[str, Ratio]:
     """Fig. 7: draws it, and returns Analytic's errors over CTM's for several seeds of the noise."""
     values: dict[str, list[float]] = {}
-    for seed in range(max(request.seeds, 2)):
+    for seed in range(max(request.seeds, 3)):
         picture = request.out / "figures" / ("figure-7.png" if seed == 0 else f"figure-7-seed-{seed}.png")
         results = {
             one.preconditioning: one
@@ -190,37 +210,38 @@ def as_record(
         if (value := one.final(arm, nfe, metric)) is not None
     ]
     return {
-        "verdicts": verdicts(findings),
-        "statements": {letter: CLAIMS[letter].statement for letter in request.letters},
+        "experiments": request.kind,
+        "claims": {
+            letter: {
+                "statement": CLAIMS[letter].statement,
+                "conclusion": conclusion,
+                "data": by_data(findings, letter),
+            }
+            for letter, conclusion in conclusions(findings).items()
+        },
         "findings": [{**asdict(one), "ratio": None if one.ratio is None else _as_json(one.ratio)} for one in findings],
         "table_2": finals,
         "comparisons": [{**asdict(one), "after": _as_json(one.after)} for one in comparisons],
         "predictions": [{**asdict(one), "correlation": finite(one.correlation)} for one in predict(comparisons)],
         "trials": {
-            trial.name: {
-                "command": ["cdistill", *request.command(trial)],
-                "state": RunFolder(request.run(trial)).status().get("state", "not run"),
-            }
-            for trial in request.trials
-        },
-        "diverged": {
-            outcome.trial.name: outcome.lost for one in found for outcome in one.found.values() if outcome.lost
+            trial.name: {"command": ["cdistill", *request.command(trial)], "diverged": list(outcome.lost)}
+            for trial, outcome in ((outcome.trial, outcome) for one in found for outcome in one.found.values())
         },
         "versions": versions(),
     }
 
 
 def _as_json(ratio: Ratio) -> dict[str, Any]:
-    return {**asdict(ratio), "high": finite(ratio.high)}
+    return {**asdict(ratio), "low": ratio.low, "high": finite(ratio.high)}
 
 
 def print_verdicts(findings: Sequence[Finding]) -> None:
-    """Prints the figures behind the verdicts, and the verdicts."""
+    """Prints the figures, the verdict of each data set, and the conclusions."""
     rows = [
         [f"{one.claim} {one.data}", one.quantity, "-" if one.ratio is None else str(one.ratio), one.verdict]
         for one in findings
     ]
     caption = "ratio of the arm to its baseline, with its 95 % interval over the seeds"
     table("What came out", ["claim, data", "figure", "ratio", "verdict"], rows, caption)
-    rows = [[f"{letter} {CLAIMS[letter].statement}", verdict] for letter, verdict in verdicts(findings).items()]
+    rows = [[f"{letter} {CLAIMS[letter].statement}", verdict] for letter, verdict in conclusions(findings).items()]
     table("The paper's claims", ["claim", "verdict"], rows)

@@ -13,12 +13,12 @@ from cdistill.reproduction.request import Request
 from cdistill.runs import RunFolder
 
 
-def list_trials(request: Request, tflops: float) -> dict[str, Any]:
+def list_trials(request: Request, tflops: float | None) -> dict[str, Any]:
     """Prints what each training costs and what came out so far, and the commands; returns that as JSON.
 
     Args:
         request: What is asked for.
-        tflops: TFLOP/s that each device sustains.
+        tflops: TFLOP/s that each device sustains; None where nobody knows.
     """
     devices = request.processes
     costs = {
@@ -30,12 +30,13 @@ def list_trials(request: Request, tflops: float) -> dict[str, Any]:
     rows = [
         [
             one["name"], f"{one['iterations']:,} x {one['batch_size']:,}", scaled(one["training_flop"], "FLOP"),
-            duration(one["hours"]), "-" if one["sustained"] is None else scaled(one["sustained"], "FLOP/s"),
-            ", ".join(f"{value:.3g}" for value in one["results"].values()) or one["state"],
+            "-" if one["hours"] is None else duration(one["hours"]),
+            "-" if one["sustained"] is None else scaled(one["sustained"], "FLOP/s"),
+            ", ".join(map(_short, one["results"].values())) or one["state"],
         ]
         for one in entries
     ]  # fmt: skip
-    time = f"on {devices} device(s) at {tflops:g} TFLOP/s"
+    time = f"on {devices} device(s)" + ("" if tflops is None else f" at {tflops:g} TFLOP/s")
     result = f"result at {', '.join(map(str, NFE))} NFE"
     table("Trainings", ["training", "steps x images", "work", time, "sustained here", result], rows)
     for one in entries:
@@ -43,7 +44,7 @@ def list_trials(request: Request, tflops: float) -> dict[str, Any]:
     return {"devices": devices, "tflops": tflops, "trials": entries}
 
 
-def describe(request: Request, trial: Trial, cost: Plan, tflops: float) -> dict[str, Any]:
+def describe(request: Request, trial: Trial, cost: Plan, tflops: float | None) -> dict[str, Any]:
     """Returns what is known about a training, as JSON."""
     run = RunFolder(request.run(trial))
     outcome = read_outcome(trial, run.path)
@@ -54,11 +55,13 @@ def describe(request: Request, trial: Trial, cost: Plan, tflops: float) -> dict[
         "iterations": cost.iterations,
         "batch_size": cost.batch_size,
         "training_flop": cost.training,
-        "hours": cost.hours(tflops, request.processes),
+        "hours": None if tflops is None else cost.hours(tflops, request.processes),
         "state": run.status().get("state", "not run"),
         "sustained": sustained(run, cost),
         "results": {
-            str(nfe): curves[nfe, trial.data.metric][-1][1] for nfe in NFE if (nfe, trial.data.metric) in curves
+            str(nfe): curves[nfe, trial.data.metric][-1][1] if (nfe, trial.data.metric) in curves else None
+            for nfe in NFE
+            if curves
         },
     }
 
@@ -67,3 +70,7 @@ def sustained(run: RunFolder, cost: Plan) -> float | None:
     """Returns the FLOP/s that a training sustained, the median of what it logged; None if it has not begun."""
     rates = sorted(rate for _, rate in training_curves(run.metrics()).get("images_per_second", []))
     return rates[len(rates) // 2] * cost.training / cost.iterations / cost.batch_size if rates else None
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

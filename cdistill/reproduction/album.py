@@ -35,7 +35,7 @@ def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comp
     """Draws Figures 2 to 6 and the study's; returns the names of all that are there, Figure 7 too."""
     folder = request.out / "figures"
     single = [
-        (panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY, 1), one.data.name,
+        (panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY[:-1], 1), one.data.name,
          load_forms(request, one.data, ("cm", "ctm", "analytic")))
         for one in found
         if one.found and set(CONSISTENCY) <= set(one.data.arms)
@@ -43,7 +43,7 @@ def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comp
     if single:
         plot_single_step(folder / "figure-2.png", single)
     curves = {
-        "figure-3": ("Fig. 3: two steps", ("ctm", "analytic", "analytic-forward"), (2,)),
+        "figure-3": ("Fig. 3: two steps", TRAJECTORY[:-1], (2,)),
         "figure-5": ("Fig. 5: BCM's preconditioning", ("ctm", "bcm"), (1, 2)),
         "figure-6": ("Fig. 6: with the GAN loss", GAN, (1, 2)),
     }
@@ -55,9 +55,11 @@ def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comp
     forms = {
         f"{form}: {data.name}" if form != "ctm" else "CTM": one
         for data in request.data
+        if request.coefficients(teacher_of(data)).is_file()
         for form, one in load_forms(request, data, ("ctm", "analytic")).items()
     }
-    plot_heat_maps(folder / "figure-4.png", forms)
+    if forms:
+        plot_heat_maps(folder / "figure-4.png", forms)
     if comparisons:
         shown = {
             f"{metric}, 2 NFE": [

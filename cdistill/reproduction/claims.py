@@ -1,10 +1,10 @@
 """The paper's claims, the figure that each is judged by, and the verdict.
 
-The rules were written before the trials were run. A figure is a ratio with its 95 % interval over seeds, below 1 where
-the arm is better than its baseline, but for the ratio of iterations, which is above 1 where it is faster.
+A figure is a ratio with its 95 % interval over seeds, below 1 where the arm is better than its baseline, but for the
+ratio of iterations, which is above 1 where it is faster.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,6 +39,63 @@ class Finding:
     verdict: str
 
 
+Rule = Callable[[float, float], str]
+"""Returns the verdict that follows from an interval."""
+
+
+def superior(low: float, high: float) -> str:
+    """Judges "the arm is better": its figure is smaller, by more than `NEGLIGIBLE`."""
+    return REPRODUCED if high < 1 / NEGLIGIBLE else REFUTED if low > NEGLIGIBLE else UNDECIDED
+
+
+def comparable(low: float, high: float) -> str:
+    """Judges "there is no difference": none beyond `MARGIN`."""
+    if low > 1 / MARGIN and high < MARGIN:
+        return REPRODUCED
+    return REFUTED if high < 1 / MARGIN or low > MARGIN else UNDECIDED
+
+
+def no_gain(low: float, high: float) -> str:
+    """Judges "it brings nothing": no improvement beyond `MARGIN`."""
+    return REPRODUCED if low > 1 / MARGIN else REFUTED if high < 1 / MARGIN else UNDECIDED
+
+
+def faster(low: float, high: float) -> str:
+    """Judges "two to three times fewer iterations": surely fewer, and rather twice as few than as many."""
+    if high < CLAIMED:
+        return REFUTED
+    return REPRODUCED if low > 1 and low * high > CLAIMED else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a claim on one data set.
+
+    Attributes:
+        quantity: What it is.
+        rule: How it is judged.
+        ratio: Its value; None where trials are missing.
+    """
+
+    quantity: str
+    rule: Rule
+    ratio: Ratio | None
+
+    def verdict(self, comparisons: int) -> str:
+        """Returns the verdict, if it is one of so many figures of its claim and data set.
+
+        All of them have to say "reproduced" for the claim to be, and one alone can say "not reproduced": that one needs
+        an interval for all of them at once.
+        """
+        if self.ratio is None:
+            return NOT_RUN
+        found = self.rule(*self.ratio.interval())
+        if found == REFUTED:
+            return self.rule(*self.ratio.interval(comparisons))
+        censored = self.ratio.lost or self.ratio.bound in ("<=", "?")
+        return UNDECIDED if found == REPRODUCED and censored else found
+
+
 @dataclass(frozen=True)
 class Claim:
     """A claim of the paper.
@@ -53,68 +110,36 @@ class Claim:
     name: str
     statement: str
     arms: Sequence[str]
-    judge: Callable[[Outcomes], list[tuple[str, Ratio | None, str]]]
+    judge: Callable[[Outcomes], list[Figure]]
 
 
-def superior(ratio: Ratio) -> str:
-    """Judges "the arm is better": its figure is smaller, and not by a trifle."""
-    if ratio.low > 1 / NEGLIGIBLE and ratio.high < NEGLIGIBLE:
-        return UNDECIDED
-    return REPRODUCED if ratio.high < 1 else REFUTED if ratio.low > 1 else UNDECIDED
-
-
-def comparable(ratio: Ratio) -> str:
-    """Judges "there is no difference": none beyond `MARGIN`."""
-    if ratio.low > 1 / MARGIN and ratio.high < MARGIN:
-        return REPRODUCED
-    return REFUTED if ratio.high < 1 or ratio.low > 1 else UNDECIDED
-
-
-def no_gain(ratio: Ratio) -> str:
-    """Judges "it brings nothing": no improvement beyond `MARGIN`."""
-    return REPRODUCED if ratio.low > 1 / MARGIN else REFUTED if ratio.high < 1 else UNDECIDED
-
-
-def faster(ratio: Ratio) -> str:
-    """Judges "two to three times fewer iterations"."""
-    if ratio.high < CLAIMED:
-        return REFUTED
-    return REPRODUCED if ratio.low > 1 else UNDECIDED
-
-
-def _judged(rule: Callable[[Ratio], str], quantity: str, ratio: Ratio | None) -> tuple[str, Ratio | None, str]:
-    return quantity, ratio, NOT_RUN if ratio is None else rule(ratio)
-
-
-def _acceleration(found: Outcomes) -> list[tuple[str, Ratio | None, str]]:
+def _acceleration(found: Outcomes) -> list[Figure]:
     how = "analytic", "ctm", 2, found.data.metric
     return [
-        _judged(superior, f"untrained, 2 NFE: {how[3]}", found.before(*how)),
-        _judged(faster, f"iterations, 2 NFE: {how[3]}", found.speed(*how)),
+        Figure(f"untrained, 2 NFE: {how[3]}", superior, found.before(*how)),
+        Figure(f"iterations, 2 NFE: {how[3]}", faster, found.speed(*how)),
     ]
 
 
-def _one_step(found: Outcomes) -> list[tuple[str, Ratio | None, str]]:
+def _one_step(found: Outcomes) -> list[Figure]:
     metric = found.data.metric
     return [
-        _judged(comparable, f"CTM, 1 NFE: {metric}", found.late("analytic", "ctm", 1, metric)),
+        Figure(f"CTM, 1 NFE: {metric}", comparable, found.late("analytic", "ctm", 1, metric)),
         *(
-            _judged(comparable, f"CM, {nfe} NFE: {metric}", found.late("cm-analytic", "cm", nfe, metric))
+            Figure(f"CM, {nfe} NFE: {metric}", comparable, found.late("cm-analytic", "cm", nfe, metric))
             for nfe in (1, 2)
         ),
     ]
 
 
-def _at(
-    rule: Callable[[Ratio], str], arm: str, baseline: str, calls: Sequence[int], found: Outcomes
-) -> list[tuple[str, Ratio | None, str]]:
+def _at(rule: Rule, arm: str, baseline: str, calls: Sequence[int], found: Outcomes) -> list[Figure]:
     metric = found.data.metric
-    return [_judged(rule, f"{nfe} NFE: {metric}", found.late(arm, baseline, nfe, metric)) for nfe in calls]
+    return [Figure(f"{nfe} NFE: {metric}", rule, found.late(arm, baseline, nfe, metric)) for nfe in calls]
 
 
-def _alignment(found: Outcomes) -> list[tuple[str, Ratio | None, str]]:
+def _alignment(found: Outcomes) -> list[Figure]:
     return [
-        _judged(superior, f"{nfe} NFE: {ALIGNMENT}", found.late("analytic", "ctm", nfe, ALIGNMENT))
+        Figure(f"{nfe} NFE: {ALIGNMENT}", superior, found.late("analytic", "ctm", nfe, ALIGNMENT))
         for nfe in NFE
         if nfe > 1
     ]
@@ -133,7 +158,8 @@ CLAIMS: Mapping[str, Claim] = {
         "bcm", "BCM's form improves nothing on CTM's", ("ctm", "bcm"), partial(_at, no_gain, "bcm", "ctm", (1, 2))
     ),
     "d": Claim(
-        "alignment", "Analytic ends nearer to the teacher than CTM at every NFE", ("ctm", "analytic"), _alignment
+        "alignment", "Analytic ends nearer to the teacher than CTM, at every NFE from 2 on", ("ctm", "analytic"),
+        _alignment,
     ),
     "e": Claim(
         "gan", "with the GAN loss Analytic and CTM are comparable", GAN,
@@ -158,40 +184,70 @@ def choose_claims(names: Sequence[str]) -> list[str]:
     return sorted({by_name[name] for name in names}) or list(CLAIMS)
 
 
+def arms_of(letters: Iterable[str], there: Collection[str]) -> set[str]:
+    """Returns the arms to train on a data set that has those in `there`: none of claims that cannot be judged on it.
+
+    Analytic's other forms come beside the backward one, for the study.
+    """
+    wanted = [CLAIMS[letter].arms for letter in letters if set(CLAIMS[letter].arms) <= set(there)]
+    found = {arm for arms in wanted for arm in arms}
+    return found | ({"analytic-forward", "analytic-bounded"} & set(there) if "analytic" in found else set())
+
+
 def judge(found: Iterable[Outcomes], letters: Sequence[str]) -> list[Finding]:
     """Judges claims on every data set that has their arms; see `judge_mixture` for (f)."""
     return [
-        Finding(letter, outcomes.data.name, *figure)
+        finding
         for letter in letters
         for outcomes in found
         if set(CLAIMS[letter].arms) <= set(outcomes.data.arms)
-        for figure in CLAIMS[letter].judge(outcomes)
+        for finding in _findings(letter, outcomes.data.name, CLAIMS[letter].judge(outcomes))
     ]
 
 
 def judge_mixture(ratios: Mapping[str, Ratio]) -> list[Finding]:
     """Judges claim (f): quantity -> analytic over CTM."""
-    return [
-        Finding(MIXTURE, "mixture-1d", f"untrained, 3 NFE: {name}", ratio, superior(ratio))
-        for name, ratio in ratios.items()
-    ]
+    figures = [Figure(f"untrained, 3 NFE: {name}", superior, ratio) for name, ratio in ratios.items()]
+    return _findings(MIXTURE, "mixture-1d", figures)
 
 
-def verdicts(findings: Sequence[Finding]) -> dict[str, str]:
-    """Returns letter -> verdict of the claims that have findings."""
-    letters = dict.fromkeys(finding.claim for finding in findings)
-    return {letter: overall([one for one in findings if one.claim == letter]) for letter in letters}
+def _findings(letter: str, data: str, figures: Sequence[Figure]) -> list[Finding]:
+    return [Finding(letter, data, one.quantity, one.ratio, one.verdict(len(figures))) for one in figures]
 
 
-def overall(findings: Sequence[Finding]) -> str:
-    """Returns the verdict on a claim: reproduced where all its figures say so, not reproduced where one says not."""
-    verdicts = {finding.verdict for finding in findings}
-    if not verdicts - {NOT_RUN}:
+def by_data(findings: Sequence[Finding], letter: str) -> dict[str, str]:
+    """Returns data set -> verdict on a claim: all its figures have to say "reproduced", one says "not reproduced"."""
+    mine = [finding for finding in findings if finding.claim == letter]
+    return {
+        data: _joint({one.verdict for one in mine if one.data == data})
+        for data in dict.fromkeys(one.data for one in mine)
+    }
+
+
+def _joint(verdicts: Collection[str]) -> str:
+    for word in (REFUTED, NOT_RUN, UNDECIDED):
+        if word in verdicts:
+            return word
+    return REPRODUCED
+
+
+def conclusions(findings: Sequence[Finding]) -> dict[str, str]:
+    """Returns letter -> conclusion about all data sets.
+
+    "reproduced" where all that were run say so, "not reproduced" where some contradict and none agrees, "not
+    distinguishable" where none says either, else on which data sets it holds and on which not.
+    """
+    return {letter: _conclude(by_data(findings, letter)) for letter in dict.fromkeys(one.claim for one in findings)}
+
+
+def _conclude(verdicts: Mapping[str, str]) -> str:
+    told = {data: verdict for data, verdict in verdicts.items() if verdict != NOT_RUN}
+    yes, no = ([data for data, verdict in told.items() if verdict == word] for word in (REPRODUCED, REFUTED))
+    if not told:
         return NOT_RUN
-    return REPRODUCED if verdicts == {REPRODUCED} else REFUTED if REFUTED in verdicts else UNDECIDED
-
-
-def arms_of(letters: Iterable[str]) -> set[str]:
-    """Returns the arms that claims need, and Analytic's other forms beside the backward one, for the study."""
-    found = {arm for letter in letters for arm in CLAIMS[letter].arms}
-    return found | ({"analytic-forward", "analytic-bounded"} if "analytic" in found else set())
+    if len(yes) == len(told):
+        return REPRODUCED
+    if not yes:
+        return REFUTED if no else UNDECIDED
+    contradicted = f", {REFUTED} on {', '.join(no)}" if no else ""
+    return f"{REPRODUCED} on {', '.join(yes)} ({len(yes)} of {len(told)}){contradicted}"

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from cdistill.plots import COLOURS, draw_heat_map, log_axis, save_figure
+from cdistill.plots import COLOURS, draw_heat_map, log_axis, log_values, save_figure
 from cdistill.preconditionings import Preconditioning
 from cdistill.reporting.records import Points
 from cdistill.reproduction.experiments import ARMS
@@ -113,7 +112,7 @@ class Mark:
 
 def plot_study(path: Path, marks: Mapping[str, Sequence[Mark]]) -> None:
     """Draws ratios after the training against those before it, a panel for each title; a shape a data set."""
-    figure, (line,) = _grid("before and after the training, compared with CTM", 1, len(marks), 4.4)
+    figure, (line,) = _grid("before and in the second half of the training, compared with CTM", 1, len(marks), 4.4)
     shapes = dict(zip(dict.fromkeys(mark.data for part in marks.values() for mark in part), "osD^v<>Ph*", strict=False))
     for axis, (title, part) in zip(line, marks.items(), strict=True):
         for mark in part:
@@ -125,10 +124,8 @@ def plot_study(path: Path, marks: Mapping[str, Sequence[Mark]]) -> None:
             )  # fmt: skip
         axis.axhline(1, color="0.6", lw=0.8)
         axis.axvline(1, color="0.6", lw=0.8)
-        axis.set_xscale("log")
-        _log_values(axis)
-        for formatter in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        log_values(axis)
+        log_values(axis, horizontal=True)
         axis.set_xlabel("untrained, over CTM")
         axis.set_ylabel("trained, over CTM")
         axis.set_title(title, fontsize=10)
@@ -155,17 +152,11 @@ def _draw(axis: Axes, one: Panel) -> None:
     if one.teacher is not None:
         axis.axhline(one.teacher, color="0.35", ls="--", lw=1, label="teacher")
     if one.arms:
-        _log_values(axis)
+        log_values(axis)
     axis.set_title(one.title, fontsize=10)
     axis.set_xlabel("iterations")
     axis.set_ylabel(one.metric)
     axis.grid(alpha=0.25)
-
-
-def _log_values(axis: Axes) -> None:
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from cdistill.errors import DivergedError
 from cdistill.evaluation.estimates import quantile
 from cdistill.reporting.records import STUDENT, TEACHER, Points, crossing, evaluation_curves
 from cdistill.reproduction.experiments import DataSet, Trial
@@ -24,16 +25,16 @@ class Outcome:
 
     Attributes:
         trial: Which.
-        curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training.
+        curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training; those
+            that end in values that are not finite are left out.
         teacher: Metric -> the teacher's value on the same seeds.
-        lost: (NFE, metric) of curves that end in values that are not finite: the student has diverged there. They
-            count nowhere.
+        lost: Where the student has diverged: "2 NFE" and so on, or "the training".
     """
 
     trial: Trial
     curves: Mapping[tuple[int, str], Points]
     teacher: Mapping[str, float]
-    lost: Sequence[tuple[int, str]] = ()
+    lost: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -42,53 +43,90 @@ class Ratio:
 
     Attributes:
         value: The mean.
-        low: Lower end of the interval; 0 with one seed, of which nothing follows.
-        high: Upper end; infinite with one seed.
+        spread: Standard error of its logarithm; 0 with one seed.
         seeds: How many.
-        limit: Whether a figure lies beyond what was measured, so that the true ratio is at most this.
+        bound: "<=" or ">=" where a figure lies beyond what was measured, so that the true ratio is at most or at least
+            this; "?" for both.
+        lost: Whether the arm diverged with a seed, which is left out.
     """
 
     value: float
-    low: float
-    high: float
+    spread: float
     seeds: int
-    limit: bool = False
+    bound: str = ""
+    lost: bool = False
+
+    def interval(self, comparisons: int = 1) -> tuple[float, float]:
+        """Returns Student's two-sided interval at `LEVEL`, for all of so many comparisons at once (Bonferroni).
+
+        With one seed it is from 0 to infinity.
+        """
+        if self.seeds < 2:
+            return 0.0, math.inf
+        width = quantile(1 - (1 - LEVEL) / comparisons, self.seeds - 1) * self.spread
+        factor = math.exp(min(width, 600.0))
+        return self.value / factor, self.value * factor
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.interval()[1]
 
     def __str__(self) -> str:
-        bound = "<= " if self.limit else ""
-        return f"{bound}{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        ends = f" ({self.low:.3g} to {self.high:.3g})" if self.seeds > 1 else ""
+        return f"{self.bound}{' ' if self.bound else ''}{self.value:.3g}{ends}"
 
 
-def geometric(values: Sequence[float], limit: bool = False) -> Ratio:
-    """Returns the geometric mean of positive values and its interval at `LEVEL`, Student's of their logarithms.
+def geometric(values: Sequence[float], bound: str = "", lost: bool = False) -> Ratio:
+    """Returns the geometric mean of positive values and the standard error of its logarithm.
 
-    >>> str(geometric([2.0, 8.0])), str(geometric([3.0]))
-    ('4 (0.000599 to 2.67e+04)', '3 (0 to inf)')
+    >>> str(geometric([2.0, 8.0])), str(geometric([3.0])), str(geometric([3.0], "<="))
+    ('4 (0.000599 to 2.67e+04)', '3', '<= 3')
     """
     logs = [math.log(value) for value in values]
-    centre = mean(logs)
-    if len(logs) < 2:
-        return Ratio(math.exp(centre), 0.0, math.inf, len(logs), limit)
-    width = quantile(LEVEL, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
-    return Ratio(math.exp(centre), math.exp(centre - width), math.exp(min(centre + width, 700)), len(logs), limit)
+    spread = stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    return Ratio(math.exp(mean(logs)), spread, len(logs), bound, lost)
 
 
 def read_outcome(trial: Trial, folder: Path) -> Outcome | None:
-    """Returns what a trial measured; None if it has not finished."""
+    """Returns what a trial measured; None if it has neither finished nor diverged."""
     run = RunFolder(folder)
+    if run.status().get("exit_code") == DivergedError.exit_code:
+        return Outcome(trial, {}, {}, ["the training"])
     if run.status().get("state") != "finished":
         return None
     heun = evaluation_curves([run.results()], TEACHER)
     teacher = {metric: points[-1][1] for (_, metric), points in heun.items()}
     curves = evaluation_curves(run.metrics(), STUDENT)
-    end = trial.load().training.iterations
+    recipe = trial.load()
+    end = recipe.training.iterations
     whole = {key: points for key, points in curves.items() if points[-1][0] == end}
-    return Outcome(trial, whole, teacher, sorted(curves.keys() - whole.keys()))
+    metrics = {metric for _, metric in whole} or {trial.data.metric}
+    lost = [nfe for nfe in recipe.evaluation.nfe if any((nfe, metric) not in whole for metric in metrics)]
+    return Outcome(trial, whole, teacher, [f"{nfe} NFE" for nfe in lost])
+
+
+def progress(step: float, rate: float) -> float:
+    """Returns the iterations that a moving average of the weights shows at `step`, where they move steadily.
+
+    The average of w(n) = n with decay `rate`, begun at w(0) = 0, is n - tau (1 - rate^n) with tau = rate/(1-rate). What
+    is evaluated is the average: in a short training its delay would make a faster arm look less fast.
+
+    >>> progress(5, 0.0), round(progress(1000, 0.98)), round(progress(10, 0.98), 1)
+    (5.0, 951, 1.0)
+    """
+    delay: float = rate / (1 - rate) * (1 - rate**step)
+    return step - delay
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All finished trials of a data set.
+    """All trials of a data set that have finished or diverged.
 
     Attributes:
         data: The data set.
@@ -114,7 +152,8 @@ class Outcomes:
     def before(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns the ratio of two arms' figures before any training."""
         pairs = self.pairs(arm, baseline, nfe, metric)
-        return _ratio([(ours[0][1], theirs[0][1]) for ours, theirs in pairs if ours[0][0] == theirs[0][0] == 0])
+        begun = [(ours[0][1], theirs[0][1]) for ours, theirs in pairs if ours[0][0] == theirs[0][0] == 0]
+        return _ratio(begun, self._lost(arm, nfe))
 
     def late(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns the ratio of two arms' figures, averaged over the evaluations in the second half of the training.
@@ -122,24 +161,37 @@ class Outcomes:
         One evaluation depends on the last steps' luck more than on the method.
         """
         pairs = self.pairs(arm, baseline, nfe, metric)
-        return _ratio([(late_mean(ours), late_mean(theirs)) for ours, theirs in pairs])
+        return _ratio([(late_mean(ours), late_mean(theirs)) for ours, theirs in pairs], self._lost(arm, nfe))
 
     def speed(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns how many times fewer iterations an arm needs to reach the baseline's final value.
 
-        The baseline's own iterations are those at which it first had that value. An arm that does not get there counts
-        as if it did at its last evaluation: the ratio is at most that.
+        The baseline's own iterations are those at which it first had that value; iterations are counted as `progress`
+        does. An arm that does not get there counts as if it did at its last evaluation, one that was there before the
+        training as if at the next one. A seed where the baseline got worse by more than a tenth after its best says
+        nothing.
         """
-        found, limit = [], False
+        rate, found, bounds = self._averaging(), [], set()
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
-            if theirs[-1][1] <= 0 or ours[-1][1] <= 0:
-                continue
             goal = theirs[-1][1]
+            if goal <= 0 or goal > 1.1 * min(value for _, value in theirs) or min(value for _, value in ours) <= 0:
+                continue
             at, own = crossing(ours, goal, logarithmic=True), crossing(theirs, goal, logarithmic=True)
             assert own is not None  # its last point is there
-            limit |= at is None
-            found.append(max(own, 1.0) / max(ours[-1][0] if at is None else at, 1.0))
-        return geometric(found, limit) if found else None
+            if at is None or at == 0:
+                bounds.add("<=" if at is None else ">=")
+                at = ours[-1][0] if at is None else ours[1][0]
+            found.append(progress(max(own, 1.0), rate) / progress(max(at, 1.0), rate))
+        bound = "?" if len(bounds) > 1 else "".join(bounds)
+        return geometric(found, bound, self._lost(arm, nfe)) if found else None
+
+    def _averaging(self) -> float:
+        rate: float = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
+        return rate
+
+    def _lost(self, arm: str, nfe: int) -> bool:
+        """Whether an arm diverged at a number of network calls with some seed."""
+        return any({f"{nfe} NFE", "the training"} & {*one.lost} for (name, _), one in self.found.items() if name == arm)
 
     def final(self, arm: str, nfe: int, metric: str) -> Ratio | None:
         """Returns an arm's figure at the end of the training: the geometric mean over the seeds, with its interval."""
@@ -162,6 +214,6 @@ def late_mean(points: Points) -> float:
     return math.exp(mean(map(math.log, values))) if min(values) > 0 else 0.0
 
 
-def _ratio(pairs: Iterable[tuple[float, float]]) -> Ratio | None:
+def _ratio(pairs: Iterable[tuple[float, float]], lost: bool) -> Ratio | None:
     values = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
-    return geometric(values) if values else None
+    return geometric(values, lost=lost) if values else None

@@ -10,11 +10,11 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdistill.launch import thread_count
-from cdistill.reproduction.claims import arms_of
+from cdistill.reproduction.claims import CLAIMS, arms_of
 from cdistill.reproduction.experiments import DataSet, Trial, trials
 
 
@@ -24,6 +24,7 @@ class Request:
 
     Attributes:
         letters: Claims.
+        kind: Name of the experiments.
         data: Data sets.
         seeds: Trainings of each arm.
         processes: Of each training.
@@ -31,6 +32,7 @@ class Request:
     """
 
     letters: Sequence[str]
+    kind: str
     data: Sequence[DataSet]
     seeds: int
     processes: int
@@ -39,8 +41,17 @@ class Request:
     @property
     def trials(self) -> list[Trial]:
         """The trainings that the claims need, seed by seed."""
-        arms = arms_of(self.letters)
-        return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms]
+        arms = {data.name: arms_of(self.letters, data.arms) for data in self.data}
+        return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms[trial.data.name]]
+
+    def everything(self, data: Sequence[DataSet]) -> "Request":
+        """Returns the request for all claims on `data` with all seeds that were ever trained here.
+
+        What is concluded is about all that lies in the folder, whatever was asked for last.
+        """
+        suffixes = [path.name.rpartition("-")[2] for path in (self.out / "runs").glob("*-*")]
+        seeds = max([self.seeds, *(int(text) + 1 for text in suffixes if text.isdecimal())])
+        return replace(self, letters=list(CLAIMS), data=data, seeds=seeds)
 
     @property
     def threads(self) -> int:

@@ -28,6 +28,7 @@ class Job:
         threads: How many it has; 0 for all that there are.
         done: Returns how much of it is done, from 0 to 1; 1 means that it need not run.
         prepare: Called before it starts.
+        may_diverge: Whether it is no failure when it ends with the code of a training that diverged.
     """
 
     name: str
@@ -36,17 +37,17 @@ class Job:
     threads: int
     done: Callable[[], float]
     prepare: Callable[[], object] = lambda: None
+    may_diverge: bool = False
 
 
 def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
     """Runs what is not done yet, `at_once` at a time, in their order, and shows a bar.
 
-    A job that diverges is left as it is.
-
     Raises:
         StoppedError: A signal came; the jobs that ran have saved.
-        CdistillError: A job failed; the others that ran have saved.
+        CdistillError: Some failed, the others are done; the error is the first one's.
     """
+    failures: list[CdistillError] = []
     waiting = [job for job in jobs if job.done() < 1]
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
     logs.mkdir(parents=True, exist_ok=True)
@@ -59,16 +60,18 @@ def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
                     job = waiting.pop(0)
                     running[job.name] = job, _start(job, logs)
                 time.sleep(_POLL)
-                for name, (_, child) in list(running.items()):
+                for name, (job, child) in list(running.items()):
                     if child.poll() is not None:
                         del running[name]
-                        _check(name, child.returncode, logs)
+                        failures += _failure(job, child.returncode, logs)
                 now = _work(jobs)
                 if now > shown:
                     advance(now - shown, f"{len(waiting) + len(running)} to go: {', '.join(running)}")
                     shown = now
     finally:
         _stop([child for _, child in running.values()])
+    if failures:
+        raise failures[0]
 
 
 def log_of(logs: Path, name: str) -> Path:
@@ -92,15 +95,18 @@ def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def _check(name: str, code: int, logs: Path) -> None:
-    """Raises CdistillError if a job failed otherwise than by diverging."""
-    if code == DivergedError.exit_code:
-        say(f"{name}: diverged; left out")
-    elif code:
-        lines = log_of(logs, name).read_text(errors="replace").splitlines() or [""]
-        error = CdistillError(f"{name}: ended with code {code}: {lines[-1].removeprefix('error: ')}")
-        error.exit_code = code if code > 0 else 1
-        raise error
+def _failure(job: Job, code: int, logs: Path) -> list[CdistillError]:
+    """Returns the error of a job that ended with `code`, if it is one, and says so."""
+    if code == 0:
+        return []
+    if code == DivergedError.exit_code and job.may_diverge:
+        say(f"{job.name}: diverged")
+        return []
+    lines = log_of(logs, job.name).read_text(errors="replace").splitlines() or [""]
+    error = CdistillError(f"{job.name}: ended with code {code}: {lines[-1].removeprefix('error: ')}")
+    error.exit_code = code if code > 0 else 1
+    say(str(error))
+    return [error]
 
 
 def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -90,8 +90,10 @@ def _scores(laboratory: Mapping[str, Any], form: str, nfe: int) -> dict[str, flo
         return None
     pairs = [(ours["ends"][str(nfe)], theirs["ends"][str(nfe)])]
     pairs += [(ours[key], theirs[key]) for key in ("mean_gap", "mean_jump_error")]
-    values = [(first["value"] / second["value"]) ** 2 for first, second in pairs]
-    return dict(zip(SCORES, values, strict=True))
+    numbers = [(first["value"], second["value"]) for first, second in pairs]
+    if not all(first and second for first, second in numbers):  # what is not finite is null
+        return None
+    return dict(zip(SCORES, [(first / second) ** 2 for first, second in numbers], strict=True))
 
 
 def predict(comparisons: Iterable[Comparison]) -> list[Prediction]:
@@ -118,11 +120,11 @@ def decades(table: Coefficients, high: float = 0.9, low: float = 0.1) -> float:
     """Returns over how many decades of t the coefficient l falls from `high` to `low`, interpolated in log t."""
     order = table.t.argsort()
     logs, values = table.t[order].log10(), table.l[order]
-    ends = [_first_above(logs, values, level) for level in (low, high)]
+    ends = [_last_crossing(logs, values, level) for level in (low, high)]
     return ends[1] - ends[0]
 
 
-def _first_above(logs: torch.Tensor, values: torch.Tensor, level: float) -> float:
+def _last_crossing(logs: torch.Tensor, values: torch.Tensor, level: float) -> float:
     """Returns where a rising curve comes to `level` for the last time; its ends where it does not."""
     below = (values < level).nonzero().flatten()
     if len(below) == 0:
