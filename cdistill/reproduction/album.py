@@ -38,7 +38,7 @@ def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comp
         (panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY[:-1], 1), one.data.name,
          load_forms(request, one.data, ("cm", "ctm", "analytic")))
         for one in found
-        if one.found and set(CONSISTENCY) <= set(one.data.arms)
+        if set(CONSISTENCY) <= {arm for arm, _ in one.found} and request.coefficients(teacher_of(one.data)).is_file()
     ]  # fmt: skip
     if single:
         plot_single_step(folder / "figure-2.png", single)
