@@ -92,8 +92,7 @@ class Figure:
         found = self.rule(*self.ratio.interval())
         if found == REFUTED:
             return self.rule(*self.ratio.interval(comparisons))
-        censored = self.ratio.lost or self.ratio.bound in ("<=", "?")
-        return UNDECIDED if found == REPRODUCED and censored else found
+        return UNDECIDED if found == REPRODUCED and self.ratio.lost else found
 
 
 @dataclass(frozen=True)

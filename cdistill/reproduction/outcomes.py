@@ -45,8 +45,7 @@ class Ratio:
         value: The mean.
         spread: Standard error of its logarithm; 0 with one seed.
         seeds: How many.
-        bound: "<=" or ">=" where a figure lies beyond what was measured, so that the true ratio is at most or at least
-            this; "?" for both.
+        bound: ">=" where a figure lies beyond what was measured, so that the true ratio is at least this.
         lost: Whether the arm diverged with a seed, which is left out.
     """
 
@@ -85,8 +84,8 @@ class Ratio:
 def geometric(values: Sequence[float], bound: str = "", lost: bool = False) -> Ratio:
     """Returns the geometric mean of positive values and the standard error of its logarithm.
 
-    >>> str(geometric([2.0, 8.0])), str(geometric([3.0])), str(geometric([3.0], "<="))
-    ('4 (0.000599 to 2.67e+04)', '3', '<= 3')
+    >>> str(geometric([2.0, 8.0])), str(geometric([3.0])), str(geometric([3.0], ">="))
+    ('4 (0.000599 to 2.67e+04)', '3', '>= 3')
     """
     logs = [math.log(value) for value in values]
     spread = stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
@@ -167,23 +166,24 @@ class Outcomes:
         """Returns how many times fewer iterations an arm needs to reach the baseline's final value.
 
         The baseline's own iterations are those at which it first had that value; iterations are counted as `progress`
-        does. An arm that does not get there counts as if it did at its last evaluation, one that was there before the
-        training as if at the next one. A seed where the baseline got worse by more than a tenth after its best says
-        nothing.
+        does. An arm that does not get there is compared at its own final value, one that was there before the training
+        counts as if it was at the next evaluation. A seed where the baseline, or an arm that does not get there, got
+        worse by more than a tenth after its best says nothing.
         """
-        rate, found, bounds = self._averaging(), [], set()
+        rate, found, early = self._averaging(), [], False
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
-            goal = theirs[-1][1]
-            if goal <= 0 or goal > 1.1 * min(value for _, value in theirs) or min(value for _, value in ours) <= 0:
+            if min(value for _, value in [*ours, *theirs]) <= 0:
                 continue
-            at, own = crossing(ours, goal, logarithmic=True), crossing(theirs, goal, logarithmic=True)
-            assert own is not None  # its last point is there
-            if at is None or at == 0:
-                bounds.add("<=" if at is None else ">=")
-                at = ours[-1][0] if at is None else ours[1][0]
-            found.append(progress(max(own, 1.0), rate) / progress(max(at, 1.0), rate))
-        bound = "?" if len(bounds) > 1 else "".join(bounds)
-        return geometric(found, bound, self._lost(arm, nfe)) if found else None
+            arrives = crossing(ours, theirs[-1][1], logarithmic=True) is not None
+            last = theirs if arrives else ours
+            if last[-1][1] > 1.1 * min(value for _, value in last):
+                continue
+            at, own = (crossing(points, last[-1][1], logarithmic=True) for points in (ours, theirs))
+            if at is None or own is None:  # for the type checker: one ends there, the other lower
+                continue
+            early |= at == 0
+            found.append(progress(max(own, 1.0), rate) / progress(at or ours[1][0], rate))
+        return geometric(found, ">=" if early else "", self._lost(arm, nfe)) if found else None
 
     def _averaging(self) -> float:
         rate: float = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
