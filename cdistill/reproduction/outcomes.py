@@ -17,6 +17,7 @@ from cdistill.reproduction.experiments import DataSet, Trial
 from cdistill.runs import RunFolder
 
 LEVEL = 0.95
+_LAST = 3  # evaluations whose mean is a final value
 
 
 @dataclass(frozen=True)
@@ -165,24 +166,22 @@ class Outcomes:
     def speed(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns how many times fewer iterations an arm needs to reach the baseline's final value.
 
-        The baseline's own iterations are those at which it first had that value; iterations are counted as `progress`
-        does. An arm that does not get there is compared at its own final value, one that was there before the training
-        counts as if it was at the next evaluation. A seed where the baseline, or an arm that does not get there, got
-        worse by more than a tenth after its best says nothing.
+        That is the geometric mean of its last three evaluations; its own iterations are those at which it first had
+        it. Iterations are counted as `progress` does. An arm that does not get there is compared at its own final
+        value; one that was there before the training counts as if it was at the next evaluation.
         """
         rate, found, early = self._averaging(), [], False
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
             if min(value for _, value in [*ours, *theirs]) <= 0:
                 continue
-            arrives = crossing(ours, theirs[-1][1], logarithmic=True) is not None
-            last = theirs if arrives else ours
-            if last[-1][1] > 1.1 * min(value for _, value in last):
-                continue
-            at, own = (crossing(points, last[-1][1], logarithmic=True) for points in (ours, theirs))
-            if at is None or own is None:  # for the type checker: one ends there, the other lower
+            goal = _mean(theirs[-_LAST:])
+            if crossing(ours, goal, logarithmic=True) is None:
+                goal = _mean(ours[-_LAST:])
+            at, own = (crossing(points, goal, logarithmic=True) for points in (ours, theirs))
+            if at is None or own is None:  # for the type checker: one comes there, the other lower
                 continue
             early |= at == 0
-            found.append(progress(max(own, 1.0), rate) / progress(at or ours[1][0], rate))
+            found.append(progress(own or theirs[1][0], rate) / progress(at or ours[1][0], rate))
         return geometric(found, ">=" if early else "", self._lost(arm, nfe)) if found else None
 
     def _averaging(self) -> float:
@@ -210,7 +209,11 @@ def late_mean(points: Points) -> float:
     >>> late_mean([(0, 9.0), (10, 7.0), (20, 4.0), (30, 1.0), (40, 16.0)])
     4.0
     """
-    values = [value for step, value in points if step > points[-1][0] / 2]
+    return _mean([(step, value) for step, value in points if step > points[-1][0] / 2])
+
+
+def _mean(points: Points) -> float:
+    values = [value for _, value in points]
     return math.exp(mean(map(math.log, values))) if min(values) > 0 else 0.0
 
 

@@ -18,10 +18,11 @@ _CAPTIONS = {
 }
 _METHOD = f"""Figures are ratios of an arm's value to its baseline's, with 95 % intervals over the seeds; below 1 is
 better, but for iterations, where 2 is twice as fast. Unless they say "untrained" or "iterations", they are averaged
-over the second half of the training: one evaluation depends on the last steps' luck. Iterations are counted less
-the delay of the weights' moving average. Comparable means within a factor of {MARGIN:g}. A claim is reproduced on a
-data set if all its figures say so, and not reproduced if one of them contradicts it with an interval for all of
-them at once. Intervals hold what changes with a seed: batches, noise, the samples that are measured; not the
+over the second half of the training: one evaluation depends on the last steps' luck. Iterations are counted until
+CTM's final value, the mean of its last three evaluations (where the arm does not reach that, until the arm's own),
+less the delay of the weights' moving average. Comparable means within a factor of {MARGIN:g}. A claim is reproduced
+on a data set if all its figures say so, and not reproduced if one of them contradicts it with an interval for all
+of them at once. Intervals hold what changes with a seed: batches, noise, the samples that are measured; not the
 coefficients, which all seeds share. A Frechet distance sees means and covariances only, and that of few samples is
 not zero for the real data either: compare the teacher's."""
 
