@@ -153,7 +153,7 @@ def _named(*data: DataSet) -> dict[str, DataSet]:
 
 
 _STUDY = ("ctm", "analytic", "analytic-forward", "analytic-bounded")
-_IMAGES = ("ctm", "analytic", "analytic-forward", "bcm", *CONSISTENCY)
+_FEWER = ("ctm", "analytic", "analytic-forward", "bcm", *CONSISTENCY)
 _ALL = (*_STUDY, "bcm", *CONSISTENCY)
 _PAIR = ("ctm", "analytic")
 
@@ -182,13 +182,14 @@ def _settings() -> list[DataSet]:
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
     "embedded": _named(
-        _images("digits", (*_IMAGES, *GAN)), _images("patches", _IMAGES),
+        _images("digits", (*_FEWER, *GAN)), _images("patches", _FEWER),
         *(_mixture(name, _ALL) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")),
         *(_mixture(name, _STUDY) for name in ("mixture-narrow-cond", "mixture-broad-cond")),
     ),
     "quick": _named(
-        _mixture("mixture-1d", _ALL, 800), _mixture("mixture-narrow", _STUDY, 800),
-        _mixture("mixture-broad", _STUDY, 800), _images("digits", ("ctm", "analytic", *GAN), 120, 48),
+        _mixture("mixture-1d", _FEWER, 480), _mixture("mixture-narrow", _STUDY[:3], 480),
+        _mixture("mixture-broad", _STUDY[:3], 480),
+        replace(_images("digits", ("ctm", "analytic", *GAN), 96, 48), samples=256),
     ),
     "settings": _named(*_settings()),
     "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
