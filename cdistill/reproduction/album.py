@@ -62,10 +62,10 @@ def draw(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comp
         plot_heat_maps(folder / "figure-4.png", forms)
     if comparisons:
         shown = {
-            f"{metric}, 2 NFE": [
+            f"{metric}, 2 to 10 NFE": [
                 Mark(one.data, one.form, one.scores["untrained MSE"], one.after)
                 for one in comparisons
-                if one.nfe == 2 and (one.metric == ALIGNMENT) == (metric == ALIGNMENT)
+                if one.nfe > 1 and (one.metric == ALIGNMENT) == (metric == ALIGNMENT)
             ]
             for metric in (ALIGNMENT, "distance to the data")
         }

@@ -17,6 +17,7 @@ from cdistill.reproduction.outcomes import Outcomes, Ratio
 from cdistill.schedule import EPS, log_uniform_grid
 
 _SIDE = 3.6  # inches
+_EDGE = 3.0  # of the study's picture
 
 
 @dataclass(frozen=True)
@@ -111,26 +112,40 @@ class Mark:
 
 
 def plot_study(path: Path, marks: Mapping[str, Sequence[Mark]]) -> None:
-    """Draws ratios after the training against those before it, a panel for each title; a shape a data set."""
-    figure, (line,) = _grid("before and in the second half of the training, compared with CTM", 1, len(marks), 4.4)
-    shapes = dict(zip(dict.fromkeys(mark.data for part in marks.values() for mark in part), "osD^v<>Ph*", strict=False))
-    for axis, (title, part) in zip(line, marks.items(), strict=True):
+    """Draws ratios in the second half of the training against those before it, a panel for each title.
+
+    A colour is a preconditioning, a shape a data set; what lies beyond a factor of `_EDGE` is drawn at the edge.
+    """
+    title = f"before and in the second half of the training, over CTM (beyond {_EDGE:g} times: at the edge)"
+    figure, (line,) = _grid(title, 1, len(marks), 4.4)
+    names = dict.fromkeys(mark.data for part in marks.values() for mark in part)
+    shapes = dict(zip(names, "osD^v<>Ph*", strict=False))
+    for axis, (heading, part) in zip(line, marks.items(), strict=True):
         for mark in part:
-            ends = [[mark.after.value - mark.after.low], [mark.after.high - mark.after.value]]
-            finite = ends if math.isfinite(mark.after.high) else None
+            low, middle, high = (_clip(value) for value in (mark.after.low, mark.after.value, mark.after.high))
             axis.errorbar(
-                mark.before, mark.after.value, finite, marker=shapes[mark.data], color=COLOURS[mark.form],
-                ls="", ms=6, lw=1, label=f"{mark.data}, {mark.form}",
+                _clip(mark.before), middle, [[middle - low], [high - middle]], marker=shapes[mark.data],
+                color=COLOURS[mark.form], ls="", ms=5, lw=0.7,
             )  # fmt: skip
         axis.axhline(1, color="0.6", lw=0.8)
         axis.axvline(1, color="0.6", lw=0.8)
+        for limits in (axis.set_xlim, axis.set_ylim):
+            limits(0.94 / _EDGE, 1.06 * _EDGE)
         log_values(axis)
         log_values(axis, horizontal=True)
-        axis.set_xlabel("untrained, over CTM")
+        axis.set_xlabel("untrained, over CTM: MSE to the teacher")
         axis.set_ylabel("trained, over CTM")
-        axis.set_title(title, fontsize=10)
-    _legend(figure, [line])
+        axis.set_title(heading, fontsize=10)
+    for name, shape in shapes.items():
+        line[0].plot([], [], shape, color="0.4", label=name)
+    for form in dict.fromkeys(mark.form for part in marks.values() for mark in part):
+        line[0].plot([], [], lw=4, color=COLOURS[form], label=form)
+    _legend(figure, [line[:1]])
     save_figure(figure, path)
+
+
+def _clip(value: float) -> float:
+    return min(max(value, 1 / _EDGE), _EDGE)
 
 
 def _grid(title: str, rows: int, columns: int, side: float = _SIDE) -> tuple[Figure, list[list[Axes]]]:

@@ -54,7 +54,7 @@ def write_page(
         "## Analytic over CTM, in the second half of the training", _ratios(found),
         "## Iterations until CTM's final value at 2 NFE", _speeds(found),
         "## On which data do they differ, and does the score before training tell?",
-        _study(spans, comparisons), _predictions(predictions),
+        _study(spans, comparisons), _predictions(predictions), _tally(comparisons),
         "## Figures", *[f"{_CAPTIONS[name]}:\n\n![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures],
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -153,6 +153,20 @@ def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str
         "second half of the training", "untrained MSE right?",
     ]  # fmt: skip
     return markdown_table(columns, rows)
+
+
+def _tally(comparisons: Sequence[Comparison]) -> str:
+    rows = []
+    for form in dict.fromkeys(one.form for one in comparisons):
+        for name, alignment in ((ALIGNMENT, True), ("distance", False)):
+            mine = [one for one in comparisons if one.form == form and one.nfe > 1]
+            told = [one.after for one in mine if (one.metric == ALIGNMENT) == alignment]
+            better, worse = sum(one.high < 1 for one in told), sum(one.low > 1 for one in told)
+            rows.append([form, name, str(better), str(worse), str(len(told) - better - worse)])
+    if not rows:
+        return ""
+    text = "Over CTM in the second half of the training, over the same comparisons:"
+    return text + "\n\n" + markdown_table(["form", "metric", "better", "worse", "cannot be told"], rows)
 
 
 def _predictions(predictions: Sequence[Prediction]) -> str:
