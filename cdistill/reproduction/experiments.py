@@ -161,21 +161,21 @@ _PAIR = ("ctm", "analytic")
 def _settings() -> list[DataSet]:
     """Returns short trainings, each with one setting changed: does a verdict hang on it?"""
     images = partial(_images, "patches", _PAIR, 120)
-    mixture = partial(_mixture, "mixture-broad", _PAIR, 800)
+    mixture = partial(_mixture, "mixture-narrow", _PAIR, 800)
     found = {
         "patches-usual": images(32),
         "patches-rate-third": images(32, learning_rate="3.3e-4"),
         "patches-rate-triple": images(32, learning_rate="3e-3"),
         "patches-pseudo-huber": images(32, distance="pseudo-huber"),
         "patches-batch-quadruple": images(128),
-        "mixture-broad-usual": mixture(),
-        "mixture-broad-rate-third": mixture(learning_rate="1e-3"),
-        "mixture-broad-rate-triple": mixture(learning_rate="9e-3"),
-        "mixture-broad-pseudo-huber": mixture(distance="pseudo-huber"),
-        "mixture-broad-batch-quadruple": mixture(batch_size=512),
-        "mixture-broad-live-target": mixture(target="live"),
-        "mixture-broad-no-dsm": mixture(dsm="false"),
-        "mixture-broad-points-10": mixture(points="10", max_ode_steps="9"),
+        "mixture-narrow-usual": mixture(),
+        "mixture-narrow-rate-third": mixture(learning_rate="1e-3"),
+        "mixture-narrow-rate-triple": mixture(learning_rate="9e-3"),
+        "mixture-narrow-pseudo-huber": mixture(distance="pseudo-huber"),
+        "mixture-narrow-batch-quadruple": mixture(batch_size=512),
+        "mixture-narrow-live-target": mixture(target="live"),
+        "mixture-narrow-no-dsm": mixture(dsm="false"),
+        "mixture-narrow-points-10": mixture(points="10", max_ode_steps="9"),
     }
     return [replace(one, name=name) for name, one in found.items()]
 
