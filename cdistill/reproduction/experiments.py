@@ -189,7 +189,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
     "quick": _named(
         _mixture("mixture-1d", _FEWER, 480), _mixture("mixture-narrow", _STUDY[:3], 480),
         _mixture("mixture-broad", _STUDY[:3], 480),
-        replace(_images("digits", ("ctm", "analytic", *GAN), 96, 48), samples=256),
+        replace(_images("digits", ("ctm", "analytic", *GAN), 96, 32), samples=256),
     ),
     "settings": _named(*_settings()),
     "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
