@@ -13,6 +13,7 @@ import torch
 
 from cdistill import stopping
 from cdistill.cli import run
+from cdistill.commands.reproduce import with_figures
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.estimates import quantile
 from cdistill.preconditionings.coefficients import Coefficients
@@ -318,6 +319,17 @@ def test_data_without_the_arms_of_a_claim_are_left_out():
     found = make_outcomes({("ctm", 0, 1, "fid"): falling()}, replace(DATA, arms=("ctm", "analytic")))
     assert {finding.claim for finding in judge([found], list(CLAIMS))} == {"a", "d"}
     assert {finding.verdict for finding in judge([found], list(CLAIMS))} == {NOT_RUN}
+
+
+def test_a_claim_with_a_figure_that_is_missing_is_not_called_reproduced():
+    findings = [
+        Finding("b", "toy", "CTM", ratio_of(0.99, 1.01), REPRODUCED),
+        Finding("b", "toy", "CM", None, NOT_RUN),
+        Finding("b", "other", "CTM", None, NOT_RUN),
+        Finding("c", "toy", "BCM", None, NOT_RUN),
+    ]
+    assert with_figures(findings, ["c"], ["toy"]) == [*findings[:2], findings[3]]
+    assert conclusions(with_figures(findings, [], [])) == {"b": NOT_RUN}
 
 
 def laboratory(forward=0.5):

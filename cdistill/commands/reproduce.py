@@ -1,7 +1,7 @@
 """``cdistill reproduce``: the paper's claims on data that ship with the package, trained, measured and judged."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -145,11 +145,7 @@ def conclude(request: Request) -> dict[str, Any]:
     asked = request
     request = request.everything(choose_data(request.kind, None))
     found = [one for data in request.data if (one := read_outcomes(request, data)).found or data in asked.data]
-    findings = [
-        one
-        for one in judge(found, list(CLAIMS))
-        if one.ratio is not None or (one.claim in asked.letters and one.data in {data.name for data in asked.data})
-    ]
+    findings = with_figures(judge(found, list(CLAIMS)), asked.letters, {data.name for data in asked.data})
     if MIXTURE in asked.letters or (request.out / "figures" / "figure-7.png").exists():
         findings += judge_mixture(measure_mixture(request))
     comparisons = study(request, found)
@@ -162,6 +158,12 @@ def conclude(request: Request) -> dict[str, Any]:
     print_verdicts(findings)
     say(f"results: {request.out / 'reproduction.md'}   numbers: {request.out / 'reproduction.json'}")
     return record
+
+
+def with_figures(findings: Sequence[Finding], letters: Sequence[str], names: Collection[str]) -> list[Finding]:
+    """Returns all findings of a claim on a data set that has at least one figure, or that was asked for."""
+    begun = {(one.claim, one.data) for one in findings if one.ratio is not None}
+    return [one for one in findings if (one.claim, one.data) in begun or (one.claim in letters and one.data in names)]
 
 
 def read_outcomes(request: Request, data: DataSet) -> Outcomes:
