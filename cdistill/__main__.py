@@ -10,8 +10,8 @@ if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
 
 def main() -> None:
     """Runs the command line."""
-    from cdistill.cli import run
-    from cdistill.launch import calm_threads, end
+    from cdistill.cli.app import run
+    from cdistill.runtime.processes import calm_threads, end
 
     calm_threads()
     end(run(sys.argv[1:]))

@@ -166,9 +166,9 @@ def is_data_path(name: str) -> bool:
 DISTANCES = Registry(
     "distance",
     {
-        "l2": "cdistill.losses:L2",
-        "lpips": "cdistill.perceptual:LPIPS",
-        "pseudo-huber": "cdistill.losses:PseudoHuber",
+        "l2": "cdistill.objectives.losses:L2",
+        "lpips": "cdistill.objectives.lpips:LPIPS",
+        "pseudo-huber": "cdistill.objectives.losses:PseudoHuber",
     },
     "cdistill.distances",
 )
@@ -177,7 +177,7 @@ DISCRIMINATORS = Registry(
     "discriminator",
     {
         "small": "cdistill.networks.discriminator:ImageDiscriminator",
-        "vgg16": "cdistill.backbones:VGG16Discriminator",
+        "vgg16": "cdistill.networks.vgg:VGG16Discriminator",
     },
     "cdistill.discriminators",
 )
@@ -254,11 +254,11 @@ METRICS = Registry(
 WRITERS = Registry(
     "format",
     {
-        "grid": "cdistill.writers.pictures:GridWriter",
-        "npz": "cdistill.writers.arrays:ArrayWriter",
-        "png": "cdistill.writers.pictures:FolderWriter",
-        "tar": "cdistill.writers.archives:TarWriter",
-        "zip": "cdistill.writers.archives:ZipWriter",
+        "grid": "cdistill.sampling.writers.pictures:GridWriter",
+        "npz": "cdistill.sampling.writers.arrays:ArrayWriter",
+        "png": "cdistill.sampling.writers.pictures:FolderWriter",
+        "tar": "cdistill.sampling.writers.archives:TarWriter",
+        "zip": "cdistill.sampling.writers.archives:ZipWriter",
     },
     "cdistill.writers",
 )

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdistill import console
 from cdistill.preconditionings.coefficients import Coefficients
+from cdistill.runtime import console
 from cdistill.schedule import log_uniform_grid
 from tests.quadrature import exact_estimate
 

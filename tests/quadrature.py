@@ -8,7 +8,7 @@ from torch import Tensor
 from cdistill.estimation import Estimate, Estimator, Points, Statistics, solve
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.forward import Forward
-from cdistill.randomness import generator
+from cdistill.runtime.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cdistill.checkpoint import load_checkpoint, tensor_digest
-from cdistill.runs import RunFolder
-from cdistill.storage import list_checkpoints, step_of
+from cdistill.storage.checkpoints import load_checkpoint, tensor_digest
+from cdistill.storage.files import list_checkpoints, step_of
+from cdistill.storage.run_folder import RunFolder
 from tests.conftest import command, environment
 
 

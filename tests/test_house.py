@@ -15,24 +15,23 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 ROOMS = [
     ["__main__"],
     ["cli"],
-    ["commands"],
-    ["reproduction", "writers"],
-    ["plots", "pictures", "evaluation", "reporting"],
-    ["laboratory", "planning", "synthetic"],
-    ["sampling", "training", "student"],
-    ["estimation"],
-    ["perceptual", "backbones"],
-    ["runs"],
+    ["workflows"],
+    ["reporting"],
+    ["analysis"],
     ["recipe"],
+    ["training"],
+    ["objectives"],
+    ["evaluation"],
+    ["sampling"],
+    ["estimation"],
     ["preconditionings", "teachers"],
-    ["losses", "data"],
-    ["solvers"],
-    ["networks", "formats"],
-    ["assets"],
-    ["fetching"],
-    ["checkpoint", "schedule", "randomness", "stopping", "console"],
-    ["sealed"],
-    ["registry", "launch", "storage"],
+    ["data"],
+    ["networks"],
+    ["formats"],
+    ["storage"],
+    ["runtime"],
+    ["settings"],
+    ["schedule", "registry"],
     ["errors"],
     ["__init__"],
 ]
@@ -102,13 +101,13 @@ def _is_nested(path: Path, node: ast.FunctionDef) -> bool:
 
 
 def test_the_command_line_starts_without_torch():
-    code = "import sys, cdistill.cli; cdistill.cli.run(['--help']); sys.exit('torch' in sys.modules)"
+    code = "import sys, cdistill.cli.app; cdistill.cli.app.run(['--help']); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
 def test_checking_a_recipe_needs_no_torch():
     code = (
-        "import sys; from pathlib import Path; from cdistill.recipe import *; "
+        "import sys; from pathlib import Path; from cdistill.recipe.schema import *; "
         "load_recipe(Path('digits'), DistillRecipe); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
@@ -135,7 +134,7 @@ def test_doctests():
     import importlib
 
     flags = doctest.ELLIPSIS
-    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.adversarial", "cdistill.training.cost"]
+    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.gan", "cdistill.objectives.cost"]
     results = [doctest.testmod(importlib.import_module(name), optionflags=flags) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0

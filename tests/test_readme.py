@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cdistill.cli import run
+from cdistill.cli.app import run
 from cdistill.registry import (
     DISCRIMINATORS,
     DISTANCES,

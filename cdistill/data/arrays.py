@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdistill.console import say
 from cdistill.data.labels import check_classes, count_classes
 from cdistill.data.lazy import Indices, LazySamples
 from cdistill.data.memory import memory_limit
@@ -23,7 +22,8 @@ from cdistill.data.source import Source
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError
 from cdistill.formats.images import Pixels
 from cdistill.formats.npz import read_header, sound
-from cdistill.storage import file_digest
+from cdistill.runtime.console import say
+from cdistill.storage.files import file_digest
 
 _IMAGES = ("images", "arr_0", "samples")
 _LABELS = ("labels", "arr_1")

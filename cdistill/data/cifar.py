@@ -15,9 +15,9 @@ from cdistill.data.source import Source
 from cdistill.data.tars import read_tar
 from cdistill.errors import CdistillError, CorruptFileError
 from cdistill.formats.images import Pixels
-from cdistill.formats.inert import container_names, numpy_names, to_array
-from cdistill.formats.opcodes import read_pickle
-from cdistill.formats.values import shown
+from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
+from cdistill.formats.pickle_values import shown
+from cdistill.formats.safe_pickle import read_pickle
 
 SHAPE = (3, 32, 32)
 CLASSES = 10

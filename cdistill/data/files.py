@@ -20,8 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cdistill import stopping
-from cdistill.console import progress, say
 from cdistill.data.arrays import load_npz
 from cdistill.data.cifar import find_cifar, load_cifar
 from cdistill.data.labels import count_classes, read_labels
@@ -31,6 +29,8 @@ from cdistill.data.source import Source, only_train
 from cdistill.errors import CdistillError, MissingAssetError
 from cdistill.formats.archives import FolderImages, Images, ZipImages, decode_jobs
 from cdistill.registry import DATA_SUFFIXES
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.console import progress, say
 
 _FEW = 4096  # images that this process decodes sooner than others start
 _AT_ONCE = 1024

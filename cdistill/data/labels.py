@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdistill.console import say
 from cdistill.errors import CorruptFileError, MismatchError
 from cdistill.formats.archives import Images
+from cdistill.runtime.console import say
 
 MOST_CLASSES = 1_000_000
 _SHARD = re.compile(r"\d{5}")

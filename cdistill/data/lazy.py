@@ -25,11 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cdistill import errors, stopping
+from cdistill import errors
 from cdistill.errors import CdistillError
 from cdistill.formats.archives import Images, decode_jobs
 from cdistill.formats.images import Pixels
-from cdistill.launch import worker_count
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.processes import worker_count
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from cdistill.errors import CdistillError
-from cdistill.launch import local_processes
+from cdistill.runtime.processes import local_processes
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _COUNTERS = (  # of version 2 and 1: folder, limit, use, and of that the cached files that are given up when needed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from cdistill.data.files import load_file
 from cdistill.data.source import Source, only_train
 from cdistill.errors import MismatchError, MissingAssetError
-from cdistill.storage import data_folder
+from cdistill.storage.files import data_folder
 
 _CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _CIFAR_FILES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")

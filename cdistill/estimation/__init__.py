@@ -2,7 +2,7 @@
 
 from cdistill.estimation.base import Estimator, Points, Statistics
 from cdistill.estimation.collecting import Budget, collect_statistics
-from cdistill.estimation.parts import Part
 from cdistill.estimation.result import Estimate, solve
+from cdistill.estimation.resume import Part
 
 __all__ = ["Budget", "Estimate", "Estimator", "Part", "Points", "Statistics", "collect_statistics", "solve"]

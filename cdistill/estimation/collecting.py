@@ -14,14 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill import stopping
 from cdistill.data import Source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.estimation.base import Estimator, Points, Statistics
 from cdistill.estimation.jackknife import coefficient_errors
-from cdistill.estimation.parts import Part, Position
+from cdistill.estimation.resume import Part, Position
 from cdistill.networks.denoiser import Denoiser, chunk_size
-from cdistill.randomness import generator, shuffled_indices
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.randomness import generator, shuffled_indices
 
 GROUPS = 32
 _FIRST_ROUND = 256  # samples before the first look at the errors: 4 pairs or more in each group

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cdistill import stopping
-from cdistill.console import progress
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.console import progress
 
 AT_ONCE = 1024  # vectors; a block of pairs takes 8 MB in float64
 _LONG = 16 * AT_ONCE  # vectors that are worth a progress bar

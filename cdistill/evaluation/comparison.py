@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdistill.console import table
 from cdistill.evaluation.estimates import difference
 from cdistill.evaluation.metrics import Metric
 from cdistill.evaluation.results import Row, figure, finite
+from cdistill.runtime.console import table
 
 UNDECIDED = "not distinguishable"
 

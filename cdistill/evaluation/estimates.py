@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdistill.randomness import generator
+from cdistill.runtime.randomness import generator
 
 LEVEL = 0.95
 

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cdistill import assets
 from cdistill.data.source import from_uint8
 from cdistill.errors import CdistillError, MissingAssetError
 from cdistill.registry import FEATURES, check_features, is_script
+from cdistill.storage import assets
 
 
 class FeatureNetwork(ABC):

@@ -12,8 +12,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from cdistill.console import say_once
 from cdistill.evaluation.estimates import Estimate, random_halves
+from cdistill.runtime.console import say_once
 
 SPLITS, SPLITS_LARGE, LARGE = 12, 4, 512  # splits for up to LARGE dimensions, and above, where each takes seconds
 _AT_ONCE = 1024  # feature vectors that are turned to float64 together

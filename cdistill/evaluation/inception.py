@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdistill import assets
-from cdistill.assets import Asset
 from cdistill.errors import CorruptFileError
 from cdistill.evaluation.features import FeatureNetwork, as_rgb, device, extracting, load_scripts
 from cdistill.formats.torch_files import read_torch_file
+from cdistill.storage import assets
+from cdistill.storage.assets import Asset
 
 SIDE = 299
 

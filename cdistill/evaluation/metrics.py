@@ -13,14 +13,14 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.errors import CdistillError, MismatchError
-from cdistill.evaluation import neighbours
+from cdistill.evaluation import prdc as neighbours
 from cdistill.evaluation.blocks import AT_ONCE
 from cdistill.evaluation.estimates import Estimate, mean_estimate
 from cdistill.evaluation.features import FeatureNetwork, Pixels, device
 from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian, streamed_moments
 from cdistill.evaluation.inception import Inception
-from cdistill.evaluation.kernels import kernel_estimate, mean_within
-from cdistill.evaluation.neighbours import Balls, find_balls
+from cdistill.evaluation.kid import kernel_estimate, mean_within
+from cdistill.evaluation.prdc import Balls, find_balls
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.samples import SampleSet
 
@@ -159,7 +159,7 @@ class KernelDistance(FeatureMetric):
 
 
 class NeighbourMetric(FeatureMetric):
-    """A metric of balls around points, see `cdistill.evaluation.neighbours`.
+    """A metric of balls around points, see `cdistill.evaluation.prdc`.
 
     Attributes:
         k: A ball reaches to the k-th nearest of its own kind.

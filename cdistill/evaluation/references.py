@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill import stopping
-from cdistill.console import progress, say_once
 from cdistill.data import Source
 from cdistill.errors import CdistillError
 from cdistill.evaluation.features import FeatureNetwork, Pixels
@@ -20,7 +18,9 @@ from cdistill.evaluation.statistics_files import (
     file_facts,
     read_statistics,
 )
-from cdistill.randomness import generator
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.console import progress, say_once
+from cdistill.runtime.randomness import generator
 
 KEEP = 10_000  # features that are kept of the data, for what compares points and not moments
 _READ = 1024  # images that are read together, by one process

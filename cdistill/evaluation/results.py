@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdistill.console import say, table
 from cdistill.errors import CdistillError, StoppedError
 from cdistill.evaluation.estimates import LEVEL, Estimate
 from cdistill.evaluation.features import FeatureNetwork
 from cdistill.evaluation.metrics import FeatureMetric, Metric
 from cdistill.evaluation.references import Reference
 from cdistill.registry import METRICS
+from cdistill.runtime.console import say, table
 
 SCHEMA = 2
 

@@ -7,9 +7,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill import stopping
-from cdistill.console import progress
 from cdistill.evaluation.features import FeatureNetwork, Pixels
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.console import progress
 
 _AT_ONCE = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdistill.assets import EDM_STATISTICS, digest
-from cdistill.console import say_once
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
 from cdistill.formats.npz import read_array, sound
-from cdistill.storage import replacing
+from cdistill.runtime.console import say_once
+from cdistill.storage.assets import EDM_STATISTICS, digest
+from cdistill.storage.files import replacing
 
 _MOST = 2**31  # bytes of the covariance: 16,384 dimensions
 _MOST_FEATURES = 2**34

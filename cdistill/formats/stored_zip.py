@@ -6,7 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.values import Budget, shown
+from cdistill.formats.pickle_values import Budget, shown
 
 _END = struct.Struct("<4s4H2IH")
 _LOCATOR = struct.Struct("<4sIQI")

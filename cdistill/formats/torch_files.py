@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.inert import MOST_DIMENSIONS, container_names, numpy_names
 from cdistill.formats.mapped import map_file, naming
-from cdistill.formats.opcodes import read_pickle, read_pickle_at
+from cdistill.formats.pickle_stubs import MOST_DIMENSIONS, container_names, numpy_names
+from cdistill.formats.pickle_values import Budget, Build, Global, LongBytes, Names, shown
+from cdistill.formats.safe_pickle import read_pickle, read_pickle_at
 from cdistill.formats.stored_zip import StoredZip
-from cdistill.formats.values import Budget, Build, Global, LongBytes, Names, shown
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001

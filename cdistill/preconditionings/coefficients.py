@@ -26,8 +26,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cdistill.checkpoint import load_tensors, save_tensors
 from cdistill.errors import CorruptFileError, MismatchError
+from cdistill.storage.checkpoints import load_tensors, save_tensors
 
 KIND = "coefficients"
 

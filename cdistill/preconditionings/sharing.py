@@ -7,8 +7,8 @@
     form = preconditioning_from_file("coefficients-digits.safetensors")
     f, g = form(t, s)  # tensors of noise levels, 0 < s <= t; float64 tensors
 
-Whether the coefficients are those of the teacher in use, is for the caller to see to: ``form.provenance`` says which
-teacher and data they were estimated from. Inside cdistill `cdistill.student.load_preconditioning` compares the teacher.
+Whether the coefficients are those of the teacher in use, must be checked by the caller: ``form.provenance`` says which
+teacher and data they were estimated from. Inside cdistill `load_preconditioning` compares the teacher.
 """
 
 from os import PathLike

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from cdistill import __version__
 from cdistill.errors import printable
-from cdistill.reporting import charts, figures, origins, sheets, summary, tables
+from cdistill.reporting import charts, figures, image_grids, provenance, summary, tables
 from cdistill.reporting.evaluations import Pair
 from cdistill.reporting.reading import Run, data_uri
 
@@ -42,13 +42,13 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
         runs=runs,
         version=__version__,
         summary=summary,
-        provenance=origins.provenance,
+        provenance=provenance.provenance,
         charts=charts,
-        sheets=sheets,
+        sheets=image_grids,
         results=tables.results(runs),
         contests=tables.contests(pairs, runs),
         by_calls=figures.metrics_by_calls(runs),
-        comparisons=sheets.compare_samples(runs),
+        comparisons=image_grids.compare_samples(runs),
         training=[one for one in drawn if one is not None],
         coefficients=figures.coefficients(runs),
         differing=tables.differences({run.name: run.values for run in runs}),

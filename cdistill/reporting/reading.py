@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cdistill.errors import CorruptFileError, MissingAssetError, brief, printable
 from cdistill.reporting.evaluations import Contest, Evaluation, Pair
-from cdistill.runs import RunFolder
+from cdistill.storage.run_folder import RunFolder
 
 LARGEST = 64 << 20  # bytes of a file that is read, and of arrays that are unpacked
 _OBJECT = TypeAdapter(dict[str, Any])

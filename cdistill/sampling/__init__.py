@@ -3,7 +3,7 @@
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.drawing import Chunk, Drawn, Noise, Sampler, draw_chunks, generate, stream
 from cdistill.sampling.inversion import Inverse, invert
-from cdistill.sampling.pieces import Pieces, draw_missing
+from cdistill.sampling.sample_store import Pieces, draw_missing
 from cdistill.sampling.samplers import (
     TEACHER_NFE,
     TEACHER_POINTS,

@@ -20,8 +20,8 @@ from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.sampling.drawing import Noise
+from cdistill.sampling.solvers import Denoise, jump
 from cdistill.schedule import sampling_grid
-from cdistill.solvers import Denoise, jump
 
 
 class TimedSampler(ABC):

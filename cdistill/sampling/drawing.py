@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill import stopping
 from cdistill.networks.denoiser import chunk_size
+from cdistill.runtime import signals as stopping
 from cdistill.schedule import T
 
 Item = TypeVar("Item")

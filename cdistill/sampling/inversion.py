@@ -8,7 +8,7 @@ from torch import Tensor
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser, broadcast
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
-from cdistill.solvers import heun_step, solve
+from cdistill.sampling.solvers import heun_step, solve
 
 TOLERANCE = 1e-5  # of the residual; the networks compute in float32
 MOST_CALLS, PATIENCE = 100, 10

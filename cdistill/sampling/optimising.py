@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.console import progress
 from cdistill.errors import RecipeError
+from cdistill.runtime.console import progress
 from cdistill.sampling.base import TimedSampler
 from cdistill.sampling.drawing import Sampler, generate
 

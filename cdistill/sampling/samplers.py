@@ -11,8 +11,8 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.registry import SAMPLERS
 from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler, grid_for
+from cdistill.sampling.solvers import heun_step, jump, trajectory
 from cdistill.schedule import rho_grid, sampling_grid, time_list
-from cdistill.solvers import heun_step, jump, trajectory
 
 TEACHER_POINTS = 18
 TEACHER_NFE = 2 * (TEACHER_POINTS - 1)

@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from cdistill.sampling.base import TeacherSampler
-from cdistill.solvers import Denoise, euler_step, exponential_step, extrapolate, heun_step, solve
+from cdistill.sampling.solvers import Denoise, euler_step, exponential_step, extrapolate, heun_step, solve
 
 
 class Heun(TeacherSampler):

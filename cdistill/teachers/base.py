@@ -47,7 +47,7 @@ class Teacher:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights: what a coefficient file or a student was made for."""
-        from cdistill.checkpoint import tensor_digest
+        from cdistill.storage.checkpoints import tensor_digest
 
         return tensor_digest(self.denoiser.state_dict())
 
@@ -128,7 +128,7 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
 
     Its licence is written where it is known; otherwise a licence in `header` stays.
     """
-    from cdistill.checkpoint import save_tensors
+    from cdistill.storage.checkpoints import save_tensors
 
     facts = {"architecture": architecture, "data": teacher.data, "sigma_data": teacher.denoiser.sigma_data}
     if teacher.licence != UNKNOWN:
@@ -157,7 +157,7 @@ def read_weights(path: Path) -> Weights:
             raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
         data = official_data(foreign.architecture, path.name)
         return Weights(foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence)
-    from cdistill.checkpoint import load_tensors
+    from cdistill.storage.checkpoints import load_tensors
 
     tensors, header = load_tensors(path, "teacher")
     try:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError, RecipeError, brief
-from cdistill.formats.checkpoints import describe
-from cdistill.formats.edm import EDMNetwork, read_network
-from cdistill.formats.guided import guided_architecture, guided_tensors
-from cdistill.formats.values import shown
+from cdistill.formats.edm_pickles import EDMNetwork, read_network
+from cdistill.formats.guided_diffusion import guided_architecture, guided_tensors
+from cdistill.formats.pickle_values import shown
+from cdistill.formats.state_dicts import describe
 from cdistill.networks.architecture import describe as describe_network
 from cdistill.teachers.official import LICENCE, OFFICIAL
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cdistill.data.source import Source
 from cdistill.networks.denoiser import Denoiser, broadcast, edm_coefficients, freeze, positional_embedding
-from cdistill.randomness import generator
+from cdistill.runtime.randomness import generator
 from cdistill.schedule import SIGMA_DATA
 from cdistill.teachers.base import Teacher
 

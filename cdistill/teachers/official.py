@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdistill.assets import Asset
 from cdistill.errors import MissingAssetError, RecipeError
 from cdistill.registry import TEACHERS
+from cdistill.storage.assets import Asset
 
 WEIGHT_SUFFIXES = (".pkl", ".pt", ".pth", ".safetensors")  # of a teacher's name that is a path
 ADDRESS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdistill.data.source import Source
 from cdistill.networks.denoiser import freeze
-from cdistill.randomness import generator
+from cdistill.runtime.randomness import generator
 from cdistill.teachers.base import Teacher
 from cdistill.teachers.mixture import DRAWS, LICENCE, MixtureDenoiser
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdistill.networks.denoiser import broadcast
-from cdistill.randomness import generator
+from cdistill.runtime.randomness import generator
 
 KINDS = ("color", "translation", "cutout")
 _NUMBERS = 7  # of each image: three for the colour, two for the translation, two for the cut-out

@@ -8,14 +8,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.data import Source
-from cdistill.losses import dsm_loss
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
-from cdistill.randomness import derive_seed, generator
-from cdistill.recipe import DenoisingSection
-from cdistill.training.batches import check_divisible, draw_data, draw_noise, own_rows, send
+from cdistill.objectives.losses import dsm_loss
+from cdistill.runtime.randomness import derive_seed, generator
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
-from cdistill.training.passes import scaled
-from cdistill.training.state import load_optimizer_tensors, optimizer_tensors, update_ema
+from cdistill.training.loss_weighting import scaled
+from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
+from cdistill.training.settings import DenoisingSection
+from cdistill.training.step_data import check_divisible, draw_data, draw_noise, own_rows, send
 
 
 class DenoisingTask(Task):

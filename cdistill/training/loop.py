@@ -18,15 +18,15 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cdistill import stopping
-from cdistill.checkpoint import check_identity, load_checkpoint, remove_checkpoint, save_checkpoint
-from cdistill.console import progress, say
 from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
-from cdistill.launch import set_threads, world_size
-from cdistill.randomness import derive_seed
-from cdistill.recipe import CheckpointSection
-from cdistill.runs import RunFolder
-from cdistill.storage import list_checkpoints, read_json, step_of
+from cdistill.runtime import signals as stopping
+from cdistill.runtime.console import progress, say
+from cdistill.runtime.processes import set_threads, world_size
+from cdistill.runtime.randomness import derive_seed
+from cdistill.storage.checkpoints import check_identity, load_checkpoint, remove_checkpoint, save_checkpoint
+from cdistill.storage.files import list_checkpoints, read_json, step_of
+from cdistill.storage.run_folder import RunFolder
+from cdistill.training.settings import CheckpointSection
 
 _PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 

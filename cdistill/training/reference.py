@@ -1,7 +1,7 @@
 """One step of consistency distillation, written plainly: what the fast step must equal. Learn the algorithm here.
 
 The paper's symbols: theta the student, mu its moving average, phi the teacher, tau_0 = T > ... > tau_{N-1} = eps.
-One sample at a time, one loss at a time, every jump a network call. `cdistill.training.consistency` is the fast step.
+One sample at a time, one loss at a time, every jump a network call. `cdistill.training.distillation` is the fast step.
 """
 
 import itertools

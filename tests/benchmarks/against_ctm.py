@@ -25,13 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.launch import keep_memory, set_threads
-from cdistill.losses import L2
+from cdistill.analysis.cost import hollow, network_cost
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
-from cdistill.planning import hollow, network_cost
+from cdistill.objectives.cost import step_cost
+from cdistill.objectives.losses import L2
+from cdistill.runtime.processes import keep_memory, set_threads
 from cdistill.teachers.official import OFFICIAL
-from cdistill.training.consistency import CTMTask
-from cdistill.training.cost import step_cost
+from cdistill.training.distillation import CTMTask
 from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import images, say
 from tests.benchmarks.training import (
@@ -150,7 +150,7 @@ def build_theirs(folder: Path, teacher: EDMDenoiser, batch_size: int) -> Callabl
 
 @contextmanager
 def kept_memory() -> Iterator[None]:
-    """Runs with `cdistill.launch.keep_memory`, as `cdistill distill` does, and goes back to what glibc comes to itself.
+    """Runs with keep_memory(), as `cdistill distill` does, and restores what glibc does itself.
 
     Theirs gives the memory back in between, so ours has to fill its pages again: this counts too little of the saving.
     """

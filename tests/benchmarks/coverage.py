@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from cdistill.commands.measuring import make_judge
-from cdistill.commands.subjects import Subject, Target, open_subject
 from cdistill.evaluation.estimates import LEVEL, Estimate, difference, quantile
 from cdistill.sampling import SamplerChoice
 from cdistill.training.loop import make_accelerator
+from cdistill.workflows.measuring import make_judge
+from cdistill.workflows.targets import Subject, Target, open_subject
 
 
 def measure(subject: Subject, block: int, nfe: int) -> dict[str, Estimate]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cdistill.data import Source, load_source
-from cdistill.training.batches import draw_data
+from cdistill.training.step_data import draw_data
 from tests.archives import members, random_images, write_zip
 
 COUNT = 8192
@@ -50,7 +50,7 @@ def waiting(source: Source, pause: float) -> float:
 
 def main() -> None:
     """Prints the rates and their ratios."""
-    from cdistill.console import table
+    from cdistill.runtime.console import table
 
     torch.set_num_threads(1)
     rows = []

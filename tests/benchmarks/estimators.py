@@ -12,15 +12,15 @@ import time
 import torch
 from torch import Tensor
 
+from cdistill.analysis.cost import hollow, network_cost
 from cdistill.data import Source
 from cdistill.estimation import Budget, Points, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import Estimator
 from cdistill.estimation.forward import Forward
-from cdistill.launch import set_threads
 from cdistill.networks.denoiser import Denoiser, chunk_size, count_parameters, freeze
-from cdistill.planning import hollow, network_cost
-from cdistill.randomness import generator
+from cdistill.runtime.processes import set_threads
+from cdistill.runtime.randomness import generator
 from cdistill.schedule import log_uniform_grid
 from cdistill.teachers.official import OFFICIAL
 from tests.benchmarks.clock import seconds

@@ -19,8 +19,8 @@ from cdistill.data import Source
 from cdistill.evaluation.features import FeatureNetwork, extracting
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.samples import SampleSet
-from cdistill.randomness import generator
 from cdistill.registry import METRICS
+from cdistill.runtime.randomness import generator
 
 NAMES = "fid,kid,precision,recall"
 

@@ -32,16 +32,16 @@ import torch
 from torch import nn
 
 from cdistill.errors import CdistillError
-from cdistill.formats.edm import EDMNetwork, read_edm
-from cdistill.formats.inert import container_names, numpy_names, to_array
+from cdistill.formats.edm_pickles import EDMNetwork, read_edm
 from cdistill.formats.mapped import map_file
-from cdistill.formats.opcodes import read_pickle
+from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
+from cdistill.formats.safe_pickle import read_pickle
 from cdistill.formats.torch_files import read_torch_file
 from tests.assembler import call, legacy, name, program, storage, tensor, text
 from tests.edm_writer import fake_modules, snapshot, write_edm_pickle
-from tests.test_edm_files import SIZES, network
-from tests.test_opcodes import python2_batch
-from tests.test_torch_files import widened
+from tests.formats.test_edm_pickles import SIZES, network
+from tests.formats.test_safe_pickle import python2_batch
+from tests.formats.test_torch_files import widened
 
 SECONDS = 1.0
 ROOM = 1 << 30

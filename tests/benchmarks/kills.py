@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
-from cdistill.console import say, table
-from cdistill.runs import RunFolder
+from cdistill.runtime.console import say, table
+from cdistill.storage.run_folder import RunFolder
 from tests.conftest import fast_distill
 from tests.runner import finish, kill, outcome, records, start, steps_of
 

@@ -19,17 +19,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cdistill.console import table
-from cdistill.launch import keep_memory, set_threads, thread_count
 from cdistill.networks.denoiser import EDMDenoiser, chunk_size, count_parameters, freeze
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import WRITERS
+from cdistill.runtime.console import table
+from cdistill.runtime.processes import keep_memory, set_threads, thread_count
 from cdistill.sampling import Pieces, Sampler, draw_missing, student_sampler, teacher_sampler
 from cdistill.sampling.drawing import chunks_together
+from cdistill.sampling.writers import Samples
 from cdistill.teachers import load_teacher
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.loop import make_accelerator
-from cdistill.writers import Samples
 from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import say
 from tests.benchmarks.training import SMALL
@@ -107,7 +107,7 @@ def measure(name: str, denoiser: EDMDenoiser, calls: int, form: str, device: str
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from cdistill.cli import run
+from cdistill.cli.app import run
 code = run(["-q", "sample", *sys.argv[1:]])
 sys.stderr.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
 sys.exit(code)
@@ -124,8 +124,8 @@ def peak(student: Path, count: int, form: str) -> int:
 
 def print_memory() -> None:
     """Prints the peak memory of sampling more and more images by a small student."""
-    from cdistill.checkpoint import save_tensors
-    from tests.test_sample_command import TINY
+    from cdistill.storage.checkpoints import save_tensors
+    from tests.workflows.test_sample import TINY
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s.safetensors"

@@ -15,7 +15,7 @@ def work() -> float:
     """Returns how many times a second a small step is done: ten teacher forwards, one student forward and backward."""
     import torch
 
-    from cdistill.launch import set_threads
+    from cdistill.runtime.processes import set_threads
     from cdistill.teachers import load_teacher
 
     set_threads()
@@ -43,7 +43,7 @@ def rates(processes: int, spin: str | None) -> list[float]:
 
 def main() -> None:
     """Prints the rates and their ratios."""
-    from cdistill.console import table
+    from cdistill.runtime.console import table
 
     rows = []
     for processes in (1, 2):

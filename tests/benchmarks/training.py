@@ -18,22 +18,22 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from cdistill.analysis.cost import hollow, network_cost
 from cdistill.data import Source
 from cdistill.data.source import from_uint8
-from cdistill.launch import set_threads
-from cdistill.losses import L2, Distance, balance
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
-from cdistill.perceptual import LPIPS
-from cdistill.planning import hollow, network_cost
+from cdistill.objectives.cost import step_cost
+from cdistill.objectives.losses import L2, Distance, balance
+from cdistill.objectives.lpips import LPIPS
 from cdistill.preconditionings import make_preconditioning
-from cdistill.randomness import generator
-from cdistill.recipe import DistillSection
+from cdistill.runtime.processes import set_threads
+from cdistill.runtime.randomness import generator
 from cdistill.teachers.official import OFFICIAL
-from cdistill.training.batches import Batch, draw_ctm_times
-from cdistill.training.consistency import CTMTask
-from cdistill.training.cost import step_cost
+from cdistill.training.distillation import CTMTask
 from cdistill.training.loop import Counters, Report, finish, read
-from cdistill.training.state import update_ema
+from cdistill.training.optimizer_state import update_ema
+from cdistill.training.settings import DistillSection
+from cdistill.training.step_data import Batch, draw_ctm_times
 from tests.benchmarks.clock import both_seconds, seconds
 from tests.benchmarks.estimators import PEAK, images, peak_mib, say
 from tests.edm_teacher import random_denoiser

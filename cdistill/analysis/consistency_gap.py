@@ -1,0 +1,367 @@
+"""The laboratory: what preconditionings are worth before any training, on the teacher's own trajectories.
+
+A jump from t to s with the teacher in the student's place misses the trajectory by ``r = x_s - f x_t - g D(x_t,t)``.
+The optimal student denoiser D* makes r vanish, so that D* - D = r/g: the consistency gap (Zheng et al. 2025,
+Section 3.3 and Prop. 3.1), which training has to close. Both follow, for any f and g, from six means at each pair::
+
+    E|r|^2 = E[x_s.x_s] + f^2 E[x_t.x_t] + g^2 E[D.D] - 2f E[x_s.x_t] - 2g E[x_s.D] + 2fg E[x_t.D]
+
+so one pass over the trajectories keeps inner products alone, however many trajectories there are. r is lost in
+float64 rounding below 1e-8 of the largest of its terms.
+
+The gap alone can be made small by large g, which multiplies every error of D: the jump error |r| stands beside it.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cdistill.networks.denoiser import Denoiser
+from cdistill.preconditionings import Preconditioning
+from cdistill.runtime import signals as stopping
+from cdistill.sampling import Chunk, Sampler, draw_chunks
+from cdistill.sampling.solvers import Denoise, heun_step
+from cdistill.schedule import rho_grid
+
+GROUPS = 16
+_SINGULAR = 1e-12  # of the correlation of x and D: below it, they are multiples of each other
+_SAME = 1e-9  # ln of a ratio: two forms that differ by less are the same function
+_NEEDED = 2.0  # standard errors
+
+Number = tuple[float, float]
+"""A value and its standard error."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of the six inner products, divided by d, at the jumps from ``levels[:-1]`` to ``levels[1:]``.
+
+    Each broadcasts to (1+G, n, n), n = L-1, rows t and columns s: all trajectories, then all but each group.
+    """
+
+    ss: Tensor
+    tt: Tensor
+    dd: Tensor
+    st: Tensor
+    sd: Tensor
+    td: Tensor
+
+    def squared_residual(self, f: Tensor, g: Tensor) -> Tensor:
+        """Computes E|x_s - f x_t - g D|^2 / d, see the module; f and g (..., n, n)."""
+        square = self.ss + f**2 * self.tt + g**2 * self.dd
+        return (square - 2 * (f * self.st + g * self.sd - f * g * self.td)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Inner products along the teacher's trajectories, summed over groups of them.
+
+    Attributes:
+        levels: Noise levels (L,), float64, descending.
+        dim: Elements of one sample, d.
+        sizes: Trajectories in each group (G,), int64.
+        xx: Sums of x_t.x_s (G, L, L), float64.
+        dx: Sums of D(x_t,t).x_s (G, L-1, L).
+        dd: Sums of D(x_t,t).D(x_t,t) (G, L-1).
+        ends: Sums of |x' - x_eps|^2/d, x' the end points of each sampler (G, S).
+    """
+
+    levels: Tensor
+    dim: int
+    sizes: Tensor
+    xx: Tensor
+    dx: Tensor
+    dd: Tensor
+    ends: Tensor
+
+    def replicates(self, sums: Tensor) -> Tensor:
+        """Returns means over all trajectories, then over all but each group, from sums (G, ...): (1+G, ...)."""
+        whole = sums.sum(0, keepdim=True)
+        counts = torch.cat([self.sizes.sum()[None], self.sizes.sum() - self.sizes])
+        return torch.cat([whole, whole - sums]) / counts.reshape(-1, *[1] * (sums.ndim - 1))
+
+    def means(self) -> Means:
+        """Returns the means at all pairs."""
+        xx, dx, dd = (self.replicates(part) / self.dim for part in (self.xx, self.dx, self.dd))
+        own, ahead = xx.diagonal(dim1=1, dim2=2), dx.diagonal(dim1=1, dim2=2)
+        return Means(
+            ss=own[:, None, 1:],
+            tt=own[:, :-1, None],
+            dd=dd[:, :, None],
+            st=xx[:, :-1, 1:],
+            sd=dx[:, :, 1:],
+            td=ahead[:, :, None],
+        )
+
+
+def collect_moments(
+    denoiser: Denoiser,
+    points: int,
+    count: int,
+    seed: int,
+    substeps: int,
+    samplers: Sequence[Sampler] = (),
+    advance: Callable[[int, str], None] = lambda count, note: None,
+    accelerator: Accelerator | None = None,
+) -> Moments:
+    """Follows the teacher's trajectories from T to eps by Heun's method and sums their inner products.
+
+    Args:
+        denoiser: The teacher.
+        points: Noise levels of the rho-grid, L; CTM's training draws its pairs (t, s) from 18.
+        count: Number of trajectories, at least 2; their noise is that of the image seeds from ``seed * count`` on.
+        seed: Which trajectories; other seeds share none, with the same `count`.
+        substeps: Heun's steps from one level to the next.
+        samplers: What else maps the same noise to points at eps, compared with the ends of the trajectories.
+        advance: Told the number of finished trajectories.
+        accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
+
+    Raises:
+        StoppedError: A signal came.
+    """
+    owners = torch.arange(count) % min(GROUPS, count)
+    sizes = owners.bincount()
+    sums = [
+        torch.zeros(len(sizes), *shape, dtype=torch.float64)
+        for shape in ((points, points), (points - 1, points), (points - 1,), (len(samplers),))
+    ]
+    device = next(iter(denoiser.state_dict().values())).device
+    seeds = range(seed * count, (seed + 1) * count)
+    for chunk in draw_chunks(denoiser.sample_shape, seeds, denoiser.num_classes, accelerator=accelerator):
+        stopping.check("comparison")
+        products = _chunk_products(denoiser, chunk, points, substeps, samplers, device)
+        for total, part in zip(sums, products, strict=True):
+            total.index_add_(0, owners[chunk.rows], part[chunk.places])
+        advance(chunk.turn, "")
+    if accelerator:
+        sums = [accelerator.reduce(part.to(device), "sum").cpu() for part in sums]
+    xx, dx, dd, ends = sums
+    return Moments(rho_grid(points), torch.Size(denoiser.sample_shape).numel(), sizes, xx, dx, dd, ends)
+
+
+def _chunk_products(
+    denoiser: Denoiser,
+    chunk: Chunk,
+    points: int,
+    substeps: int,
+    samplers: Sequence[Sampler],
+    device: torch.device,
+) -> list[Tensor]:
+    """Returns x.x (B, L, L), D.x (B, L-1, L), D.D (B, L-1) and the errors of the ends (B, S) of each sample."""
+    start, labels = chunk.x.to(device), None if chunk.labels is None else chunk.labels.to(device)
+    with torch.inference_mode():
+        path = list(walk(lambda x, t: denoiser(x, t, None, labels), start, points, substeps))
+        x = torch.stack([point for point, _ in path], 1).double().flatten(2)
+        d = torch.stack([out for _, out in path[:-1] if out is not None], 1).double().flatten(2)
+        ends = [sampler(start, labels, chunk.noise(device)).double().flatten(1) for sampler in samplers]
+        errors = torch.stack([(end - x[:, -1]).square().mean(1) for end in ends], 1) if ends else x.new_zeros(len(x), 0)
+        products = [x @ x.mT, d @ x.mT, d.square().sum(-1), errors]
+    return [part.cpu() for part in products]
+
+
+def walk(denoise: Denoise, x: Tensor, points: int, substeps: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Follows the PF-ODE by Heun's method; ``2 substeps (points - 1)`` network calls.
+
+    Args:
+        denoise: The teacher.
+        x: Points at noise level T, (B, ...).
+        points: Noise levels of the rho-grid, at which it stops.
+        substeps: Steps from each to the next.
+
+    Yields:
+        x_t and D(x_t, t) at each level, None for the last D; Heun's own call there is kept, not repeated.
+    """
+    fine = rho_grid((points - 1) * substeps + 1).to(x.device)
+    calls: list[Tensor] = []
+
+    def remember(point: Tensor, t: Tensor) -> Tensor:
+        calls.append(denoise(point, t))
+        return calls[-1]
+
+    for first in range(0, len(fine) - 1, substeps):
+        start = x
+        for t, u in pairwise(fine[first : first + substeps + 1]):
+            x = heun_step(remember, x, t.expand(len(x)), u.expand(len(x)))
+        yield start, calls[0]
+        calls.clear()
+    yield x, None
+
+
+def pair_coefficients(form: Preconditioning, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns f and g of the jumps from ``levels[:-1]`` to ``levels[1:]``, (n, n), NaN where the form has none.
+
+    Raises:
+        CdistillError: The form has no jump that it should have, or a wrong one.
+    """
+    t, s = torch.meshgrid(levels[:-1], levels[1:], indexing="ij")
+    wanted = s < t
+    if form.to_eps_only:
+        wanted = wanted & (s == levels[-1])
+    f, g = torch.full_like(t, math.nan), torch.full_like(t, math.nan)
+    f[wanted], g[wanted] = form(t[wanted], s[wanted])
+    return f, g
+
+
+def least_squares(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the f and g that jump best at each pair, and how well they do.
+
+    They solve ``[tt td; td dd] [f; g] = [st; sd]``, the least squares of x_s on x_t and D. No preconditioning has
+    a smaller jump error; these two hold for these trajectories and may follow no ODE.
+
+    Returns:
+        f, g and the root mean square of the residual per element, each (n, n), NaN where s is not below t. Where D is
+        a multiple of x_t, as for Gaussian data, many f and g do equally well; theirs add the same, f x_t = g D.
+    """
+    means = moments.means()
+    f, g = _solve(means)
+    error = means.squared_residual(f, g).sqrt()
+    hidden = torch.where(_jumps(moments.levels), 0.0, math.nan)
+    return f[0] + hidden, g[0] + hidden, error[0] + hidden
+
+
+def _solve(means: Means) -> tuple[Tensor, Tensor]:
+    """Least squares for every replicate, with x_t and D scaled to unit length; f and g are (1+G, n, n)."""
+    scale_x, scale_d = means.tt.sqrt(), means.dd.sqrt().clamp(min=1e-300)
+    correlation = (means.td / (scale_x * scale_d))[..., 0]
+    one = torch.ones_like(correlation)
+    matrix = torch.stack([one, correlation, correlation, one], -1).unflatten(-1, (2, 2))
+    right = torch.stack([means.st / scale_x, means.sd / scale_d], -2)
+    solution = torch.linalg.pinv(matrix, rtol=_SINGULAR, hermitian=True) @ right
+    return solution[..., 0, :] / scale_x, solution[..., 1, :] / scale_d
+
+
+def _jumps(levels: Tensor) -> Tensor:
+    """Which of the pairs from ``levels[:-1]`` to ``levels[1:]`` go down, (n, n)."""
+    return levels[1:] < levels[:-1, None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the laboratory says of one preconditioning.
+
+    Matrices are (n, n), rows t of ``levels[:-1]``, columns s of ``levels[1:]``, NaN where there is no jump. Means are
+    root mean squares over all pairs, NaN for a form that does not have all.
+
+    Attributes:
+        name: Name in the registry.
+        f: Coefficient of x_t.
+        g: Coefficient of the denoiser.
+        gap: Consistency gap, root mean square per element of D* - D.
+        jump_error: Root mean square per element of x_s - f x_t - g D.
+        mean_gap: Mean of `gap`.
+        mean_jump_error: Mean of `jump_error`.
+        ends: NFE -> root mean square per element of the untrained student's end points from the teacher's.
+        overall: ln of the geometric mean of `ends` over all NFE; replicates (1+G,), NaN where one is missing.
+    """
+
+    name: str
+    f: Tensor
+    g: Tensor
+    gap: Tensor
+    jump_error: Tensor
+    mean_gap: Number
+    mean_jump_error: Number
+    ends: dict[int, Number]
+    overall: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A place in the ranking.
+
+    Attributes:
+        name: The preconditioning.
+        place: 1 for the best; None for a form that cannot do every NFE.
+        tied: Whether it shares the place with a neighbour.
+        ratio: ln of its error over that of the form above, and the standard error of this paired difference.
+    """
+
+    name: str
+    place: int | None
+    tied: bool = False
+    ratio: Number | None = None
+
+
+def score(
+    name: str, moments: Moments, coefficients: tuple[Tensor, Tensor], columns: Mapping[int, int], nfe: Sequence[int]
+) -> Score:
+    """Judges f and g on the moments.
+
+    Args:
+        name: Whose they are.
+        moments: Of the teacher.
+        coefficients: f and g, see `pair_coefficients`.
+        columns: NFE -> column of its sampler in ``moments.ends``.
+        nfe: Every NFE that counts in `overall`.
+    """
+    f, g = coefficients
+    jump_error = moments.means().squared_residual(f, g).sqrt()
+    gap = jump_error / g.abs()
+    inside = _jumps(moments.levels)
+    ends = moments.replicates(moments.ends).sqrt()
+    found = {calls: ends[:, column] for calls, column in columns.items()}
+    logs = [found[calls].clamp(min=1e-300).log() if calls in found else torch.full((1,), math.nan) for calls in nfe]
+    return Score(
+        name, f, g, gap[0], jump_error[0],
+        jackknife(_root_mean_square(gap, inside)), jackknife(_root_mean_square(jump_error, inside)),
+        {calls: jackknife(values) for calls, values in found.items()},
+        torch.stack(torch.broadcast_tensors(*logs)).mean(0),
+    )  # fmt: skip
+
+
+def score_bound(moments: Moments) -> Score:
+    """Judges the best f and g of all, see `least_squares`; NFE 1 is their jump from T to eps.
+
+    Its gap is NaN: the smallest gap is not that of the smallest jump error.
+    """
+    means, inside = moments.means(), _jumps(moments.levels)
+    error = means.squared_residual(*_solve(means)).sqrt()
+    f, g, best = least_squares(moments)
+    return Score(
+        "any f, g", f, g, torch.full_like(best, math.nan), best, (math.nan, math.nan),
+        jackknife(_root_mean_square(error, inside)), {1: jackknife(error[:, 0, -1])},
+    )  # fmt: skip
+
+
+def rank(scores: Sequence[Score]) -> list[Rank]:
+    """Orders forms by the geometric mean of their end-point errors.
+
+    Two neighbours share a place when their difference is below two standard errors of the paired difference: all use
+    the same trajectories. Sharing is not transitive: the first and the last of a place may differ by more. Forms
+    that are the same function stand in the order of their names.
+    """
+    able = sorted(filter(_is_finite, scores), key=lambda one: (round(float(one.overall[0]), 9), one.name))
+    unable = [Rank(one.name, None) for one in scores if not _is_finite(one)]
+    ratios = [None, *(jackknife(lower.overall - upper.overall) for upper, lower in pairwise(able))]
+    joined = [ratio is not None and ratio[0] < max(_NEEDED * ratio[1], _SAME) for ratio in ratios]
+    places: list[int] = []
+    for index, shared in enumerate(joined):
+        places.append(places[-1] if shared else index + 1)
+    found = [
+        Rank(one.name, place, shared or after, ratio)
+        for one, place, shared, after, ratio in zip(
+            able, places, joined[: len(able)], [*joined[1:], False], ratios, strict=False
+        )
+    ]
+    return found + unable
+
+
+def jackknife(values: Tensor) -> Number:
+    """Returns a statistic and its standard error from its replicates (1+G,), see `Moments.replicates`."""
+    rest = values[1:]
+    spread = (rest - rest.mean()).square().sum() * (len(rest) - 1) / max(len(rest), 1)
+    return float(values[0]), float(spread.sqrt())
+
+
+def _is_finite(one: Score) -> bool:
+    return bool(one.overall.isfinite().all())
+
+
+def _root_mean_square(values: Tensor, inside: Tensor) -> Tensor:
+    """Over the pairs (..., n, n) that are `inside` (n, n)."""
+    return values[..., inside].square().mean(-1).sqrt()

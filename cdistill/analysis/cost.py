@@ -1,0 +1,315 @@
+"""What a recipe will cost, counted on hollow networks before anything runs: forwards, FLOPs, memory, hours."""
+
+import math
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
+from cdistill.networks.discriminator import Discriminator
+from cdistill.objectives.cost import step_cost
+from cdistill.objectives.losses import Distance
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
+from cdistill.registry import teacher_data_count
+from cdistill.sampling import TEACHER_POINTS
+from cdistill.settings import Precision
+from cdistill.training.gan import check_discriminator
+from cdistill.training.settings import GanSection, precision_of_teacher
+from cdistill.training.step_data import check_divisible
+
+_BATCH = 2
+# Autocast keeps what its norms read in float32: counted over the official networks, 0.88 of the bytes remain.
+_SHRINKS: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.88, "bf16": 0.88}
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """What a call costs for each sample.
+
+    Attributes:
+        forward: FLOPs of the call.
+        backward: FLOPs of its backward pass.
+        saved: Bytes kept for the backward pass.
+    """
+
+    forward: float
+    backward: float
+    saved: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a training step.
+
+    Attributes:
+        name: What it is.
+        forwards: Expected network forwards for each image.
+        flop: Expected FLOPs for each image, backward passes included.
+    """
+
+    name: str
+    forwards: float
+    flop: float
+
+
+@dataclass(frozen=True)
+class GanCost:
+    """What the GAN loss adds.
+
+    Attributes:
+        student: Share of the steps that train the student.
+        discriminator: Share of those that train the discriminator; about as many train the student with the GAN loss.
+        flop: Expected FLOPs of the discriminator in a step, for each image, backward passes included.
+        state_bytes: Weights, gradients, moments and backbone of the discriminator.
+        saved: Bytes kept for the backward pass through the discriminator, for each image of the student.
+    """
+
+    student: float = 1.0
+    discriminator: float = 0.0
+    flop: float = 0.0
+    state_bytes: float = 0.0
+    saved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a whole run.
+
+    Attributes:
+        parts: Of a step.
+        iterations: Steps.
+        batch_size: Images a step.
+        teacher: Parameters of the teacher, 0 without one.
+        student: Parameters that are trained.
+        state_bytes: Weights, averages, gradients and optimiser, on every device.
+        activation_bytes: Kept for the backward pass at once, for each image of a micro-batch; an estimate.
+        micro_batch: Images of a micro-batch on one device.
+        data: FLOPs of drawing data from the teacher, 0 if there are real data.
+        estimation: FLOPs of estimating the coefficients, 0 if they are not needed.
+        evaluation: FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted.
+    """
+
+    parts: list[Part]
+    iterations: int
+    batch_size: int
+    teacher: int
+    student: int
+    state_bytes: float
+    activation_bytes: float
+    micro_batch: int
+    data: float
+    estimation: float
+    evaluation: float
+
+    @property
+    def device_bytes(self) -> float:
+        """Bytes that a device needs, an estimate."""
+        return self.state_bytes + self.activation_bytes * self.micro_batch
+
+    @property
+    def training(self) -> float:
+        """FLOPs of all training steps."""
+        return sum(part.flop for part in self.parts) * self.batch_size * self.iterations
+
+    def hours(self, tflops: float, devices: int) -> float:
+        """Hours on `devices` that sustain `tflops` TFLOP/s each."""
+        work = self.data + self.estimation + self.training + self.evaluation
+        return work / (tflops * 1e12 * devices) / 3600
+
+
+def plan_distillation(
+    recipe: DistillRecipe, teacher: Denoiser, distance: Distance, backwards: int | None, devices: int
+) -> Plan:
+    """Counts a distillation.
+
+    Args:
+        recipe: The recipe.
+        teacher: Its teacher, frozen, on the meta device.
+        distance: Its distance, hollow.
+        backwards: Backward passes of the estimator for each sample; None if no coefficients are estimated.
+        devices: How many share the batch.
+
+    Raises:
+        RecipeError: The batch cannot be divided among them.
+    """
+    section = recipe.training
+    check_divisible(section.batch_size, devices, section.accumulation)
+    student = hollow(teacher.student(section.method == "ctm", section.dropout))
+    teaching, learning = network_cost(teacher), network_cost(student)
+    frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
+    forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
+    alone = section.accumulation == 1  # then both losses go back at once, and need one gradient
+    losses = 1 + section.dsm + (recipe.gan is not None)
+    copies = (1 if alone else losses) + (1 if section.target_rate == section.ema_rate else 2)
+    kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
+    # Beside the teacher by which the student is judged there is the one that runs.
+    teaching_bytes = 8.0 if precision_of_teacher(section) == "fp32" else 6.0
+    drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
+    pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
+    vjp = input_cost(teacher)
+    gan = gan_cost(recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes)
+    fakes = gan.discriminator * (1 + forwards.frozen)
+    parts = [
+        ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
+        ("targets, no gradient", forwards.target, learning.forward),
+        ("targets, gradient to the input", forwards.frozen, _both(frozen)),
+        ("student, with gradient", forwards.student, _both(learning)),
+    ]
+    distances = gan.student * (2 * comparing.forward + comparing.backward)
+    return Plan(
+        parts=[
+            *[Part(name, gan.student * count, gan.student * count * flop) for name, count, flop in parts],
+            Part(f"distance {section.distance}", 0, distances),
+            Part("images for the discriminator", fakes, fakes * learning.forward),
+            Part("discriminator", 0, gan.flop),
+        ],
+        iterations=section.iterations,
+        batch_size=section.batch_size,
+        teacher=count_parameters(teacher),
+        student=trained_parameters(student),
+        state_bytes=teaching_bytes * count_parameters(teacher)
+        + _state_bytes(student, copies, section.precision, devices)
+        + gan.state_bytes,
+        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved + gan.saved,
+        micro_batch=section.batch_size // (devices * section.accumulation),
+        data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
+        estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
+        evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
+    )
+
+
+def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Plan:
+    """Counts the training of a teacher; `denoiser` is on the meta device; errors as `plan_distillation`."""
+    section = recipe.training
+    check_divisible(section.batch_size, devices, 1)
+    network = denoiser.student(False)
+    cost = network_cost(network)
+    return Plan(
+        parts=[Part("network, with gradient", 1, _both(cost))],
+        iterations=section.iterations,
+        batch_size=section.batch_size,
+        teacher=0,
+        student=trained_parameters(network),
+        state_bytes=_state_bytes(network, 2, section.precision, devices),  # a gradient and an average
+        activation_bytes=cost.saved * _SHRINKS[section.precision],
+        micro_batch=section.batch_size // devices,
+        data=0,
+        estimation=0,
+        evaluation=0,
+    )
+
+
+def fewest_micro_batches(size: int, fits: Callable[[int], bool]) -> int:
+    """Returns into how few equal micro-batches `size` images can be cut so that `fits(count)`; else `size`.
+
+    >>> fewest_micro_batches(12, lambda count: 12 / count <= 5)
+    3
+    """
+    return next((count for count in range(1, size) if size % count == 0 and fits(count)), size)
+
+
+def _judged_calls(recipe: DistillRecipe) -> int:
+    """Network calls for each evaluated sample: within the run, at its end, and of the untrained student."""
+    every = recipe.evaluation.every
+    rounds = math.ceil(recipe.training.iterations / every) if every else 0
+    return (rounds + 2) * sum(recipe.evaluation.nfe)
+
+
+def trained_parameters(module: nn.Module) -> int:
+    """Returns the number of scalars that are trained."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _state_bytes(network: Denoiser, copies: int, precision: Precision, devices: int) -> float:
+    """Weights, two moments and `copies` more in float32; half copies of the weights; DDP's buckets of gradients."""
+    size = count_parameters(network)
+    return size * (4.0 * (3 + copies) + (0 if precision == "fp32" else 2) + (4 if devices > 1 else 0))
+
+
+def hollow(module: Denoiser) -> Denoiser:
+    """Returns a copy of a denoiser on the meta device: shapes without numbers."""
+    return deepcopy(module).to("meta")
+
+
+def network_cost(denoiser: Denoiser) -> CallCost:
+    """Counts a call of a denoiser on the meta device, its backward pass to the weights included."""
+    x, t, labels = _inputs(denoiser)
+    return _count(lambda: denoiser(x, t, t, labels), denoiser.parameters())
+
+
+def input_cost(denoiser: Denoiser) -> CallCost:
+    """Counts a call of a frozen denoiser on the meta device, its backward pass to the input included."""
+    x, t, labels = _inputs(denoiser)
+    assert trained_parameters(denoiser) == 0
+    return _count(lambda: denoiser(x.requires_grad_(), t, t, labels), denoiser.parameters())
+
+
+def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:
+    """Counts the features of one image in a hollow distance: half of its forward pass, and the backward pass to x."""
+    x, y = (torch.zeros(_BATCH, *shape, device="meta") for _ in range(2))
+    cost = _count(lambda: distance(x.requires_grad_(), y))
+    return CallCost(cost.forward / 2, cost.backward, cost.saved)
+
+
+def gan_cost(section: GanSection | None, iterations: int, shape: tuple[int, ...], num_classes: int) -> GanCost:
+    """Counts the GAN loss of a run; nothing without a section.
+
+    From `section.start` on, the odd steps train the discriminator, on as many real as fake images, and the even ones
+    the student with the GAN loss.
+
+    Raises:
+        RecipeError: The discriminator cannot judge the samples.
+    """
+    if section is None:
+        return GanCost()
+    network = check_discriminator(section.discriminator, shape).hollow(shape, num_classes)
+    learning, judging = _judge_cost(network, shape, num_classes, True), _judge_cost(network, shape, num_classes, False)
+    share = (iterations // 2 - section.start // 2) / iterations
+    return GanCost(
+        student=1 - share,
+        discriminator=share,
+        flop=share * (2 * _both(learning) + _both(judging)),
+        state_bytes=4.0 * (4 * count_parameters(network) + sum(weight.numel() for weight in network.frozen())),
+        saved=judging.saved,
+    )
+
+
+def _judge_cost(network: Discriminator, shape: tuple[int, ...], num_classes: int, trained: bool) -> CallCost:
+    """Counts a call of a discriminator and its backward pass, to the weights if `trained`, else to the images."""
+    x = torch.zeros(_BATCH, *shape, device="meta", requires_grad=not trained)
+    labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if num_classes else None
+    network.requires_grad_(trained)
+    return _count(lambda: torch.cat(network(x, labels), dim=1), [*network.parameters(), *network.frozen()])
+
+
+def _both(cost: CallCost) -> float:
+    return cost.forward + cost.backward
+
+
+def _inputs(denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = torch.zeros(_BATCH, *denoiser.sample_shape, device="meta")
+    labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if denoiser.num_classes else None
+    return x, torch.ones(_BATCH, dtype=torch.float64, device="meta"), labels
+
+
+def _count(call: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> CallCost:
+    """Runs `call` and its backward pass; counts FLOPs, and bytes that are kept beside the weights."""
+    own = {weight.untyped_storage()._cdata for weight in weights}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    watched = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as forward, watched:
+        out = call()
+    with FlopCounterMode(display=False) as backward:
+        if out.requires_grad:
+            out.sum().backward()
+    saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
+    return CallCost(forward.get_total_flops() / _BATCH, backward.get_total_flops() / _BATCH, saved / _BATCH)

@@ -1,0 +1,1 @@
+"""The command line: options, help, and the printing of results."""

@@ -1,0 +1,36 @@
+"""Section of a recipe that describes a network."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from cdistill.errors import RecipeError
+from cdistill.settings import Count, Rate, Section
+
+
+class NetworkSection(Section):
+    """A small DDPM++ (arguments of SongUNet)."""
+
+    model_channels: Annotated[int, Field(ge=16, multiple_of=4)]
+    channel_mult: Annotated[list[Count], Field(min_length=1)]
+    num_blocks: Count
+    attn_resolutions: list[Count]
+    dropout: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "NetworkSection":
+        for width in (self.model_channels, *[self.model_channels * factor for factor in self.channel_mult]):
+            if width % min(32, width // 4):
+                raise ValueError(f"model_channels: {width} channels make no {min(32, width // 4)} equal groups")
+        return self
+
+    def check_side(self, side: int) -> None:
+        """Raises RecipeError unless images of `side` pixels can be halved as often, and attention has its place."""
+        levels = len(self.channel_mult)
+        sides = [side >> level for level in range(levels)]
+        if side % 2 ** (levels - 1):
+            raise RecipeError(
+                f"network.channel_mult: {levels} levels; images of {side} pixels cannot be halved so often"
+            )
+        if wrong := [place for place in self.attn_resolutions if place not in sides]:
+            raise RecipeError(f"network.attn_resolutions: got {wrong}; the network has {sides}")

@@ -1,0 +1,90 @@
+"""LPIPS as a training distance, through the `lpips` package with a local, checked backbone."""
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cdistill.errors import CorruptFileError
+from cdistill.formats.torch_files import read_torch_file
+from cdistill.objectives.losses import Distance
+from cdistill.storage import assets
+
+RESOLUTION = 224
+_TINY = 1e-20
+
+
+class LPIPS(Distance):
+    """LPIPS (Zhang et al. 2018) of VGG-16, images enlarged to 224x224 by bilinear interpolation, not clamped.
+
+    CTM and CM average-pool in VGG; the `lpips` package used here max-pools, as in LPIPS' own paper. The root of
+    each feature's norm has its epsilon inside, because the gradient of the plain root at zero is NaN. Under autocast
+    VGG runs in half precision, and what becomes of its features in float32: small squares would vanish.
+
+    Raises:
+        MissingAssetError: The backbone is not in the asset folder; the message says where to put it.
+        CorruptFileError: The file there is not the published one.
+    """
+
+    images_only = True
+
+    def __init__(self) -> None:
+        self.model = load_network(assets.VGG16.find())
+
+    @classmethod
+    def hollow(cls) -> "LPIPS":
+        """See :class:`Distance`."""
+        import lpips
+
+        found = cls.__new__(cls)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
+            found.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        found.model.eval().requires_grad_(False)
+        return found
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Maps images (B, C, H, W) in [-1, 1], C = 1 or 3, to distances (B,)."""
+        self.model.to(x.device)
+        total = torch.zeros(len(x), device=x.device)
+        for layer, first, second in zip(self.model.lins, self._features(x), self._features(y), strict=True):
+            weight = layer.model[-1].weight  # a 1x1 convolution to one channel, which autocast would make half
+            difference = _unit(first.float()) - _unit(second.float())
+            total = total + (weight * difference.square()).sum(1).mean((1, 2))
+        return total
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        large = F.interpolate(x.float().expand(-1, 3, -1, -1), size=RESOLUTION, mode="bilinear", align_corners=False)
+        return list(self.model.net(self.model.scaling_layer(large)))
+
+
+@cache
+def load_network(path: Path) -> Any:
+    """Builds lpips' network with the backbone of a torchvision file and the linear weights of the package."""
+    import lpips
+
+    # pnet_rand builds the backbone without torchvision's download; its weights come from our file.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
+        model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    try:
+        model.net.load_state_dict(rename_backbone(read_torch_file(path), model.net))
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def rename_backbone(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Maps ``features.N.*`` to the names of the slices of lpips' VGG; the classifier is left out."""
+    return {name: weights[f"features.{name.split('.', 1)[1]}"] for name in network.state_dict()}
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Scales the feature vector of each pixel to unit length."""
+    return features / (features.square().sum(1, keepdim=True) + _TINY).sqrt()

@@ -1,0 +1,276 @@
+"""The pages of ``cdistill inspect``: records as tables. Whatever comes from a file is written out and shortened."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cdistill.errors import printable
+from cdistill.runtime.console import facts, table
+from cdistill.storage.integrity import is_shallow
+
+TENSORS = 20
+LEVELS = 12
+PAIRS = 6
+_RECIPE = 1 << 16  # characters of a recipe that are parsed
+_UNLIMITED = 1 << 30
+_DIGEST = re.compile("[0-9a-f]{64}")
+_NOTHING: tuple[Any, ...] = (None, "", {}, [])
+
+_KINDS = {
+    "coefficients": "coefficients of a teacher",
+    "teacher": "a teacher",
+    "student": "a converted student",
+    "samples": "samples drawn from a teacher",
+    "checkpoint": "part of a training's checkpoint",
+}
+# Key of the header -> what a person calls it, in the order of the page; others follow under their own names.
+_LABELS = {
+    "what": "network",
+    "teacher": "teacher",
+    "data": "data",
+    "group": "part",
+    "step": "step",
+    "estimator": "estimator",
+    "grid": "grid",
+    "timesteps": "noise levels",
+    "samples": "samples",
+    "target_error": "target error",
+    "smoothing": "smoothing",
+    "paired": "in pairs",
+    "precision": "precision",
+    "ran_in": "ran in",
+    "device": "device",
+    "seed": "seed",
+    "dim": "numbers in a sample",
+    "preconditioning": "preconditioning",
+    "architecture": "architecture",
+    "sigma_data": "sigma_data",
+    "licence": "licence",
+    "source": "made from",
+    "recipe": "recipe",
+    "versions": "versions",
+    "made_with": "versions",
+}
+_NETWORKS = {"adm": "ADM", "song": "DDPM++"}
+
+
+def print_file(record: Mapping[str, Any], full: bool) -> None:
+    """Prints the page of a file."""
+    header = record["header"] or {}
+    types = sorted({tensor["dtype"] for tensor in record["tensors"]})
+    rows = [
+        ["what", _what(record)],
+        ["size", f"{record['bytes']:,} bytes"],
+        [
+            "checksum",
+            f"{record['checksum']}, sha256 {_show(record['sha256'], full)}" if record["checksum"] else "none",
+        ],
+        *([["weights", f"sha256 {_show(record['weights_sha256'], full)}"]] if "weights_sha256" in record else []),
+        *provenance(header, full),
+        *[[f"metadata {printable(key, 40)}", _show(text, full)] for key, text in record["metadata"].items()],
+        ["tensors", f"{len(record['tensors'])}, {record['numbers']:,} numbers, {', '.join(types) or 'empty'}"],
+    ]
+    facts(printable(record["file"]), rows)
+    if record["kind"] == "coefficients":
+        _print_table(record["table"], full)
+        _print_pairs(record["pairs"], full)
+    _print_tensors(record["tensors"], full)
+    if full and isinstance(header.get("recipe"), str):
+        facts("recipe", [[printable(line, _UNLIMITED)] for line in header["recipe"].splitlines()])
+
+
+def print_checkpoint(record: Mapping[str, Any], full: bool) -> None:
+    """Prints the page of a checkpoint."""
+    state = record["state"]
+    rows = [
+        ["what", "a training's checkpoint"],
+        ["checksum", "ok, of every file"],
+        *[[printable(str(key), 40), _show(value, full)] for key, value in state.items() if value is not None],
+    ]
+    facts(printable(record["file"]), rows)
+    _print_files(record["file"], record["files"])
+    if full:
+        for file in record["files"]:
+            _print_tensors(file["tensors"], full)
+
+
+def print_run(record: Mapping[str, Any], full: bool) -> None:
+    """Prints the page of a run."""
+    status, recipe, environment = record["status"], record["recipe"], record["environment"]
+    training, form = recipe.get("training"), recipe.get("preconditioning")
+    asked = {
+        **{key: recipe.get(key) for key in ("teacher", "data", "seed")},
+        "method": training.get("method") if isinstance(training, dict) else None,
+        "preconditioning": form.get("name") if isinstance(form, dict) else None,
+        "iterations": training.get("iterations") if isinstance(training, dict) else None,
+        **{key: environment.get(key) for key in ("device", "processes", "precision", "versions")},
+    }
+    last = {key: value for key, value in record["last"].items() if not isinstance(value, dict | list)}
+    steps = [folder["state"].get("step") for folder in record["checkpoints"]]
+    rows = [
+        ["what", f"a run ({_show(status.get('kind', 'of unknown kind'), full)})"],
+        *[[key, _show(status[key], full)] for key in ("state", "step", "error", "time") if status.get(key) is not None],
+        *[[key, _show(value, full)] for key, value in asked.items() if value is not None],
+        *([["checkpoints", f"step {_show(steps, full)}; checksums ok"]] if steps else []),
+        *([["last line of metrics", _show(last, full)]] if last else []),
+    ]
+    facts(printable(record["file"]), rows)
+    _print_results(record["results"])
+    _print_files(
+        record["file"], [*record["files"], *[file for folder in record["checkpoints"] for file in folder["files"]]]
+    )
+    if full:
+        facts("recipe", [[printable(str(key)), _show(value, full)] for key, value in recipe.items()])
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """Returns a recipe as values that JSON has too, {} where it is none."""
+    try:
+        found = tomllib.loads(text[:_RECIPE])
+        if not is_shallow(found):
+            return {}
+        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        return plain
+    except (ValueError, RecursionError):
+        return {}
+
+
+def provenance(header: Mapping[str, Any], full: bool) -> list[list[str]]:
+    """Returns the facts of a header as rows, those that matter most first."""
+    special = {"architecture": _architecture, "recipe": _recipe}
+    hidden = {"kind", "schema", "teacher_sha256", "data_sha256"}
+    keys = [key for key in _LABELS if key in header]
+    keys += [key for key in header if key not in _LABELS and key not in hidden]
+    rows = []
+    for key in keys:
+        text = special[key](header[key], full) if key in special else _show(header[key], full)
+        digest = header.get(f"{key}_sha256")
+        if isinstance(digest, str):
+            text += f", sha256 {_show(digest, full)}"
+        if header[key] not in _NOTHING:
+            rows.append([_LABELS.get(key) or f"header {printable(key, 40)}", text])
+    return rows
+
+
+def _what(record: Mapping[str, Any]) -> str:
+    if record["kind"] is None:
+        return "safetensors, not made by cdistill: there is no checksum in it, nothing was verified"
+    kind = record["kind"]
+    return (
+        f"{_KINDS.get(kind, printable(kind, 40))} (kind {printable(kind, 40)}, schema {_show(record['schema'], False)})"
+    )
+
+
+def _show(value: Any, full: bool) -> str:
+    """Returns a value of a header in one line, its digests by their first 12 digits unless `full`."""
+    return printable(_flat(value, full), _UNLIMITED if full else 160)
+
+
+def _flat(value: Any, full: bool = False) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_nested(part, full)}" for key, part in value.items() if part not in _NOTHING)
+    if isinstance(value, list):
+        return ", ".join(_nested(part, full) for part in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)[:12] if not full and _DIGEST.fullmatch(str(value)) else str(value)
+
+
+def _nested(value: Any, full: bool = False) -> str:
+    return f"({_flat(value, full)})" if isinstance(value, dict | list) else _flat(value, full)
+
+
+def _architecture(value: Any, full: bool) -> str:
+    if full or not isinstance(value, dict) or not value.get("network"):
+        return _show(value, full)
+    kind = _flat(value["network"])
+    name = "NCSN++" if value.get("encoder") == "residual" else _NETWORKS.get(kind, kind)
+    side, classes = _flat(value.get("resolution")), value.get("num_classes")
+    parts = [
+        name,
+        f"images {_flat(value.get('channels'))} x {side} x {side}",
+        f"{_flat(classes)} classes" if classes else "unconditional",
+        f"{_flat(value.get('model_channels'))} channels times {_nested(value.get('channel_mult'))}",
+        f"blocks {_flat(value.get('num_blocks'))}",
+        f"attention at {_nested(value.get('attn_resolutions'))}",
+        *(["with a branch for s"] if value.get("s_branch") else []),
+    ]
+    return printable(", ".join(parts), 160)
+
+
+def _recipe(value: Any, full: bool) -> str:
+    if not isinstance(value, str):
+        return _show(value, full)
+    found = read_toml(value)
+    named = {key: found[key] for key in ("teacher", "data", "seed") if key in found}
+    return f"{_show(named, full) or 'cannot be read'} ({'whole below' if full else 'whole with --full'})"
+
+
+def _chosen(count: int, most: int) -> list[int]:
+    """Returns at most `most` of the indices below `count`, evenly, both ends among them."""
+    return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)}) if count > most else list(range(count))
+
+
+def _print_table(columns: Mapping[str, Sequence[float]] | None, full: bool) -> None:
+    if columns is None:
+        return facts("coefficients", [["t, l and s", "missing, or of shapes that make no table"]])
+    count = len(columns["t"])
+    rows = range(count) if full else _chosen(count, LEVELS)
+    forms = {"t": ".4g", "l": ".5f", "l_error": ".1e", "s": ".4f", "s_error": ".1e"}
+    shown = [name for name in forms if name in columns]
+    cells = [[format(columns[name][row], forms[name]) for name in shown] for row in rows]
+    return table(f"{len(cells)} of {count} noise levels", shown, cells)
+
+
+def _print_pairs(columns: Mapping[str, Sequence[float]] | None, full: bool) -> None:
+    if columns is None:
+        return
+    count = len(columns["t"])
+    shown = [name for name in ("t", "s", "f", "f_error", "g", "g_error") if name in columns]
+    cells = [[f"{columns[name][row]:.5g}" for name in shown] for row in range(count if full else min(count, PAIRS))]
+    table(f"{len(cells)} of {count} jumps of the analytic preconditioning, with standard errors", shown, cells)
+
+
+def _print_tensors(tensors: Sequence[Mapping[str, Any]], full: bool) -> None:
+    shown = tensors if full else tensors[:TENSORS]
+    rows = [
+        [printable(part["name"], 100), part["dtype"], " x ".join(map(str, part["shape"])) or "-", f"{part['bytes']:,}"]
+        for part in shown
+    ]
+    if len(shown) < len(tensors):
+        rows.append([f"... and {len(tensors) - len(shown):,} more; --full prints all", "", "", ""])
+    if rows:
+        table("tensors", ["name", "type", "shape", "bytes"], rows)
+
+
+def _print_files(folder: str, files: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        [
+            printable(str(Path(f["file"]).relative_to(folder))),
+            f["kind"] or "foreign",
+            f"{f['bytes']:,}",
+            str(len(f["tensors"])),
+            f"{f['numbers']:,}",
+        ]
+        for f in files
+    ]
+    if rows:
+        table("files", ["file", "kind", "bytes", "tensors", "numbers"], rows)
+
+
+def _print_results(results: Mapping[str, Any]) -> None:
+    """Prints the rows of evaluation.json as far as they are rows."""
+    rows = results.get("rows")
+    rows = rows if isinstance(rows, list) else []
+    found = [row for row in rows if isinstance(row, dict) and isinstance(row.get("values"), dict)]
+    if found:
+        names = list(found[0]["values"])
+        cells = [
+            [_show(row.get(key), False) for key in ("sampler", "nfe")]
+            + [_show(row["values"].get(name), False) for name in names]
+            for row in found
+        ]
+        table("results", ["sampler", "NFE", *[printable(name, 40) for name in names]], cells)

@@ -1,0 +1,1 @@
+"""Processes, threads, signals, random numbers, and the terminal."""

@@ -1,0 +1,77 @@
+"""Data drawn from a teacher, for people who have its weights but not its data; kept in the asset folder."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from cdistill.data.source import Source, to_uint8
+from cdistill.errors import CorruptFileError
+from cdistill.registry import teacher_data_count
+from cdistill.runtime.console import progress
+from cdistill.sampling import generate, teacher_sampler
+from cdistill.storage.checkpoints import load_tensors, save_tensors
+from cdistill.storage.files import asset_folder
+from cdistill.teachers import Teacher
+
+PIECE = 2048  # samples that a broken-off run can lose
+# Far from those that people sample and evaluate with; torch's generator on a CPU keeps 32 bits of a seed.
+_FIRST_SEED = {"train": 2**30, "heldout": 2**31}
+
+
+def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
+    """Returns samples of the teacher's own solver (Heun, 34 calls), drawn at first use and read afterwards.
+
+    Args:
+        name: "teacher" for 50,000 samples, or "teacher:COUNT".
+        split: "train", or "heldout" for samples of other seeds.
+        teacher: On the accelerator's device.
+        accelerator: Shares the work among its processes.
+
+    Returns:
+        uint8 images, rounded as EDM writes them, or float64 vectors, with the labels that were drawn for them. They
+        are not mirrored: of these data there are as many as one likes.
+
+    Raises:
+        RecipeError: Fewer than two samples, or too many.
+        CorruptFileError: A file kept from an earlier run is damaged.
+        StoppedError: A signal came; finished pieces are kept.
+    """
+    count = teacher_data_count(name)
+    pieces = [(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
+    files = {piece: _folder(teacher) / f"{split}-{piece[0]:08d}-{piece[1]:08d}.safetensors" for piece in pieces}
+    missing = [piece for piece, file in files.items() if not file.is_file()]
+    accelerator.wait_for_everyone()  # every process has looked before the main one writes
+    if missing:
+        with progress(sum(end - start for start, end in missing), f"samples of {teacher.name}", "img") as advance:
+            for start, end in missing:
+                first = _FIRST_SEED[split]
+                samples, labels = generate(
+                    teacher_sampler(teacher.denoiser), teacher.shape, range(first + start, first + end),
+                    teacher.denoiser.num_classes, device=accelerator.device, advance=advance, accelerator=accelerator,
+                )  # fmt: skip
+                if accelerator.is_main_process:
+                    _save(files[start, end], samples, labels, teacher)
+        accelerator.wait_for_everyone()
+    found = [_load(file) for file in files.values()]
+    labels = torch.cat([part["labels"] for part in found]) if teacher.denoiser.num_classes else None
+    samples = torch.cat([part["samples"] for part in found])
+    return Source(f"teacher:{count}", samples, labels, teacher.denoiser.num_classes)
+
+
+def _folder(teacher: Teacher) -> Path:
+    return asset_folder() / "teacher-data" / teacher.digest[:16]
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_tensors(path, "samples")[0]
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{error}; or remove it, and it is drawn again") from error
+
+
+def _save(path: Path, samples: Tensor, labels: Tensor | None, teacher: Teacher) -> None:
+    kept = to_uint8(samples) if len(teacher.shape) == 3 else samples
+    tensors = {"samples": kept} if labels is None else {"samples": kept, "labels": labels}
+    save_tensors(path, tensors, "samples", {"teacher": teacher.name, "teacher_sha256": teacher.digest})

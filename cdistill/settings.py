@@ -1,0 +1,75 @@
+"""What every section of a recipe is made of: strict types, checked names, one line for each error. Needs no torch.
+
+A section lives in the room that reads it; `cdistill.recipe` composes them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cdistill.errors import RecipeError, suggest
+from cdistill.registry import Registry
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: strict types, no unknown keys, no change afterwards."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def known(registry: Registry) -> Callable[[str], str]:
+    """Returns a check that a name is registered, for pydantic's `AfterValidator`."""
+
+    def check(name: str) -> str:
+        try:
+            return registry.check(name)
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+
+    return check
+
+
+def check_section(values: dict[str, Any], model: type[AnySection], where: str) -> AnySection:
+    """Turns parsed TOML into a recipe or a section of one; `where` begins every message.
+
+    Raises:
+        RecipeError: It is wrong; all errors are listed, a line each.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{where}: {_explain(item, model)}" for item in error.errors())) from error
+
+
+def _explain(item: Any, model: type[BaseModel]) -> str:
+    """Makes one line of one of pydantic's errors."""
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+    if item["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    """Returns the keys that the section at `path` may have."""
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        choices = [annotation, *get_args(annotation)]  # a section, or one that may be left out
+        sections = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)

@@ -1,0 +1,247 @@
+"""The folder of one run: its recipe, status, metrics, checkpoints; and the lock that keeps others out.
+
+::
+
+    RUN/recipe.resolved.toml   the recipe with every default filled in
+        env.json               versions, device, processes, effective precision
+        status.json            state, step, exit code
+        metrics.jsonl          one JSON object a line
+        coefficients.safetensors
+        checkpoints/step-N/    weights, optimiser, counters, manifest
+        samples/  plots/       pictures
+        tracking/              TensorBoard's and Weights & Biases' files, where the recipe asks for them
+"""
+
+import json
+import math
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cdistill.errors import MissingAssetError, RecipeError, RunLockedError
+from cdistill.storage.files import list_checkpoints, read_json, step_of, sync, write_text
+
+RUNS = Path("runs")
+_BEFORE = (".lock", "status.json", "coefficients.safetensors")  # what may be there before a run begins
+_UNFINISHED = re.compile(r"\.tmp-\d+-.+")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of a run.
+
+    Attributes:
+        path: The folder.
+        listeners: Called with every record behind its line in metrics.jsonl.
+    """
+
+    path: Path
+    listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.resolved.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def coefficients(self) -> Path:
+        """The coefficients that the run uses, where its preconditioning needs some."""
+        return self.path / "coefficients.safetensors"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; the system releases it even after kill -9.
+
+        Raises:
+            RunLockedError: Another process holds it.
+        """
+        with held(self.path / ".lock", f"{self.path}: another process works in this run"):
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Removes what a killed process had begun to write, and nothing else."""
+        for path in self.path.glob(".tmp-*"):
+            if path.is_file() and _UNFINISHED.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        for path in self.checkpoints.glob(".tmp-step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def foreign_entries(self) -> list[str]:
+        """Returns the names in a folder without a recipe that no run begins with."""
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        return [name for name in names if name not in _BEFORE and not _UNFINISHED.fullmatch(name)]
+
+    def write_status(self, **values: Any) -> None:
+        """Merges `values` into status.json."""
+        status = {**self.status(), **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+    def status(self) -> dict[str, Any]:
+        """Returns what status.json says, {} when there is none."""
+        return read_json(self.path / "status.json")
+
+    def results(self) -> dict[str, Any]:
+        """Returns the record in evaluation.json, {} when there is none."""
+        return read_json(self.path / "evaluation.json")
+
+    def log(self, record: dict[str, Any], durable: bool = False) -> None:
+        """Appends a line to metrics.jsonl, and tells the listeners; one that is `durable` outlives a loss of power."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if durable:
+            sync(self.path / "metrics.jsonl")
+        for listener in self.listeners:
+            listener(record)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns the records of metrics.jsonl; a half-written last line is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [record for line in lines if (record := _parse(line)) is not None]
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drops the records behind `step`, which a resumed run will make again."""
+        kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
+        write_text(self.path / "metrics.jsonl", "".join(kept))
+
+    def latest_checkpoint(self) -> Path:
+        """Returns the newest checkpoint.
+
+        Raises:
+            MissingAssetError: There is none.
+        """
+        found = list_checkpoints(self.checkpoints)
+        if not found:
+            raise MissingAssetError(
+                f"{self.path}: no checkpoint in this folder; train first: cdistill distill --recipe R"
+            )
+        return found[-1]
+
+    def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
+        """Returns one of the checkpoints.
+
+        Args:
+            wanted: "last", "best" or the number of its steps.
+            goal: What is best, see `best_step`.
+
+        Raises:
+            MissingAssetError: There is none of that step, or none that was evaluated; the message lists what there is.
+        """
+        last = self.latest_checkpoint()
+        if wanted == "last":
+            return last
+        step = self.best_step(goal) if wanted == "best" else int(wanted)
+        found = {step_of(path): path for path in list_checkpoints(self.checkpoints)}
+        if step not in found:
+            lacking = "evaluated checkpoint" if step is None else f"checkpoint of step {step}"
+            raise MissingAssetError(
+                f"{self.path}: no {lacking}; there are steps {', '.join(map(str, found))}; choose one with --step"
+            )
+        return found[step]
+
+    def best_step(self, goal: str | None = None) -> int | None:
+        """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl.
+
+        The lowest value is the best, or the highest where the metric is one of which more is better; the earliest step
+        among equals; what is not finite never is. Only evaluations with as many samples as the newest compare.
+
+        Args:
+            goal: METRIC@NFE; None for the first metric at the first NFE of the newest evaluation.
+
+        Returns:
+            None if no checkpoint was evaluated so.
+        """
+        records = [record for record in self.metrics() if record.get("event") == "evaluation"]
+        alike = [record for record in records if record.get("samples") == records[-1].get("samples")]
+        measured = {record["step"]: _values(record) for record in alike}
+        goal = goal or next((name for values in reversed(measured.values()) for name in values), None)
+        if not alike or goal is None:
+            return None
+        there = {step_of(path) for path in list_checkpoints(self.checkpoints)}
+        found = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
+        sign = -1 if _higher_is_better(records[-1], goal) else 1
+        finite = {step: sign * value for step, value in found.items() if math.isfinite(value)}
+        return min(finite, key=lambda step: (finite[step], step), default=None)
+
+
+@contextmanager
+def held(lock: Path, taken: str) -> Iterator[None]:
+    """Holds a lock for this process; the system releases it even after kill -9.
+
+    Args:
+        lock: Its file; the folder is made if need be.
+        taken: What to say when another process holds it.
+
+    Raises:
+        RunLockedError: Another process does.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout as error:
+        raise RunLockedError(f"{taken}; wait, or choose another --out") from error
+
+
+def latest_run(root: Path = RUNS) -> RunFolder:
+    """Returns the run below `root` that distilled a student and was worked on last.
+
+    Raises:
+        MissingAssetError: There is none.
+    """
+    found = [RunFolder(path.parent) for path in root.glob("*/status.json")]
+    found = [run for run in found if run.status().get("kind") == "distill" and list_checkpoints(run.checkpoints)]
+    if not found:
+        raise MissingAssetError(
+            f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
+        )
+    return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
+
+
+def run_names(paths: Sequence[Path], where: str) -> list[str]:
+    """Returns the name of each run's folder, or its path where two folders have the same name.
+
+    Raises:
+        RecipeError: One is named twice; `where` begins the message.
+    """
+    places = [path.resolve() for path in paths]
+    if repeated := [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
+        raise RecipeError(f"{where}: {repeated[0]} is named twice; name each run once")
+    names = Counter(place.name for place in places)
+    return [str(path) if names[place.name] > 1 else place.name for path, place in zip(paths, places, strict=True)]
+
+
+def _values(record: dict[str, Any]) -> dict[str, float]:
+    """Returns METRIC@NFE -> value of an evaluation's record, in its order."""
+    return {
+        f"{metric}@{row['nfe']}": value for row in record.get("rows", []) for metric, value in row["values"].items()
+    }
+
+
+def _higher_is_better(record: dict[str, Any], goal: str) -> bool:
+    """Whether an evaluation's record says so of the metric in METRIC@NFE."""
+    return bool(record.get("metrics", {}).get(goal.rpartition("@")[0], {}).get("better") == "higher")
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None

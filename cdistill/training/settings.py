@@ -1,0 +1,107 @@
+"""Sections of a recipe that the training reads."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from cdistill.registry import DISCRIMINATORS, DISTANCES, METRICS
+from cdistill.settings import Count, Positive, Precision, Rate, Section, known
+
+
+def _known_goal(goal: str) -> str:
+    """Checks METRIC@NFE, "fid@2" say."""
+    metric, _, calls = goal.rpartition("@")
+    if not (metric and re.fullmatch(r"[1-9][0-9]{0,9}", calls)):
+        raise ValueError(f"got {goal!r}; needs METRIC@NFE, as in frechet-pixels@2")
+    return f"{known(METRICS)(metric)}@{calls}"
+
+
+class CheckpointSection(Section):
+    """When the state is saved."""
+
+    every: Count = 200
+    keep: Count = 2
+
+
+class LoggingSection(Section):
+    """Training steps between lines of metrics.jsonl, and accelerate's trackers that get the same numbers."""
+
+    every: Count = 10
+    trackers: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LoggingSection":
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: got {self.trackers}; name each once")
+        return self
+
+
+class StudentCheckpointSection(CheckpointSection):
+    """`best`, METRIC@NFE, says by which measurement of the run one checkpoint more is kept, the best.
+
+    By default it is the first metric of the evaluation at the first number of its network calls.
+    """
+
+    best: Annotated[str, AfterValidator(_known_goal)] | None = None
+
+
+class DenoisingSection(Section):
+    """EDM's training of a teacher (Karras et al. 2022, Table 1)."""
+
+    iterations: Count
+    batch_size: Count
+    learning_rate: Positive
+    ema_rate: Rate
+    p_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
+    p_std: Annotated[float, Field(gt=0, le=10)] = 1.2
+    sigma_data: Positive = 0.5
+    flips: bool = True
+    precision: Precision = "fp32"
+    patience: Count = 20
+
+
+class DistillSection(Section):
+    """Eq. 7 with DSM (method "ctm") or Eq. 5 (method "cm"), and Table 3's numbers."""
+
+    method: Literal["ctm", "cm"] = "ctm"
+    iterations: Count
+    batch_size: Count
+    learning_rate: Positive = 4e-4
+    points: Annotated[int, Field(ge=2)] = 18
+    max_ode_steps: Count = 17
+    distance: Annotated[str, AfterValidator(known(DISTANCES))] = "lpips"
+    dsm: bool = True
+    target: Literal["ema", "live"] = "ema"
+    target_rate: Rate = 0.999
+    ema_rate: Rate = 0.999
+    dropout: Rate = 0.0
+    flips: bool = True
+    precision: Precision = "fp32"
+    teacher_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
+    compile: bool | Literal["auto"] = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    accumulation: Count = 1
+    patience: Count = 20
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DistillSection":
+        if self.method == "ctm" and self.max_ode_steps > self.points - 1:
+            raise ValueError(f"max_ode_steps: got {self.max_ode_steps}; {self.points} points allow {self.points - 1}")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
+        return self
+
+
+def precision_of_teacher(section: DistillSection) -> Precision:
+    """Returns the precision that a recipe asks for its teacher."""
+    return section.precision if section.teacher_precision == "same" else section.teacher_precision
+
+
+class GanSection(Section):
+    """CTM's GAN loss, on from step `start`: then every other step trains the discriminator instead of the student."""
+
+    discriminator: Annotated[str, AfterValidator(known(DISCRIMINATORS))] = "small"
+    start: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Positive = 2e-3
+    augment: list[Literal["color", "translation", "cutout"]] = ["color", "translation", "cutout"]

@@ -1,0 +1,233 @@
+"""``cdistill distill`` and ``cdistill train-teacher``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from cdistill.data import Source, load_source
+from cdistill.errors import RecipeError
+from cdistill.evaluation.evaluator import Judge
+from cdistill.evaluation.results import Row, as_record
+from cdistill.networks.architecture import build_denoiser
+from cdistill.networks.denoiser import Denoiser, count_parameters
+from cdistill.objectives.losses import Distance
+from cdistill.preconditionings import Preconditioning
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, to_toml
+from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
+from cdistill.reporting.records import STUDENT
+from cdistill.runtime.console import say
+from cdistill.runtime.randomness import derive_seed
+from cdistill.sampling import SamplerChoice
+from cdistill.storage.files import copy_file, list_checkpoints
+from cdistill.storage.run_folder import RunFolder
+from cdistill.teachers import Teacher, load_teacher, save_teacher
+from cdistill.teachers.official import WEIGHT_SUFFIXES
+from cdistill.training.acceleration import tolerate_compiler
+from cdistill.training.denoising import DenoisingTask
+from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
+from cdistill.training.gan import Adversary
+from cdistill.training.loop import effective_precision, make_accelerator, train
+from cdistill.training.trackers import check_trackers, tracked
+from cdistill.workflows.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
+from cdistill.workflows.measuring import (
+    Measured,
+    make_judge,
+    measure,
+    measure_student,
+    save_images,
+    student_samplers,
+    write_results,
+)
+from cdistill.workflows.micro_batches import with_micro_batches
+from cdistill.workflows.runs import check_distance, check_run, open_data, opened_run
+from cdistill.workflows.students import load_preconditioning, recipe_preconditioning, untrained_student
+from cdistill.workflows.targets import Target, run_facts
+
+AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
+_TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
+
+
+def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
+    """Trains a teacher in the run folder `out` and returns the path of its file."""
+    check_trackers(recipe.logging.trackers)
+    recipe = with_absolute_paths(recipe)
+    source = load_source(recipe.data)
+    section, checkpoint = recipe.training, recipe.checkpoint
+    if len(source.shape) != 3:
+        raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
+    recipe.network.check_side(source.shape[-1])
+    architecture = recipe.architecture(source.shape, source.num_classes)
+    folder, path = RunFolder(out), out / "teacher.safetensors"
+    accelerator = make_accelerator(section.precision)
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
+        torch.manual_seed(recipe.seed)
+        denoiser = build_denoiser(architecture, section.sigma_data)
+        say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
+        task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
+        task.identity = {"data_sha256": source.digest}
+        train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
+        if accelerator.is_main_process:
+            save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
+            folder.write_status(state="finished", exit_code=0)
+    return path
+
+
+def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> list[Row]:
+    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results.
+
+    Args:
+        recipe: The recipe.
+        out: The run folder.
+        resume: "auto" or "never".
+        micro_batch: See `with_micro_batches`; None for the recipe's own `training.accumulation`.
+    """
+    check_trackers(recipe.logging.trackers)
+    recipe = with_absolute_paths(recipe)
+    teacher = load_teacher(recipe.teacher, recipe.weights_path)
+    distance = check_distance(recipe.training.distance, teacher.shape)()
+    folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
+    accelerator = make_accelerator(recipe.training.precision)
+    if micro_batch is not None:
+        recipe = with_micro_batches(recipe, micro_batch, accelerator, folder)
+    if recipe.training.compile == "auto":
+        tolerate_compiler()
+    adversary = make_adversary(recipe, teacher, accelerator)
+    check_run(folder, recipe, resume)  # before anything that takes long
+    accelerator.wait_for_everyone()  # every process has looked before the main one writes
+    teacher.denoiser.to(accelerator.device)
+    source = open_data(recipe.data, "train", teacher, accelerator)
+    real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
+    judge = make_judge(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
+    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
+        form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
+        task = make_task(recipe, teacher, form, distance, source, accelerator, adversary)
+        say(
+            f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
+            f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
+            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, {task.speed}"
+        )
+
+        def evaluate_now(step: int) -> None:
+            if not _evaluated(folder, step, accelerator):
+                samplers = student_samplers(task.averaged(), form, SamplerChoice(), section.nfe)
+                rows, drawn = measure_student(judge, STUDENT, samplers, section.grid_images)
+                save_images(folder.path, f"step-{step:08d}", judge, drawn)
+                _log_evaluation(folder, judge, step, rows)
+
+        iterations = recipe.training.iterations
+        train(
+            task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
+            section.every, evaluate_now, checkpoint.best,
+        )  # fmt: skip
+        found = _final(folder, judge, recipe, teacher, (task.averaged(), form))
+        if not _evaluated(folder, iterations, accelerator):
+            _log_evaluation(folder, judge, iterations, [row for row in found.rows if row.sampler == STUDENT])
+        best = folder.best_step(checkpoint.best)
+        if best not in (None, iterations):
+            say(f"best: step {best}; cdistill sample --run {folder.path} --step best draws from it")
+        if accelerator.is_main_process:
+            folder.write_status(state="finished", exit_code=0)
+    return found.rows
+
+
+def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Accelerator) -> Adversary | None:
+    """Builds the discriminator of a recipe's GAN loss; None without one."""
+    if recipe.gan is None:
+        return None
+    return Adversary(recipe.gan, teacher.shape, teacher.denoiser.num_classes, accelerator, recipe.seed)
+
+
+def make_task(
+    recipe: DistillRecipe,
+    teacher: Teacher,
+    form: Preconditioning,
+    distance: Distance,
+    source: Source,
+    accelerator: Accelerator,
+    adversary: Adversary | None,
+) -> ConsistencyTask:
+    """Builds the student and what trains it; the teacher is on the accelerator's device."""
+    torch.manual_seed(derive_seed(recipe.seed, "student"))
+    task = _TASKS[recipe.training.method](
+        teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, adversary
+    )
+    task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+    return task
+
+
+def with_absolute_paths(recipe: AnyRecipe) -> AnyRecipe:
+    """Returns the recipe with absolute paths of its files, so that the run finds them from any folder."""
+    paths: dict[str, Any] = {}
+    if isinstance(recipe, DistillRecipe):
+        measured = recipe.evaluation
+        files = {"reference": measured.reference not in (None, "edm"), "features": is_script(measured.features)}
+        moved = {key: str(Path(getattr(measured, key)).absolute()) for key, is_file in files.items() if is_file}
+        paths["evaluation"] = measured.model_copy(update=moved)
+        if recipe.teacher.endswith(WEIGHT_SUFFIXES):
+            paths["teacher"] = str(Path(recipe.teacher).absolute())
+        if recipe.weights is not None:
+            paths["weights"] = str(Path(recipe.weights).absolute())
+    if recipe.data is not None and is_data_path(recipe.data):
+        paths["data"] = str(Path(recipe.data).absolute())
+    return recipe.model_copy(update=paths)
+
+
+def prepare_preconditioning(
+    recipe: DistillRecipe, teacher: Teacher, source: Source, folder: RunFolder, accelerator: Accelerator
+) -> Preconditioning:
+    """Returns the preconditioning of a run; its coefficients are copied into the run folder, or estimated there.
+
+    Coefficients that are there stay when the run has begun, or when they are what this recipe would estimate.
+    """
+    section = recipe.preconditioning
+    if PRECONDITIONINGS.get(section.name).needs_coefficients:
+        begun = bool(list_checkpoints(folder.checkpoints)) and folder.coefficients.is_file()
+        estimated = section.coefficients is None and is_estimate(
+            folder.coefficients, teacher, source, recipe.estimation
+        )
+        accelerator.wait_for_everyone()  # every process has looked before the main one writes
+        if section.coefficients is not None and not begun:
+            given = Path(section.coefficients)
+            load_preconditioning(section.name, teacher, given, section.allow_other_teacher)
+            if accelerator.is_main_process:
+                copy_file(given, folder.coefficients)
+            accelerator.wait_for_everyone()
+        elif not begun and not estimated:
+            found = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
+            if accelerator.is_main_process:
+                print_coefficients(found, rows=8)
+                draw_coefficients(folder.path / "plots" / "coefficients.png", found)
+    return recipe_preconditioning(recipe, teacher, folder.coefficients)
+
+
+def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:
+    """Whether the log has an evaluation of `step`; the main process looks for all, since they go on together."""
+    found = any(record["step"] == step and record["event"] == "evaluation" for record in folder.metrics())
+    return bool(accelerator.gather(torch.tensor([found], device=accelerator.device))[0])
+
+
+def _final(
+    folder: RunFolder, judge: Judge, recipe: DistillRecipe, teacher: Teacher, student: tuple[Denoiser, Preconditioning]
+) -> Measured:
+    """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and pictures."""
+    section, step = recipe.evaluation, recipe.training.iterations
+    untrained = untrained_student(teacher, recipe).to(judge.accelerator.device)
+    found = measure(judge, section, SamplerChoice(), student, untrained)
+    request = {"target": asdict(Target(str(folder.path), step=str(step))), "choice": asdict(SamplerChoice())}
+    seeds = f"{judge.seeds[0]}..{judge.seeds[-1]}"
+    facts = {**run_facts(folder, recipe, step, student[0]), "seeds": seeds, "request": request}
+    title = f"{folder.path}, step {step}"
+    write_results(folder.path, "evaluation", title, judge, found, section, facts, f"step-{step:08d}")
+    return found
+
+
+def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
+    judge.accelerator.wait_for_everyone()
+    if judge.accelerator.is_main_process:
+        record = as_record(judge.metrics, rows, samples=len(judge.seeds))
+        folder.log({"step": step, "event": "evaluation", **record}, durable=True)
+    judge.accelerator.wait_for_everyone()

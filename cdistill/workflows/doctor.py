@@ -1,0 +1,45 @@
+"""``cdistill doctor``."""
+
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from cdistill import __version__
+from cdistill.runtime.console import facts
+from cdistill.runtime.processes import thread_count
+from cdistill.storage.files import data_folder
+
+
+def print_doctor() -> None:
+    """Prints what this machine and installation have."""
+    import torch
+
+    from cdistill.storage.assets import ASSETS, EDM_STATISTICS
+    from cdistill.teachers.embedded import ASSETS as teachers
+    from cdistill.teachers.official import OFFICIAL
+
+    rows = [["cdistill", __version__], ["python", platform.python_version()]]
+    for package in ("torch", "torchvision", "accelerate", "safetensors", "lpips", "clean-fid"):
+        rows.append([package, _version(package)])
+    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads"])
+    rows.append(["free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"])
+    rows += [[f"teacher {path.stem}", "ships with the package"] for path in sorted(teachers.glob("*.safetensors"))]
+    rows += [[f"teacher {name}", _found(entry.present(), entry.asset.path)] for name, entry in OFFICIAL.items()]
+    files = [*ASSETS, *EDM_STATISTICS.values()]
+    rows += [[asset.name, _found(asset.path if asset.path.is_file() else None, asset.path)] for asset in files]
+    here = sorted(path.name for path in data_folder().iterdir()) if data_folder().is_dir() else []
+    rows.append(["data folder", f"{data_folder()}: {', '.join(here) or 'nothing'}"])
+    facts("cdistill doctor", rows)
+
+
+def _found(path: Path | None, place: Path) -> str:
+    return str(path) if path is not None else f"missing; put it at {place}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "missing; pip install it"

@@ -1,0 +1,192 @@
+"""``cdistill inspect``: what is in a file or folder, as a record. Needs no torch."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from cdistill.errors import CorruptFileError
+from cdistill.reporting.inspect_view import print_checkpoint, print_file, print_run, read_toml
+from cdistill.storage.files import list_checkpoints, read_json, read_steadily
+from cdistill.storage.integrity import (
+    NUMBERS,
+    Layout,
+    check_manifest,
+    check_seal,
+    is_shallow,
+    layout_digest,
+    numbers,
+    read_layout,
+    unseal,
+)
+from cdistill.storage.run_folder import RunFolder
+
+_FOREIGN = (".pkl", ".pt", ".pth")
+_STEP = re.compile(r"step-\d+")
+_LARGEST_TEXT = 4 << 20  # bytes of a JSON or TOML file, or of the end of the metrics, that are read
+_MOST_ROWS = 100_000  # of a table that is read
+
+
+def inspect(path: Path, full: bool) -> dict[str, Any]:
+    """Verifies a file or folder, prints what it is, and returns the same as JSON.
+
+    Args:
+        path: A file that cdistill made, the folder of a checkpoint or that of a run.
+        full: Whether to print every tensor, noise level and the whole recipe.
+
+    Raises:
+        MissingAssetError: There is nothing.
+        CorruptFileError: It is damaged, altered, or nothing that can be read here.
+    """
+    if _is_checkpoint(path):
+        record = describe_checkpoint(path)
+        print_checkpoint(record, full)
+    elif path.is_dir():
+        record = describe_run(RunFolder(path))
+        print_run(record, full)
+    else:
+        record = describe_file(path)
+        print_file(record, full)
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str), parse_constant=str)  # NaN is not JSON
+    return plain
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Returns what a safetensors file holds; "checksum" is "ok", or None where there is none to compare.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged or altered, or someone else's pickle.
+    """
+    if path.suffix in _FOREIGN and path.is_file():
+        raise CorruptFileError(
+            f"{path}: someone else's weights, which are not inspected; cdistill convert says what they are, and makes "
+            "them safetensors without executing anything in them"
+        )
+    return read_steadily(path, lambda: _describe_file(path))
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    layout = read_layout(path)
+    record: dict[str, Any] = {
+        "file": str(path), "kind": None, "schema": None, "bytes": layout.size, "checksum": None, "sha256": None,
+        "header": None, "metadata": {key: text for key, text in layout.metadata.items() if key != "cdistill"},
+        "numbers": sum(entry.count for entry in layout.entries.values()),
+        "tensors": [
+            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.size}
+            for entry in layout.entries.values()
+        ],
+    }  # fmt: skip
+    if "cdistill" in layout.metadata:
+        seal = unseal(path, layout.metadata)
+        check_seal(path, seal, layout_digest(layout, seal.text))
+        kind = seal.header["kind"]
+        record |= {"kind": kind, "schema": seal.header["schema"], "header": seal.header}
+        record |= {"checksum": "ok", "sha256": seal.sha256}
+        if kind == "teacher":
+            record["weights_sha256"] = layout_digest(layout, "")
+        if kind == "coefficients":
+            record |= {"table": _table(layout), "pairs": _pairs(layout)}
+    return record
+
+
+def describe_checkpoint(folder: Path) -> dict[str, Any]:
+    """Returns what a checkpoint holds, every file of it verified.
+
+    Raises:
+        CorruptFileError: A file is missing or altered; the message names it.
+    """
+    names = check_manifest(folder)
+    files = [describe_file(folder / name) for name in names if name.endswith(".safetensors")]
+    state = _read_json(folder / "state.json")
+    return {"file": str(folder), "kind": "checkpoint folder", "checksum": "ok", "state": state, "files": files}
+
+
+def describe_run(run: RunFolder) -> dict[str, Any]:
+    """Returns what a run holds, its checkpoints and files verified.
+
+    Raises:
+        CorruptFileError: It is no run, or one of its files is damaged.
+    """
+    status = _read_json(run.path / "status.json")
+    if not (run.recipe.is_file() or status):
+        raise CorruptFileError(f"{run.path}: a folder, but neither a run nor a checkpoint; name one, or a file")
+    return {
+        "file": str(run.path),
+        "kind": "run",
+        "checksum": "ok",
+        "status": status,
+        "recipe": read_toml(_text(run.recipe)),
+        "environment": _read_json(run.path / "env.json"),
+        "last": _last_record(run.path / "metrics.jsonl"),
+        "results": _read_json(run.path / "evaluation.json"),
+        "files": [describe_file(file) for file in sorted(run.path.glob("*.safetensors")) if file.is_file()],
+        "checkpoints": [describe_checkpoint(folder) for folder in list_checkpoints(run.checkpoints)],
+    }
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_dir() and ((path / "manifest.json").is_file() or _STEP.fullmatch(path.name) is not None)
+
+
+def _table(layout: Layout) -> dict[str, list[float]] | None:
+    """Returns t, l, s and their errors where the file has such; None if they make no table."""
+    levels = layout.entries.get("t")
+    if levels is None:
+        return None
+    columns = {name: _column(layout, name, levels.shape) for name in ("t", "l", "s", "l_error", "s_error")}
+    found = {name: values for name, values in columns.items() if values is not None}
+    return found if {"t", "l", "s"} <= set(found) else None
+
+
+def _pairs(layout: Layout) -> dict[str, list[float]] | None:
+    """Returns t, s and what is known of each of the pairs of noise levels; None if the file has no such table."""
+    entry = layout.entries.get("pairs")
+    if entry is None or len(entry.shape) != 2 or entry.shape[1] != 2 or not _can_be_read(layout, "pairs"):
+        return None
+    both = numbers(layout, "pairs", range(entry.shape[0]))
+    columns = {name: _column(layout, name, entry.shape[:1]) for name in ("f", "f_error", "g", "g_error")}
+    known = {name: values for name, values in columns.items() if values is not None}
+    return {"t": [t for t, _ in both], "s": [s for _, s in both], **known}
+
+
+def _column(layout: Layout, name: str, shape: tuple[int, ...]) -> list[float] | None:
+    entry = layout.entries.get(name)
+    if entry is None or entry.shape != shape or len(shape) != 1 or not _can_be_read(layout, name):
+        return None
+    return [value for (value,) in numbers(layout, name, range(shape[0]))]
+
+
+def _can_be_read(layout: Layout, name: str) -> bool:
+    entry = layout.entries[name]
+    return entry.dtype in NUMBERS and entry.shape[0] <= _MOST_ROWS
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    found = read_json(path) if _is_small(path) else {}
+    return found if is_shallow(found) else {}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if _is_small(path) else ""
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= _LARGEST_TEXT
+
+
+def _last_record(path: Path) -> dict[str, Any]:
+    """Returns the last whole line of metrics.jsonl, {} if there is none near the end of it."""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - _LARGEST_TEXT))
+        lines = file.read().splitlines()
+    for line in reversed(lines[-2:]):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and is_shallow(record):
+            return record
+    return {}

@@ -1,0 +1,100 @@
+"""``cdistill plot``: the paper's figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdistill.data import load_source
+from cdistill.estimation import Budget, collect_statistics, solve
+from cdistill.estimation.files import read_found
+from cdistill.evaluation.metrics import wasserstein_1d
+from cdistill.preconditionings import make_preconditioning
+from cdistill.registry import ESTIMATORS
+from cdistill.reporting.plots import plot_trajectories
+from cdistill.runtime.console import progress, table
+from cdistill.runtime.randomness import generator
+from cdistill.sampling import teacher_trajectories, trajectories
+from cdistill.schedule import T, log_uniform_grid, rho_grid, sampling_grid
+from cdistill.teachers import load_teacher
+from cdistill.workflows.estimate import draw_coefficients
+
+_FINER = 80  # steps of the teacher's solver in one jump of the students: its error is far below theirs
+
+
+@dataclass(frozen=True)
+class TrajectoryResult:
+    """How well few-step trajectories follow the teacher's.
+
+    Attributes:
+        preconditioning: Its name.
+        nfe: Jumps.
+        mse_end: Mean square error of the end points.
+        mse_path: Mean square error of all points behind the start, each divided by 1 + t^2.
+        wasserstein: Wasserstein-1 distance of the end points from the mixture.
+    """
+
+    preconditioning: str
+    nfe: int
+    mse_end: float
+    mse_path: float
+    wasserstein: float
+
+
+def draw_trajectories(
+    names: Sequence[str], nfe: int, count: int, seed: int, samples: int, out: Path
+) -> list[TrajectoryResult]:
+    """Fig. 7: the 1-D mixture's trajectories against those of students that use the exact denoiser for every s.
+
+    Args:
+        names: Preconditionings.
+        nfe: Jumps of the students.
+        count: Trajectories that are measured.
+        seed: Of their noise.
+        samples: Samples of the coefficient estimation.
+        out: PNG.
+    """
+    teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
+    grid = log_uniform_grid(120)
+    with progress(samples * len(grid), "coefficients", "pair") as advance:
+        estimator = ESTIMATORS.get(teacher.estimator)()
+        sums = collect_statistics(estimator, teacher.denoiser, source, grid, Budget(samples, seed), advance)
+    found = solve(estimator, sums, teacher.denoiser.sigma_data).table
+    x = torch.randn(count, 1, generator=generator(seed, "trajectories"), dtype=torch.float64) * T
+    truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
+    times = {"teacher": rho_grid(_FINER * nfe + 1)}
+    students: dict[str, Tensor] = {}
+    results, notes = [], {"teacher": f"Wasserstein {wasserstein_1d(truth[-1], source.samples[:]):.4f}"}
+    for name in names:
+        form = make_preconditioning(name, teacher.denoiser.sigma_data, table=found)
+        points = trajectories(teacher.denoiser, form, nfe, x)
+        scale = 1 + sampling_grid(nfe)[1:, None, None] ** 2
+        result = TrajectoryResult(
+            name,
+            nfe,
+            float((points[-1] - truth[-1]).square().mean()),
+            float(((points - truth[::_FINER])[1:].square() / scale).mean()),
+            wasserstein_1d(points[-1], source.samples[:]),
+        )
+        students[name], times[name] = points, sampling_grid(nfe)
+        notes[name] = f"{nfe} steps, MSE {result.mse_end:.4g}, Wasserstein {result.wasserstein:.4f}"
+        results.append(result)
+    plot_trajectories(out, truth, students, times, notes)
+    return results
+
+
+def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
+    """Prints how well each preconditioning follows the teacher."""
+    columns = ["preconditioning", "NFE", "MSE of ends", "MSE of paths", "Wasserstein-1"]
+    rows = [
+        [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"]
+        for r in results
+    ]
+    table("1-D mixture, optimal denoiser, no training", columns, rows)
+
+
+def redraw_coefficients(file: Path, out: Path) -> None:
+    """Draws a coefficient file (Figs. 2c and 4)."""
+    draw_coefficients(out, read_found(file))

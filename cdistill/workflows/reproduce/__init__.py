@@ -1,0 +1,1 @@
+"""The claims of the paper: experiments, outcomes, verdicts and figures."""

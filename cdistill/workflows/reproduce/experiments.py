@@ -1,0 +1,216 @@
+"""What is run to test the paper's claims: data sets, arms, seeds. Nothing here imports torch.
+
+An arm is a way to train: a loss and a preconditioning. All arms of a data set have the same budget, and trials of the
+same seed the same batches, the same noise and the same image seeds, so that arms are compared seed by seed. Trials of
+different seeds share none of these, so that their spread holds both the training's noise and that of the samples.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cdistill.errors import RecipeError, suggest
+from cdistill.recipe.schema import DistillRecipe, load_recipe
+
+NFE = (1, 2, 3, 5, 8, 10)
+_CM = {"training.method": "cm", "training.dsm": "false", "training.target_rate": "0.0"}  # as cifar10-cond-cm
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train a student.
+
+    Attributes:
+        title: What it is called where people look.
+        form: The preconditioning.
+        changes: Other values of the recipe, key -> TOML.
+        gan: Whether the GAN loss is added, from a third of the training on.
+    """
+
+    title: str
+    form: str
+    changes: Mapping[str, str]
+    gan: bool = False
+
+
+ARMS = {
+    "ctm": Arm("CTM", "ctm", {}),
+    "analytic": Arm("Analytic", "analytic", {}),
+    "analytic-forward": Arm("Analytic, forward", "analytic-forward", {}),
+    "analytic-bounded": Arm("Analytic, bounded (ours)", "analytic-bounded", {}),
+    "bcm": Arm("BCM", "bcm", {}),
+    "cm": Arm("CM", "cm", _CM),
+    "cm-analytic": Arm("CM + Analytic", "analytic", _CM),
+    "gan-ctm": Arm("CTM + GAN", "ctm", {}, gan=True),
+    "gan-analytic": Arm("Analytic + GAN", "analytic", {}, gan=True),
+}
+TRAJECTORY = ("ctm", "analytic", "analytic-forward", "analytic-bounded", "bcm")
+CONSISTENCY = ("cm", "cm-analytic")
+GAN = ("gan-ctm", "gan-analytic")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A teacher with its data, and the budget of every arm.
+
+    Attributes:
+        name: Of the folders and in the tables.
+        recipe: The shipped recipe whose values are changed.
+        changes: Values of the recipe, key -> TOML.
+        metric: What stands for FID here.
+        arms: Names in `ARMS`.
+        samples: Images of an evaluation; each seed of the training has its own.
+        cost: Of a training step, in steps of the digits; for the time left.
+        threads: Of a training, so that results do not depend on how many run at once; 0 for all that there are.
+    """
+
+    name: str
+    recipe: str
+    changes: Mapping[str, str]
+    metric: str
+    arms: Sequence[str]
+    samples: int
+    cost: float = 1.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a data set, an arm and a seed."""
+
+    data: DataSet
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its run folder."""
+        return f"{self.data.name}-{self.arm}-{self.seed}"
+
+    @property
+    def overrides(self) -> list[str]:
+        """The recipe's changed values, as ``--set`` takes them."""
+        arm = ARMS[self.arm]
+        own = {
+            **self.data.changes,
+            "seed": str(self.seed),
+            "preconditioning.name": arm.form,
+            "evaluation.nfe": str(list(NFE)),
+            "evaluation.samples": str(self.data.samples),
+            "evaluation.first_seed": str(self.seed * self.data.samples),
+            **arm.changes,
+        }
+        if arm.gan:
+            begin = int(own["training.iterations"]) // 3
+            own |= {
+                "gan.discriminator": "small", "gan.learning_rate": "5e-4", "gan.augment": '["translation"]',
+                "gan.start": str(begin),
+            }  # fmt: skip
+        return [f"{key}={value}" for key, value in own.items()]
+
+    def load(self) -> DistillRecipe:
+        """Returns the recipe."""
+        return load_recipe(Path(self.data.recipe), DistillRecipe, self.overrides)
+
+    def command(self, folder: Path) -> list[str]:
+        """Returns the command line, without the program, that trains it in `folder`."""
+        changes: list[Any] = [part for override in self.overrides for part in ("--set", override)]
+        return ["distill", "--recipe", self.data.recipe, "--out", str(folder), *changes]
+
+
+def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:
+    """Returns a training with nine evaluations, the first before it."""
+    named = {"iterations": str(iterations), "batch_size": str(batch_size), **more}
+    every = str(iterations // 8)
+    return {
+        **{f"training.{key}": value for key, value in named.items()},
+        "evaluation.every": every,
+        "checkpoint.every": every,
+    }
+
+
+def _mixture(name: str, arms: Sequence[str], iterations: int = 1600, batch_size: int = 128, **more: str) -> DataSet:
+    values = {"learning_rate": "3e-3", "target_rate": "0.98", "ema_rate": "0.98", **more}
+    metric = "wasserstein" if name == "mixture-1d" else "frechet-vectors"
+    changes = {"teacher": name, **_budget(iterations, batch_size, **values)}
+    return DataSet(name, "mixture", changes, metric, arms, 2000, cost=0.02)
+
+
+def _images(name: str, arms: Sequence[str], iterations: int = 240, batch_size: int = 64, **more: str) -> DataSet:
+    cost = {"digits": 1.0, "patches": 1.9}[name] * batch_size / 64
+    return DataSet(name, name, _budget(iterations, batch_size, **more), "frechet-pixels", arms, 500, cost)
+
+
+def _real(name: str) -> DataSet:
+    """Returns a row of Table 2: the recipe as it is."""
+    return DataSet(name, name, {}, "fid", _PAIR, 50_000, threads=0)
+
+
+def _named(*data: DataSet) -> dict[str, DataSet]:
+    return {one.name: one for one in data}
+
+
+_STUDY = ("ctm", "analytic", "analytic-forward", "analytic-bounded")
+_FEWER = ("ctm", "analytic", "analytic-forward", "bcm", *CONSISTENCY)
+_ALL = (*_STUDY, "bcm", *CONSISTENCY)
+_PAIR = ("ctm", "analytic")
+
+
+def _settings() -> list[DataSet]:
+    """Returns short trainings, each with one setting changed: does a verdict hang on it?"""
+    images = partial(_images, "patches", _PAIR, 120)
+    mixture = partial(_mixture, "mixture-narrow", _PAIR, 800)
+    found = {
+        "patches-usual": images(32),
+        "patches-rate-third": images(32, learning_rate="3.3e-4"),
+        "patches-rate-triple": images(32, learning_rate="3e-3"),
+        "patches-pseudo-huber": images(32, distance="pseudo-huber"),
+        "patches-batch-quadruple": images(128),
+        "mixture-narrow-usual": mixture(),
+        "mixture-narrow-rate-third": mixture(learning_rate="1e-3"),
+        "mixture-narrow-rate-triple": mixture(learning_rate="9e-3"),
+        "mixture-narrow-pseudo-huber": mixture(distance="pseudo-huber"),
+        "mixture-narrow-batch-quadruple": mixture(batch_size=512),
+        "mixture-narrow-live-target": mixture(target="live"),
+        "mixture-narrow-no-dsm": mixture(dsm="false"),
+        "mixture-narrow-points-10": mixture(points="10", max_ode_steps="9"),
+    }
+    return [replace(one, name=name) for name, one in found.items()]
+
+
+EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
+    "embedded": _named(
+        _images("digits", (*_FEWER, *GAN)), _images("patches", _FEWER),
+        *(_mixture(name, _ALL) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")),
+        *(_mixture(name, _STUDY) for name in ("mixture-narrow-cond", "mixture-broad-cond")),
+    ),
+    "quick": _named(
+        _mixture("mixture-1d", _FEWER, 480), _mixture("mixture-narrow", _STUDY[:3], 480),
+        _mixture("mixture-broad", _STUDY[:3], 480),
+        replace(_images("digits", ("ctm", "analytic", *GAN), 96, 32), samples=256),
+    ),
+    "settings": _named(*_settings()),
+    "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
+}  # fmt: skip
+
+
+def choose_data(experiments: str, names: str | None) -> list[DataSet]:
+    """Returns the data sets of `experiments`, or those called `names`, with commas between them.
+
+    Raises:
+        RecipeError: There are no such.
+    """
+    if experiments not in EXPERIMENTS:
+        raise RecipeError(f"--experiments: got {experiments!r}; {suggest(experiments, EXPERIMENTS)}")
+    known = EXPERIMENTS[experiments]
+    wanted = list(known) if names is None else list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if unknown := [name for name in wanted if name not in known]:
+        raise RecipeError(f"--data: got {unknown[0]!r}; {suggest(unknown[0], known)}")
+    return [known[name] for name in wanted]
+
+
+def trials(data: Sequence[DataSet], seeds: int) -> list[Trial]:
+    """Returns all trials, seed by seed: what is done first is a whole comparison of one seed."""
+    return [Trial(one, arm, seed) for seed in range(seeds) for one in data for arm in one.arms]

@@ -1,0 +1,222 @@
+"""What trials measured, seed by seed, and how two arms compare.
+
+Arms are compared by the ratio of their figures, seed by seed. Its logarithm is averaged over the seeds, and Student's
+interval for that mean holds everything that changes with a seed: batches, noise, the images of the evaluation.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from cdistill.errors import DivergedError
+from cdistill.evaluation.estimates import quantile
+from cdistill.reporting.records import STUDENT, TEACHER, Points, crossing, evaluation_curves
+from cdistill.storage.run_folder import RunFolder
+from cdistill.workflows.reproduce.experiments import DataSet, Trial
+
+LEVEL = 0.95
+_LAST = 3  # evaluations whose mean is a final value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one trial measured.
+
+    Attributes:
+        trial: Which.
+        curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training; those
+            that end in values that are not finite are left out.
+        teacher: Metric -> the teacher's value on the same seeds.
+        lost: Where the student has diverged: "2 NFE" and so on, or "the training".
+    """
+
+    trial: Trial
+    curves: Mapping[tuple[int, str], Points]
+    teacher: Mapping[str, float]
+    lost: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The geometric mean over seeds of one arm's figure over another's, with its interval.
+
+    Attributes:
+        value: The mean.
+        spread: Standard error of its logarithm; 0 with one seed.
+        seeds: How many.
+        bound: ">=" where a figure lies beyond what was measured, so that the true ratio is at least this.
+        lost: Whether the arm diverged with a seed, which is left out.
+    """
+
+    value: float
+    spread: float
+    seeds: int
+    bound: str = ""
+    lost: bool = False
+
+    def interval(self, comparisons: int = 1) -> tuple[float, float]:
+        """Returns Student's two-sided interval at `LEVEL`, for all of so many comparisons at once (Bonferroni).
+
+        With one seed it is from 0 to infinity.
+        """
+        if self.seeds < 2:
+            return 0.0, math.inf
+        width = quantile(1 - (1 - LEVEL) / comparisons, self.seeds - 1) * self.spread
+        factor = math.exp(min(width, 600.0))
+        return self.value / factor, self.value * factor
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.interval()[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.interval()[1]
+
+    def __str__(self) -> str:
+        ends = f" ({self.low:.3g} to {self.high:.3g})" if self.seeds > 1 else ""
+        return f"{self.bound}{' ' if self.bound else ''}{self.value:.3g}{ends}"
+
+
+def geometric(values: Sequence[float], bound: str = "", lost: bool = False) -> Ratio:
+    """Returns the geometric mean of positive values and the standard error of its logarithm.
+
+    >>> str(geometric([2.0, 8.0])), str(geometric([3.0])), str(geometric([3.0], ">="))
+    ('4 (0.000599 to 2.67e+04)', '3', '>= 3')
+    """
+    logs = [math.log(value) for value in values]
+    spread = stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else 0.0
+    return Ratio(math.exp(mean(logs)), spread, len(logs), bound, lost)
+
+
+def read_outcome(trial: Trial, folder: Path) -> Outcome | None:
+    """Returns what a trial measured; None if it has neither finished nor diverged."""
+    run = RunFolder(folder)
+    if run.status().get("exit_code") == DivergedError.exit_code:
+        return Outcome(trial, {}, {}, ["the training"])
+    if run.status().get("state") != "finished":
+        return None
+    heun = evaluation_curves([run.results()], TEACHER)
+    teacher = {metric: points[-1][1] for (_, metric), points in heun.items()}
+    curves = evaluation_curves(run.metrics(), STUDENT)
+    recipe = trial.load()
+    end = recipe.training.iterations
+    whole = {key: points for key, points in curves.items() if points[-1][0] == end}
+    metrics = {metric for _, metric in whole} or {trial.data.metric}
+    lost = [nfe for nfe in recipe.evaluation.nfe if any((nfe, metric) not in whole for metric in metrics)]
+    return Outcome(trial, whole, teacher, [f"{nfe} NFE" for nfe in lost])
+
+
+def progress(step: float, rate: float) -> float:
+    """Returns the iterations that a moving average of the weights shows at `step`, where they move steadily.
+
+    The average of w(n) = n with decay `rate`, begun at w(0) = 0, is n - tau (1 - rate^n) with tau = rate/(1-rate). What
+    is evaluated is the average: in a short training its delay would make a faster arm look less fast.
+
+    >>> progress(5, 0.0), round(progress(1000, 0.98)), round(progress(10, 0.98), 1)
+    (5.0, 951, 1.0)
+    """
+    delay: float = rate / (1 - rate) * (1 - rate**step)
+    return step - delay
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """All trials of a data set that have finished or diverged.
+
+    Attributes:
+        data: The data set.
+        found: (arm, seed) -> what came out.
+    """
+
+    data: DataSet
+    found: Mapping[tuple[str, int], Outcome]
+
+    def curves(self, arm: str, nfe: int, metric: str) -> dict[int, Points]:
+        """Returns the curve of each seed of an arm: seed -> points."""
+        return {
+            seed: one.curves[nfe, metric]
+            for (name, seed), one in self.found.items()
+            if name == arm and one.curves.get((nfe, metric))
+        }
+
+    def pairs(self, first: str, second: str, nfe: int, metric: str) -> list[tuple[Points, Points]]:
+        """Returns the curves of two arms for each seed that both have."""
+        ours, others = (self.curves(arm, nfe, metric) for arm in (first, second))
+        return [(ours[seed], others[seed]) for seed in sorted(ours.keys() & others.keys())]
+
+    def before(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
+        """Returns the ratio of two arms' figures before any training."""
+        pairs = self.pairs(arm, baseline, nfe, metric)
+        begun = [(ours[0][1], theirs[0][1]) for ours, theirs in pairs if ours[0][0] == theirs[0][0] == 0]
+        return _ratio(begun, self._lost(arm, nfe))
+
+    def late(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
+        """Returns the ratio of two arms' figures, averaged over the evaluations in the second half of the training.
+
+        One evaluation depends on the last steps' luck more than on the method.
+        """
+        pairs = self.pairs(arm, baseline, nfe, metric)
+        return _ratio([(late_mean(ours), late_mean(theirs)) for ours, theirs in pairs], self._lost(arm, nfe))
+
+    def speed(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
+        """Returns how many times fewer iterations an arm needs to reach the baseline's final value.
+
+        That is the geometric mean of its last three evaluations; its own iterations are those at which it first had
+        it. Iterations are counted as `progress` does. An arm that does not get there is compared at its own final
+        value; one that was there before the training counts as if it was at the next evaluation.
+        """
+        rate, found, early = self._averaging(), [], False
+        for ours, theirs in self.pairs(arm, baseline, nfe, metric):
+            if min(value for _, value in [*ours, *theirs]) <= 0:
+                continue
+            goal = _mean(theirs[-_LAST:])
+            if crossing(ours, goal, logarithmic=True) is None:
+                goal = _mean(ours[-_LAST:])
+            at, own = (crossing(points, goal, logarithmic=True) for points in (ours, theirs))
+            if at is None or own is None:  # for the type checker: one comes there, the other lower
+                continue
+            early |= at == 0
+            found.append(progress(own or theirs[1][0], rate) / progress(at or ours[1][0], rate))
+        return geometric(found, ">=" if early else "", self._lost(arm, nfe)) if found else None
+
+    def _averaging(self) -> float:
+        rate: float = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
+        return rate
+
+    def _lost(self, arm: str, nfe: int) -> bool:
+        """Whether an arm diverged at a number of network calls with some seed."""
+        return any({f"{nfe} NFE", "the training"} & {*one.lost} for (name, _), one in self.found.items() if name == arm)
+
+    def final(self, arm: str, nfe: int, metric: str) -> Ratio | None:
+        """Returns an arm's figure at the end of the training: the geometric mean over the seeds, with its interval."""
+        values = [points[-1][1] for points in self.curves(arm, nfe, metric).values() if points[-1][1] > 0]
+        return geometric(values) if values else None
+
+    def teacher(self, metric: str) -> Ratio | None:
+        """Returns the teacher's figure: the geometric mean over the seeds, with its interval."""
+        values = {seed: one.teacher[metric] for (_, seed), one in self.found.items() if one.teacher.get(metric, 0) > 0}
+        return geometric(list(values.values())) if values else None
+
+
+def late_mean(points: Points) -> float:
+    """Returns the geometric mean of the values behind the middle of a curve; 0 if one of them is not positive.
+
+    >>> late_mean([(0, 9.0), (10, 7.0), (20, 4.0), (30, 1.0), (40, 16.0)])
+    4.0
+    """
+    return _mean([(step, value) for step, value in points if step > points[-1][0] / 2])
+
+
+def _mean(points: Points) -> float:
+    values = [value for _, value in points]
+    return math.exp(mean(map(math.log, values))) if min(values) > 0 else 0.0
+
+
+def _ratio(pairs: Iterable[tuple[float, float]], lost: bool) -> Ratio | None:
+    values = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
+    return geometric(values, lost=lost) if values else None

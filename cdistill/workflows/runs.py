@@ -1,0 +1,210 @@
+"""What several commands need: opening a run, checking that teacher and data fit, versions."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from cdistill import __version__
+from cdistill.data import Source, load_source
+from cdistill.errors import (
+    CdistillError,
+    CorruptFileError,
+    DiskFullError,
+    MismatchError,
+    RecipeError,
+    StoppedError,
+)
+from cdistill.objectives.losses import Distance
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
+from cdistill.registry import DISTANCES, is_teacher_data
+from cdistill.runtime.console import say
+from cdistill.sampling.teacher_data import teacher_data
+from cdistill.storage.files import list_checkpoints, read_json, write_text
+from cdistill.storage.run_folder import RunFolder
+from cdistill.teachers import Teacher
+from cdistill.training.acceleration import choose_speed
+from cdistill.training.loop import effective_precision
+
+# What may change when a run goes on. A teacher's learning rate depends on the length of its training.
+_FREE = {
+    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
+    TeacherRecipe: ("checkpoint", "logging"),
+}
+QUANTISATION = "uint8 = clamp(127.5 x + 128)"
+_PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
+
+
+@contextmanager
+def opened_run(
+    folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str, accelerator: Accelerator
+) -> Iterator[None]:
+    """Locks a run folder for the main process, writes or compares its recipe, and records how the work ends.
+
+    Raises:
+        RunLockedError: Another process holds it.
+        RecipeError: It holds a run of another recipe, any run and `resume` is "never", or something that is no run.
+        CorruptFileError: It holds checkpoints without a recipe.
+    """
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(folder.locked())
+            check_run(folder, recipe, resume)
+
+        let_main(enter, folder.path, accelerator)
+        if accelerator.is_main_process:
+            write_text(folder.recipe, to_toml(recipe))
+            _write_environment(folder, recipe, accelerator)
+            kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
+            folder.write_status(state="preparing", kind=kind, error=None, exit_code=None)
+        accelerator.wait_for_everyone()
+        try:
+            yield
+        except CdistillError as error:
+            if accelerator.is_main_process and not isinstance(error, DiskFullError):
+                state = "stopped" if isinstance(error, StoppedError) else "failed"
+                folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
+            raise
+
+
+def let_main(work: Callable[[], object], where: Path, accelerator: Accelerator) -> None:
+    """Lets the main process do something about a place, and tells the others if it was refused.
+
+    Raises:
+        CdistillError: It was: what was raised in the main process, one of the same exit code in the others.
+    """
+    failure: CdistillError | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except CdistillError as error:
+            failure = error
+    code = int(accelerator.reduce(torch.tensor(failure.exit_code if failure else 0, device=accelerator.device), "sum"))
+    if code and failure is None:
+        failure = CdistillError(f"{where}: the main process refused it")
+        failure.exit_code = code
+    if failure is not None:
+        raise failure
+
+
+def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:
+    """Returns the class of a distance, if it can compare samples of `shape`.
+
+    Raises:
+        RecipeError: It compares images, and these are none.
+    """
+    found: type[Distance] = DISTANCES.get(name)
+    if found.images_only and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise RecipeError(f"training.distance: {name!r} compares grey or RGB images; the samples have shape {shape}")
+    return found
+
+
+def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
+    """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
+
+    Args:
+        name: A name in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
+        split: "train" or "heldout".
+        teacher: On the accelerator's device.
+        accelerator: Devices and processes.
+
+    Raises:
+        RecipeError: The teacher names no data of its own.
+        MismatchError: They do not fit the teacher.
+    """
+    chosen = name or teacher.data
+    if not chosen:
+        raise RecipeError(f"data: teacher {teacher.name!r} does not say its own; name a source, a path or 'teacher'")
+    if is_teacher_data(chosen):
+        return teacher_data(chosen, split, teacher, accelerator)
+    return fit_source(teacher, load_source(chosen, split))
+
+
+def fit_source(teacher: Teacher, source: Source) -> Source:
+    """Returns the data as the teacher needs them: without labels for an unconditional one.
+
+    Raises:
+        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
+    """
+    classes = teacher.denoiser.num_classes
+    fits = not classes or 0 < source.num_classes <= classes
+    if source.shape != teacher.shape or not fits:
+        example = f", {teacher.data!r} say" if teacher.data else ""
+        raise MismatchError(
+            f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
+            f"has shape {teacher.shape}, {classes} classes; choose data that fit{example}"
+        )
+    return source if classes else replace(source, labels=None, num_classes=0)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that numbers depend on."""
+    return {
+        "cdistill": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
+    """Checks that a folder is free, or holds a run that this recipe goes on with.
+
+    Raises:
+        RecipeError: It holds a run of another recipe, any run and `resume` is "never", or something that is no run.
+        CorruptFileError: It holds checkpoints without a recipe.
+    """
+    started = bool(list_checkpoints(folder.checkpoints))
+    if not folder.recipe.is_file():
+        if started:
+            raise CorruptFileError(f"{folder.recipe}: missing, but there are checkpoints; choose another --out")
+        if folder.foreign_entries():
+            raise RecipeError(
+                f"{folder.path}: holds {folder.foreign_entries()[0]!r} and is no run; choose another --out"
+            )
+        return
+    if resume == "never":
+        raise RecipeError(f"{folder.path}: already holds a run; choose another --out, or --resume auto to go on")
+    if started:
+        changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, _FREE[type(recipe)])
+        if changed:
+            raise RecipeError(
+                f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); choose another --out"
+            )
+
+
+def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> None:
+    facts: dict[str, Any] = {
+        "command": sys.argv[1:],
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "precision": effective_precision(accelerator),
+        **_engine(recipe, accelerator),
+        "versions": versions(),
+    }
+    old = read_json(folder.path / "env.json")
+    changed = [
+        f"{key} {old[key]} -> {facts[key]}"
+        for key in ("device", "processes", "threads", *_engine(recipe, accelerator))
+        if old.get(key, facts[key]) != facts[key]
+    ]
+    if changed and list_checkpoints(folder.checkpoints):
+        say(f"{folder.path}: goes on with {', '.join(changed)}: the same algorithm, no longer the same last bits")
+    write_text(folder.path / "env.json", json.dumps(facts, indent=1) + "\n")
+
+
+def _engine(recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what else the last bits depend on."""
+    if isinstance(recipe, TeacherRecipe):
+        return {}
+    speed = str(choose_speed(recipe.training, accelerator))
+    return {"micro-batches": recipe.training.accumulation, "networks": speed}

@@ -1,0 +1,117 @@
+"""A trained student, put together from its run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
+from cdistill.networks.architecture import load_denoiser
+from cdistill.networks.denoiser import Denoiser, freeze
+from cdistill.preconditionings import Preconditioning, make_preconditioning
+from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
+from cdistill.recipe.schema import DistillRecipe, load_recipe
+from cdistill.registry import PRECONDITIONINGS
+from cdistill.storage.checkpoints import check_identity, load_checkpoint, load_tensors
+from cdistill.storage.run_folder import RunFolder
+from cdistill.teachers import Teacher, load_teacher
+from cdistill.teachers.official import WEIGHT_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a consistency function needs.
+
+    Attributes:
+        denoiser: D(x, t, s) with the averaged weights, frozen.
+        preconditioning: f and g.
+        teacher: Where it comes from.
+        recipe: How it was made.
+        step: After how many steps.
+    """
+
+    denoiser: Denoiser
+    preconditioning: Preconditioning
+    teacher: Teacher
+    recipe: DistillRecipe
+    step: int
+
+
+def load_student(run: RunFolder, weights: Path | None = None, step: str = "last") -> Student:
+    """Loads a student of a run.
+
+    Args:
+        run: The run.
+        weights: File of its teacher's weights, where it has moved since.
+        step: Which: "last", "best" (as the recipe's checkpoint.best says) or the number of its steps.
+
+    Raises:
+        MissingAssetError: The run has no such checkpoint.
+        CorruptFileError: A file of the run is damaged.
+        MismatchError: The teacher is no longer the one that the run was made with.
+    """
+    run.latest_checkpoint()  # a folder without one is told so first
+    if not run.recipe.is_file():
+        raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
+    recipe = load_recipe(run.recipe, DistillRecipe)
+    teacher = _find_teacher(recipe, weights)
+    chosen = run.find_checkpoint(step, recipe.checkpoint.best)
+    groups, state = load_checkpoint(chosen)
+    check_identity(chosen, state, {"teacher_sha256": teacher.digest})
+    denoiser = untrained_student(teacher, recipe)
+    try:
+        denoiser.load_state_dict(groups["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
+    form = recipe_preconditioning(recipe, teacher, run.coefficients)
+    return Student(denoiser, form, teacher, recipe, int(state["step"]))
+
+
+def _find_teacher(recipe: DistillRecipe, weights: Path | None) -> Teacher:
+    if weights is not None and recipe.teacher.endswith(WEIGHT_SUFFIXES):
+        return load_teacher(str(weights))
+    return load_teacher(recipe.teacher, weights or recipe.weights_path)
+
+
+def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
+    """Loads a student that `convert` wrote: a CTM, CD or CT network and the preconditioning it was trained with.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged or no student.
+    """
+    tensors, header = load_tensors(path, "student")
+    try:
+        denoiser = load_denoiser(header["architecture"], header["sigma_data"], tensors)
+        form = make_preconditioning(str(header["preconditioning"]), denoiser.sigma_data)
+    except (RuntimeError, KeyError, TypeError, ValueError, RecipeError) as error:
+        raise CorruptFileError(f"{path}: its tensors do not fit its header ({brief(error)})") from error
+    return freeze(denoiser), form
+
+
+def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
+    """Returns the student of `recipe` as it is before training: equal to the teacher for every s."""
+    return freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout))
+
+
+def recipe_preconditioning(recipe: DistillRecipe, teacher: Teacher, coefficients: Path) -> Preconditioning:
+    """Builds the preconditioning of a run, see `load_preconditioning`; a consistency model's jumps to eps only."""
+    section = recipe.preconditioning
+    form = load_preconditioning(section.name, teacher, coefficients, section.allow_other_teacher)
+    form.to_eps_only = form.to_eps_only or recipe.training.method == "cm"
+    return form
+
+
+def load_preconditioning(
+    name: str, teacher: Teacher, coefficients: Path | None, allow_other_teacher: bool = False
+) -> Preconditioning:
+    """Builds a preconditioning for a teacher, with its coefficients from a file where it needs some.
+
+    Raises:
+        MismatchError: The coefficients were made for another teacher, and `allow_other_teacher` is false.
+    """
+    table = None
+    if PRECONDITIONINGS.get(name).needs_coefficients and coefficients is not None:
+        table, _, header = load_coefficients(coefficients)
+        if not allow_other_teacher:
+            otherwise = ", or --set preconditioning.allow_other_teacher=true"
+            check_teacher(coefficients, header, teacher.name, teacher.digest, otherwise)
+    return make_preconditioning(name, teacher.denoiser.sigma_data, table=table)

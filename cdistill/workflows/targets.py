@@ -1,0 +1,210 @@
+"""What `evaluate` measures: a run's student, a converted student, a teacher, or images that somebody drew elsewhere."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from cdistill.data import Source, load_source
+from cdistill.errors import MismatchError, MissingAssetError, RecipeError
+from cdistill.evaluation.settings import EvaluationSection
+from cdistill.networks.denoiser import Denoiser
+from cdistill.preconditionings import Preconditioning
+from cdistill.recipe.schema import DistillRecipe
+from cdistill.settings import check_section
+from cdistill.storage.checkpoints import tensor_digest
+from cdistill.storage.files import file_digest
+from cdistill.storage.run_folder import RunFolder
+from cdistill.teachers import Teacher, load_teacher
+from cdistill.workflows.runs import open_data
+from cdistill.workflows.students import load_converted, load_student, untrained_student
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a person asks to have measured; as JSON in the record, so that it can be asked again.
+
+    Attributes:
+        path: A run folder, the file of a converted student, or images: any file or folder of data.
+        teacher: Name or file of the teacher, for other paths than runs, which know it; alone, it is what is measured.
+        data: What to compare with, for other paths than runs.
+        weights: File of the teacher's weights, where it is in no usual place.
+        step: Which student of a run, see `load_student`.
+        optimise: Whether a student's times are moved to where it ends nearest to its teacher.
+        changes: Values that replace those of the recipe's evaluation section.
+    """
+
+    path: str | None = None
+    teacher: str | None = None
+    data: str | None = None
+    weights: str | None = None
+    step: str = "last"
+    optimise: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights_path(self) -> Path | None:
+        """`weights` as a path."""
+        return None if self.weights is None else Path(self.weights)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured, ready to be drawn from.
+
+    Attributes:
+        title: What tables and records call it.
+        folder: Where its results go.
+        section: How it is measured.
+        source: Opens the data to compare with; None where there are statistics and nobody names data.
+        teacher: Whose end points `teacher-mse` compares with; None without one.
+        student: D(x, t, s) and its f and g; None for a teacher alone, or for images.
+        untrained: The student before training; None where nobody knows.
+        images: Samples that were drawn elsewhere; None for networks.
+        facts: Where it comes from: step, digests.
+    """
+
+    title: str
+    folder: Path
+    section: EvaluationSection
+    source: Callable[[Accelerator], Source | None]
+    teacher: Teacher | None = None
+    student: tuple[Denoiser, Preconditioning] | None = None
+    untrained: Denoiser | None = None
+    images: Source | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        if self.images is not None:
+            return self.images.shape
+        return () if self.network is None else self.network.sample_shape
+
+    @property
+    def network(self) -> Denoiser | None:
+        """What is drawn from."""
+        if self.student is not None:
+            return self.student[0]
+        return None if self.teacher is None else self.teacher.denoiser
+
+
+def open_subject(target: Target) -> Subject:
+    """Loads what is to be measured.
+
+    Raises:
+        RecipeError: It does not say what to compare with, or options contradict each other.
+        MissingAssetError, CorruptFileError, MismatchError: As the loaders of its files say.
+    """
+    if target.path is None:
+        return _open_teacher(target)
+    path = Path(target.path)
+    if not path.exists():
+        raise MissingAssetError(f"{path}: no such run, file or folder")
+    if path.suffix == ".safetensors":
+        return _open_converted(path, target)
+    run = RunFolder(path)
+    foreign = path.is_dir() and not run.recipe.is_file() and not run.checkpoints.is_dir()
+    if path.is_file() or foreign:
+        return _open_images(path, target)
+    return _open_run(run, target)
+
+
+def _open_run(run: RunFolder, target: Target) -> Subject:
+    student = load_student(run, target.weights_path, target.step)
+    section = _section({**student.recipe.evaluation.model_dump(), **target.changes})
+    facts = run_facts(run, student.recipe, student.step, student.denoiser)
+    return Subject(
+        title=f"{run.path}, step {student.step}",
+        folder=run.path,
+        section=section,
+        source=lambda accelerator: open_data(student.recipe.data, section.split, student.teacher, accelerator),
+        teacher=student.teacher,
+        student=(student.denoiser, student.preconditioning),
+        untrained=untrained_student(student.teacher, student.recipe),
+        facts=facts,
+    )
+
+
+def run_facts(run: RunFolder, recipe: DistillRecipe, step: int, denoiser: Denoiser) -> dict[str, Any]:
+    """Returns what the record says of a run's student, as JSON."""
+    return {
+        "run": str(run.path),
+        "step": step,
+        "weights_sha256": tensor_digest(denoiser.state_dict()),
+        "preconditioning": recipe.preconditioning.name,
+        "coefficients_sha256": file_digest(run.coefficients) if run.coefficients.is_file() else None,
+    }
+
+
+def _open_converted(path: Path, target: Target) -> Subject:
+    denoiser, form = load_converted(path)
+    teacher = None if target.teacher is None else load_teacher(target.teacher, target.weights_path)
+    section = _section(target.changes)
+    return Subject(
+        title=str(path),
+        folder=path.parent,
+        section=section,
+        source=_data(target, section, denoiser.sample_shape, teacher),
+        teacher=teacher,
+        student=(denoiser, form),
+        facts={"file": str(path), "weights_sha256": tensor_digest(denoiser.state_dict())},
+    )
+
+
+def _open_teacher(target: Target) -> Subject:
+    if target.teacher is None:
+        raise RecipeError("evaluate: got nothing to measure; name a run, a file, or --teacher")
+    teacher = load_teacher(target.teacher, target.weights_path)
+    section = _section(target.changes)
+    return Subject(
+        title=f"teacher {teacher.name}",
+        folder=Path(),
+        section=section,
+        source=_data(target, section, teacher.shape, teacher),
+        teacher=teacher,
+    )
+
+
+def _open_images(path: Path, target: Target) -> Subject:
+    images = load_source(str(path))
+    teacher = None if target.teacher is None else load_teacher(target.teacher, target.weights_path)
+    count = len(images)
+    section = _section({**target.changes, "samples": count})
+    if target.changes.get("samples", count) != count:
+        raise RecipeError(f"{path}: holds {count:,} images, all of which are measured; leave out --samples")
+    return Subject(
+        title=str(path),
+        folder=path.parent,
+        section=section,
+        source=_data(target, section, images.shape, teacher),
+        images=images,
+        facts={"file": str(path), "images_sha256": images.digest},
+    )
+
+
+def _section(values: dict[str, Any]) -> EvaluationSection:
+    return check_section(values, EvaluationSection, "evaluate")
+
+
+def _data(
+    target: Target, section: EvaluationSection, shape: tuple[int, ...], teacher: Teacher | None
+) -> Callable[[Accelerator], Source | None]:
+    """Returns what opens the data that the target names, or its teacher's own."""
+
+    def opened(accelerator: Accelerator) -> Source | None:
+        if target.data is None and section.reference is not None:
+            return None
+        if teacher is not None:
+            found = open_data(target.data, section.split, teacher, accelerator)
+        elif target.data is None:
+            raise RecipeError(f"{target.path}: does not say what to compare with; name --data, or --teacher")
+        else:
+            found = load_source(target.data, section.split)
+        if found.shape != shape:
+            raise MismatchError(f"data {found.name!r}: shape {found.shape}; {target.path} has shape {shape}")
+        return found
+
+    return opened

@@ -1,0 +1,162 @@
+"""Which metrics are measured, and the judge."""
+
+import os
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from cdistill.data import Source, load_source
+from cdistill.data.source import to_uint8
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError
+from cdistill.evaluation import teacher_ends as ends
+from cdistill.evaluation.evaluator import Judge
+from cdistill.evaluation.features import load_features
+from cdistill.evaluation.references import Reference
+from cdistill.evaluation.results import choose_metrics
+from cdistill.preconditionings import make_preconditioning
+from cdistill.sampling import generate, student_sampler, teacher_sampler
+from cdistill.teachers import load_teacher
+
+LARGE = Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
+INCEPTION = load_features("legacy_tensorflow")
+
+
+@pytest.mark.parametrize("name", ["frechet-pixels", "fid"])
+def test_metrics_of_images_refuse_vectors(name):
+    with pytest.raises(CdistillError, match="needs images"):
+        choose_metrics([name], Reference(load_source("mixture-1d")), INCEPTION)
+
+
+def test_metrics_apply_by_the_kind_of_data():
+    for data, names in (("digits", {"frechet-pixels", "teacher-mse"}), ("mixture-1d", {"teacher-mse", "wasserstein"})):
+        assert set(choose_metrics([], Reference(load_source(data)), INCEPTION)) == names
+
+
+def test_fid_without_weights_says_what_to_put_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    with pytest.raises(MissingAssetError) as caught:
+        choose_metrics(["fid"], Reference(LARGE), INCEPTION)
+    assert str(tmp_path / "inception-2015-12-05.pt") in str(caught.value)
+    assert "https://" in str(caught.value)
+
+
+def test_metrics_that_cannot_be_computed_leave_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    found = choose_metrics(["fid", "kid", "teacher-mse"], Reference(LARGE), INCEPTION)
+    assert list(found) == ["teacher-mse"]
+    said = capsys.readouterr().err
+    assert [name for name in ("fid", "kid", "teacher-mse") if f"{name}: left out: inception-2015-12-05.pt" in said] == [
+        "fid",
+        "kid",
+    ]
+
+
+def make_judge(teacher, seeds, metrics=("frechet-pixels", "teacher-mse")):
+    reference, classes = Reference(load_source("digits")), teacher.denoiser.num_classes
+    return Judge(teacher.shape, classes, teacher, reference, INCEPTION, metrics, seeds, Accelerator(cpu=True))
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    return tmp_path
+
+
+def test_the_judge_ranks_more_calls_above_fewer(assets):
+    teacher = load_teacher("digits")
+    judge = make_judge(teacher, range(128))
+    form = make_preconditioning("ctm")
+    rows = [
+        judge.measure("untrained", k, judge.draw(student_sampler(teacher.denoiser, form, k), "")) for k in (1, 4, 16)
+    ]
+    errors = [row.estimates["teacher-mse"].value for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    own = judge.judge_teacher()
+    assert (own.nfe, own.estimates["teacher-mse"].value) == (34, 0)
+    assert own.estimates["frechet-pixels"].value < rows[0].estimates["frechet-pixels"].value / 3
+
+
+def test_the_distance_to_the_teacher_is_that_of_each_seed(assets):
+    """From the same noise and with the same classes, whatever the first seed is."""
+    teacher, count = load_teacher("digits"), 20
+    judge = make_judge(teacher, range(60, 60 + count))  # across chunks
+    sampler = student_sampler(teacher.denoiser, make_preconditioning("ctm"), 2)
+    found = judge.draw(sampler, "")
+    x, _ = generate(sampler, teacher.shape, judge.seeds, 10)
+    ends, _ = generate(teacher_sampler(teacher.denoiser), teacher.shape, judge.seeds, 10)
+    expected = (x - ends.float()).square().flatten(1).mean(1)
+    torch.testing.assert_close(found.errors, expected, rtol=1e-12, atol=0)
+    assert torch.equal(found.samples, to_uint8(x))
+
+
+def test_a_judge_without_a_teacher_measures_the_rest():
+    teacher = load_teacher("digits")
+    reference = Reference(load_source("digits"))
+    judge = Judge(teacher.shape, 10, None, reference, INCEPTION, [], range(64), Accelerator(cpu=True))
+    assert list(judge.metrics) == ["frechet-pixels"]
+    sampler = student_sampler(teacher.denoiser, make_preconditioning("ctm"), 1)
+    assert judge.draw(sampler, "").errors is None
+    with pytest.raises(RecipeError, match="there is no teacher"):
+        Judge(teacher.shape, 10, None, reference, INCEPTION, ["teacher-mse"], range(64), Accelerator(cpu=True))
+
+
+# --- the teacher's ends ---
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Seeds that the teacher's ends are drawn for; the drawing itself is replaced by something quick."""
+    drawn = []
+
+    def fake(sampler, shape, seeds, *more, **options):
+        drawn.extend(seeds)
+        return torch.tensor([float(seed) for seed in seeds]).double().reshape(-1, *[1] * len(shape)).expand(
+            -1, *shape
+        ), None
+
+    monkeypatch.setattr(ends, "generate", fake)
+    return drawn
+
+
+def make_ends(name="mixture-1d"):
+    return ends.TeacherEnds(load_teacher(name), Accelerator(cpu=True))
+
+
+def test_the_teachers_ends_are_drawn_once_and_kept(assets, counted):
+    found = make_ends()
+    found.prepare(0, 300)
+    assert counted == list(range(320))  # whole chunks of 64
+    assert found.rows(torch.tensor([0, 255, 256, 299])).flatten().tolist() == [0, 255, 256, 299]
+    counted.clear()
+    make_ends().prepare(100, 200)
+    assert counted == []
+    again = make_ends()
+    again.prepare(0, 600)
+    assert counted == [*range(256, 640)]  # the first piece was whole, the second was not
+    assert again.rows(torch.tensor([599, 3])).flatten().tolist() == [599, 3]
+
+
+def test_another_teacher_has_ends_of_its_own(assets, counted):
+    make_ends().prepare(0, 10)
+    counted.clear()
+    make_ends("digits").prepare(0, 10)
+    assert counted == list(range(64))
+
+
+def test_ends_that_cannot_be_kept_stay_in_memory(monkeypatch, counted, capsys):
+    monkeypatch.setenv("CDISTILL_ASSETS", os.devnull)
+    found = make_ends()
+    found.prepare(0, 300)
+    assert found.rows(torch.tensor([1, 299])).flatten().tolist() == [1, 299]
+    assert capsys.readouterr().err.count("not kept for the next evaluation") == 1
+
+
+def test_damaged_ends_are_told(assets, counted):
+    make_ends().prepare(0, 10)
+    (path,) = assets.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    found = make_ends()
+    found.prepare(0, 10)
+    with pytest.raises(CorruptFileError, match=r"or remove it, and it is drawn again"):
+        found.rows(torch.tensor([0]))

@@ -1,0 +1,259 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdistill.errors import MissingAssetError, RecipeError
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, differences, load_recipe, shipped_recipes, to_toml
+from cdistill.settings import check_section
+
+GOOD = """
+teacher = "digits"
+[training]
+iterations = 10
+batch_size = 8
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_defaults_are_the_papers(recipe):
+    training = load_recipe(recipe, DistillRecipe).training
+    assert (training.learning_rate, training.target_rate, training.ema_rate) == (4e-4, 0.999, 0.999)
+    assert (training.points, training.max_ode_steps, training.distance) == (18, 17, "lpips")
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_is_sound_and_survives_being_written(name):
+    model = TeacherRecipe if name.startswith("teacher-") else DistillRecipe
+    found = load_recipe(shipped_recipes()[name], model)
+    import tomllib
+
+    assert check_section(tomllib.loads(to_toml(found)), model, "again") == found
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_every_shipped_recipe_says_how_to_run_it_and_what_it_costs(name):
+    header = shipped_recipes()[name].read_text().split("\n\n")[0]
+    assert "cdistill " in header
+    assert "Hardware:" in header
+
+
+def test_all_errors_are_told_at_once(tmp_path):
+    path = tmp_path / "bad.toml"
+    path.write_text(
+        'teacher = "digit"\nsede = 1\n[preconditioning]\nname = "analitic"\n'
+        '[training]\niterations = "10"\nbatch_size = 0\n'
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, DistillRecipe)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    text = str(caught.value)
+    assert "teacher: unknown teacher 'digit'; known: digits, edm-afhqv2-64, " in text
+    assert "(did you mean 'digits'?)" in text
+    assert "(did you mean 'analytic'?)" in text
+    assert "sede: unknown key;" in text
+    assert "(did you mean 'seed'?)" in text
+    assert "training.iterations: got '10'; input should be a valid integer" in text
+    assert "training.batch_size: got 0; input should be greater than or equal to 1" in text
+
+
+BAD = {
+    "": "teacher: missing",
+    'teacher = "digits"': "training: missing",
+    "teacher = digits": "not TOML",
+    GOOD + "iterations = 3": "not TOML",
+    GOOD + "learning_rate = nan": "training.learning_rate",
+    GOOD + "learning_rate = inf": "training.learning_rate",
+    GOOD + "learning_rate = 0": "training.learning_rate",
+    GOOD + "learning_rate = true": "training.learning_rate",
+    GOOD + "ema_rate = 1": "training.ema_rate",
+    GOOD + "points = 1": "training.points",
+    GOOD + "points = 18.0": "training.points",
+    GOOD + "max_ode_steps = 18": "18 points allow 17",
+    GOOD + "accumulation = 3": "does not divide",
+    GOOD + 'method = "lcm"': "training.method",
+    GOOD + 'distance = "l1"': "unknown distance 'l1'",
+    GOOD + 'precision = "fp8"': "training.precision",
+    GOOD + "lr = 1e-3": "training.lr: unknown key",
+    GOOD + "[evaluation]\nnfe = []": "evaluation.nfe",
+    GOOD + "[evaluation]\nnfe = [0]": "evaluation.nfe.0",
+    GOOD + '[evaluation]\nnfe = "2,3"': "evaluation.nfe",
+    GOOD + '[evaluation]\nmetrics = ["FID"]': "unknown metric 'FID'",
+    GOOD + '[evaluation]\nsplit = "test"': "evaluation.split",
+    GOOD + "[checkpoint]\nkeep = 0": "checkpoint.keep",
+    GOOD + "[checkpoint]\nevery = -5": "checkpoint.every",
+    GOOD + '[preconditioning]\nname = "cm"': "needs training.method = 'cm'",
+    GOOD + "[estimation]\nsamples = 1": "estimation.samples",
+    GOOD + "[estimation]\ntimesteps = 2": "estimation.timesteps",
+    GOOD + '[estimation]\ngrid = "linear"': "estimation.grid",
+    GOOD + '[gan]\ndiscriminator = "big"': "unknown discriminator 'big'; known: small, vgg16",
+    GOOD + '[gan]\naugment = ["colour"]': "gan.augment.0",
+    GOOD + "[gan]\nstart = 10": "gan.start: got 10; training.iterations is 10",
+    GOOD
+    + "[gan]\nlearnin_rate = 1": "gan.learnin_rate: unknown key; known: augment, discriminator, learning_rate, start",
+    GOOD + 'method = "cm"\ndsm = false\n[gan]': "it needs training.method = 'ctm'",
+    "seed = -1\n" + GOOD: "seed",
+    'data = "cifar"\n' + GOOD: "unknown data source 'cifar'",
+    'data = "x.safetensors"\n' + GOOD: "unknown data source 'x.safetensors'",
+    "training = 5\n" + 'teacher = "digits"': "training: got 5",
+    "\udcff": "not TOML",
+}
+
+
+@pytest.mark.parametrize("text", list(BAD), ids=range(len(BAD)))
+def test_bad_recipes_are_refused_with_the_reason(tmp_path, text):
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, DistillRecipe)
+    assert BAD[text] in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_overrides_are_toml_or_text(recipe):
+    sets = ["training.batch_size=16", "preconditioning.name=ctm", "evaluation.nfe=[2, 3]", "seed=3"]
+    found = load_recipe(recipe, DistillRecipe, sets)
+    assert found.training.batch_size == 16
+    assert found.preconditioning.name == "ctm"
+    assert found.evaluation.nfe == [2, 3]
+    assert found.seed == 3
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a b=3", "teacher.name=3"])
+def test_overrides_without_a_key_or_value_are_refused(recipe, override):
+    with pytest.raises(RecipeError, match="--set"):
+        load_recipe(recipe, DistillRecipe, [override])
+
+
+def test_a_missing_recipe_names_the_shipped_ones():
+    with pytest.raises(MissingAssetError, match=r"did you mean 'digits'"):
+        load_recipe(Path("digit.toml"), DistillRecipe)
+
+
+def test_shipped_recipes_are_found_by_name():
+    assert load_recipe(Path("digits"), DistillRecipe).teacher == "digits"
+    assert load_recipe(Path("recipes/digits.toml"), DistillRecipe).teacher == "digits"
+
+
+def test_differences_name_the_keys(recipe):
+    old = load_recipe(recipe, DistillRecipe)
+    new = load_recipe(recipe, DistillRecipe, ["training.learning_rate=1e-3", "evaluation.samples=5"])
+    assert differences(old, new, ["evaluation"]) == ["training.learning_rate: 0.0004 -> 0.001"]
+
+
+@given(st.floats(min_value=1e-300, max_value=1e300), st.integers(0, 2**62), st.sampled_from(["ctm", "bcm", "analytic"]))
+def test_every_value_survives_being_written(rate, seed, name):
+    import tomllib
+
+    values = {
+        "teacher": "digits", "seed": seed, "preconditioning": {"name": name, "coefficients": 'a"b\\c\n'},
+        "training": {"iterations": 1, "batch_size": 1, "learning_rate": rate},
+    }  # fmt: skip
+    found = check_section(values, DistillRecipe, "test")
+    assert check_section(tomllib.loads(to_toml(found)), DistillRecipe, "again") == found
+
+
+def test_a_recipe_extends_another(recipe, tmp_path):
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "r.toml"\nseed = 4\n[training]\nbatch_size = 16\n')
+    found = load_recipe(child, DistillRecipe)
+    assert (found.teacher, found.seed) == ("digits", 4)
+    assert (found.training.iterations, found.training.batch_size) == (10, 16)
+    child.write_text('extends = "digits"\n[preconditioning]\nname = "ctm"\n')
+    assert differences(load_recipe(Path("digits"), DistillRecipe), load_recipe(child, DistillRecipe)) == [
+        "preconditioning.name: 'analytic' -> 'ctm'"
+    ]
+
+
+@pytest.mark.parametrize("base", ['"child.toml"', "3"])
+def test_a_recipe_cannot_extend_itself(tmp_path, base):
+    child = tmp_path / "child.toml"
+    child.write_text(f"extends = {base}\n")
+    with pytest.raises(RecipeError, match="extends: got"):
+        load_recipe(child, DistillRecipe)
+
+
+def test_a_circle_through_other_names_is_noticed(tmp_path):
+    child = tmp_path / "child.toml"
+    child.write_text(f'extends = "../{tmp_path.name}/child.toml"\n')
+    with pytest.raises(RecipeError, match="no circle"):
+        load_recipe(child, DistillRecipe)
+
+
+def test_a_mistyped_path_does_not_run_a_shipped_recipe():
+    for path in ("/nowhere/recipes/digits.toml", "digits.tmol", "other/digits"):
+        with pytest.raises(MissingAssetError):
+            load_recipe(Path(path), DistillRecipe)
+
+
+@pytest.mark.parametrize("text", ["\U0001f600.safetensors", "a\x7fb", "tab\there"])
+def test_unusual_characters_survive(recipe, text):
+    import tomllib
+
+    values = {"teacher": "digits", "training": {"iterations": 1, "batch_size": 1}}
+    found = check_section({**values, "preconditioning": {"coefficients": text}}, DistillRecipe, "test")
+    assert tomllib.loads(to_toml(found))["preconditioning"]["coefficients"] == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "network.model_channels=132",
+        "network.channel_mult=[1,2,2,2,2]",
+        "network.attn_resolutions=[7]",
+        "data=mixture-1d",
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(change, tmp_path):
+    from cdistill.workflows.distill import train_teacher
+
+    with pytest.raises(RecipeError):
+        train_teacher(load_recipe(Path("teacher-digits"), TeacherRecipe, [change]), tmp_path / "run", "auto")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "patches"])
+def test_the_twins_differ_in_the_preconditioning_only(name):
+    first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
+    assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]
+
+
+# Table 3 and Appendix B: lr, target EMA, EMA, N, max ODE steps, iterations, batch, timesteps, samples, grid.
+TABLE_3 = {
+    "cifar10": (4e-4, 0.999, 0.999, 18, 17, 200_000, 256, 120, 4096, "log-uniform"),
+    "cifar10-cond": (4e-4, 0.999, 0.999, 18, 17, 150_000, 512, 120, 4096, "log-uniform"),
+    "ffhq64": (4e-4, 0.999, 0.999, 18, 17, 150_000, 256, 120, 4096, "log-uniform"),
+    "imagenet64": (4e-4, 0.999, 0.999, 40, 20, 60_000, 2048, 160, 1024, "rho"),
+}
+
+
+@pytest.mark.parametrize("twin", ["", "-ctm"])
+@pytest.mark.parametrize("name", list(TABLE_3))
+def test_recipes_are_those_of_table_3(name, twin):
+    recipe = load_recipe(shipped_recipes()[f"{name}{twin}"], DistillRecipe)
+    t, e = recipe.training, recipe.estimation
+    rates = (t.learning_rate, t.target_rate, t.ema_rate)
+    sizes = (t.points, t.max_ode_steps, t.iterations, t.batch_size)
+    assert (*rates, *sizes, e.timesteps, e.samples, e.grid) == TABLE_3[name]
+    assert (t.method, t.distance, t.dsm, t.precision, t.flips) == ("ctm", "lpips", True, "fp16", True)
+    assert recipe.preconditioning.name == ("ctm" if twin else "analytic")
+    assert recipe.teacher == f"edm-{name}"
+
+
+def test_recipes_of_cm_change_nothing_but_the_method():
+    ctm, cm, analytic = (
+        load_recipe(shipped_recipes()[f"cifar10-cond{kind}"], DistillRecipe) for kind in ("-ctm", "-cm", "-cm-analytic")
+    )
+    assert differences(cm, analytic) == ["preconditioning.name: 'cm' -> 'analytic'"]
+    changed = {line.split(":")[0] for line in differences(ctm, cm)}
+    assert changed == {"preconditioning.name", "training.method", "training.dsm", "training.target_rate"}
+    assert (cm.training.method, cm.training.dsm, cm.training.target_rate) == ("cm", False, 0.0)

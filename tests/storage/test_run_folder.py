@@ -1,0 +1,138 @@
+"""What a run folder says of its checkpoints, from small files alone."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cdistill.cli.app import run
+from cdistill.errors import CdistillError, MissingAssetError, RecipeError, RunLockedError
+from cdistill.recipe.schema import DistillRecipe, load_recipe, to_toml
+from cdistill.storage.checkpoints import save_checkpoint
+from cdistill.storage.run_folder import RunFolder, held
+from cdistill.workflows.runs import let_main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with checkpoints of the steps 10 to 50, not yet measured."""
+    for step in (10, 20, 30, 40, 50):
+        save_checkpoint(tmp_path / "run" / "checkpoints", step, {}, {}, keep=5)
+    return RunFolder(tmp_path / "run")
+
+
+def measure(folder, step, *values, nfe=(1, 2), metrics=("fid", "teacher-mse")):
+    """Logs an evaluation; the values by NFE, then by metric."""
+    numbers = iter(values)
+    rows = [{"sampler": "student", "nfe": k, "values": {name: next(numbers) for name in metrics}} for k in nfe]
+    folder.log({"step": step, "event": "evaluation", "rows": rows})
+
+
+def test_nothing_is_best_before_an_evaluation(folder):
+    folder.log({"step": 10, "event": "train", "consistency": 1.0})
+    assert folder.best_step() is None
+    assert folder.best_step("fid@2") is None
+    with pytest.raises(MissingAssetError, match=r"no evaluated checkpoint; there are steps 10, 20, 30, 40, 50; choose"):
+        folder.find_checkpoint("best")
+
+
+@pytest.mark.parametrize(
+    ("goal", "best"), [(None, 20), ("fid@1", 20), ("teacher-mse@1", 30), ("fid@2", 10), ("teacher-mse@2", 40)]
+)
+def test_the_lowest_value_is_the_best_by_default_of_the_first_metric_at_the_first_nfe(folder, goal, best):
+    measure(folder, 0, 0.0, 0.0, 0.0, 0.0)  # the untrained student has no checkpoint
+    measure(folder, 10, 5.0, 5.0, 1.0, 5.0)
+    measure(folder, 20, 1.0, 5.0, 5.0, 5.0)
+    measure(folder, 30, 5.0, 1.0, 5.0, 5.0)
+    measure(folder, 40, 5.0, 5.0, 5.0, 1.0)
+    measure(folder, 60, 0.0, 0.0, 0.0, 0.0)  # killed before it was saved
+    assert folder.best_step(goal) == best
+    assert folder.find_checkpoint("best", goal).name == f"step-000000{best}"
+
+
+def test_the_earliest_of_equals_is_the_best_and_what_is_not_finite_never_is(folder):
+    for step, value in ((10, float("nan")), (20, float("-inf")), (30, 2.0), (40, 2.0), (50, float("inf"))):
+        measure(folder, step, value, nfe=(1,), metrics=("fid",))
+    assert folder.best_step("fid@1") == 30
+
+
+def test_when_other_things_are_measured_the_newest_evaluation_says_which_by_default(folder):
+    measure(folder, 10, 1.0, nfe=(1,), metrics=("fid",))
+    measure(folder, 20, 3.0, nfe=(2,), metrics=("wasserstein",))
+    measure(folder, 30, 2.0, nfe=(2,), metrics=("wasserstein",))
+    assert folder.best_step() == 30
+    assert folder.best_step("fid@1") == 10
+
+
+def test_records_behind_a_step_and_half_lines_do_not_count(folder):
+    measure(folder, 10, 2.0, nfe=(1,), metrics=("fid",))
+    measure(folder, 20, 1.0, nfe=(1,), metrics=("fid",))
+    with (folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "event": "evaluation", "rows": [{"nfe": 1, "val')
+    assert folder.best_step() == 20
+    folder.truncate_metrics(15)
+    assert folder.best_step() == 10
+
+
+def test_a_checkpoint_is_found_by_its_step(folder):
+    assert folder.find_checkpoint("last").name == "step-00000050"
+    assert folder.find_checkpoint("30").name == "step-00000030"
+    with pytest.raises(MissingAssetError, match=r"no checkpoint of step 31; there are steps 10, 20, 30, 40, 50;"):
+        folder.find_checkpoint("31")
+    with pytest.raises(MissingAssetError, match="train first"):
+        RunFolder(folder.path / "none").find_checkpoint("31")
+
+
+def test_a_lock_is_held_once_and_given_back(tmp_path):
+    lock, text = tmp_path / "new" / ".lock", r"^it: taken; wait, or choose another --out$"
+    with held(lock, "it: taken"), pytest.raises(RunLockedError, match=text), held(lock, "it: taken"):
+        pass
+    with held(lock, "it: taken"):
+        pass
+
+
+def test_a_process_that_is_told_of_a_refusal_ends_with_the_same_code():
+    """Whichever process ends first, the launcher returns the code of the refusal."""
+    told = SimpleNamespace(is_main_process=False, device="cpu", reduce=lambda own, how: own + RunLockedError.exit_code)
+    with pytest.raises(CdistillError, match="here: the main process refused it") as caught:
+        let_main(lambda: pytest.fail("not its work"), Path("here"), told)
+    assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+@pytest.mark.parametrize("step", ["first", "-1", "1.5", "", "²"])
+def test_a_step_is_last_best_or_a_number(command, step, folder, capsys):
+    assert run([command, "--run", str(folder.path), "--step", step]) == 2
+    assert f"--step: got {step!r}; needs last, best or the number of a step" in capsys.readouterr().err
+
+
+def test_only_a_run_has_steps_to_choose_from(capsys):
+    for more in (["--teacher", "mixture-1d"], ["--run", "student.safetensors"]):
+        assert run(["sample", *more, "--step", "10"]) == 2
+        assert "--step: got '10'; goes with a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("goal", "message"),
+    [
+        ("fid", r"checkpoint\.best: got 'fid'; needs METRIC@NFE, as in frechet-pixels@2"),
+        ("fid@0", r"needs METRIC@NFE"),
+        ("@2", r"needs METRIC@NFE"),
+        ("fid@two", r"needs METRIC@NFE"),
+        ("fdi@2", r"unknown metric 'fdi'.*did you mean 'fid'"),
+        ("wasserstein@4", r"got 'wasserstein@4'; evaluation measures every metric that applies at NFE \[1, 2\]"),
+        ("fid@2", r"got 'fid@2'; evaluation measures wasserstein at NFE \[1, 2\]"),
+    ],
+)
+def test_what_is_best_must_be_measured(goal, message):
+    metrics = "[]" if goal == "wasserstein@4" else '["wasserstein"]'
+    sets = [f"checkpoint.best={json.dumps(goal)}", "evaluation.nfe=[1,2]", f"evaluation.metrics={metrics}"]
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(Path("mixture"), DistillRecipe, sets)
+
+
+def test_what_is_best_is_written_with_the_recipe(tmp_path):
+    found = load_recipe(Path("mixture"), DistillRecipe, ["checkpoint.best=wasserstein@2", "evaluation.nfe=[1,2]"])
+    (tmp_path / "again.toml").write_text(to_toml(found))
+    assert load_recipe(tmp_path / "again.toml", DistillRecipe).checkpoint.best == "wasserstein@2"
