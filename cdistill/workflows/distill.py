@@ -31,7 +31,6 @@ from cdistill.training.denoising import DenoisingTask
 from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
-from cdistill.training.trackers import check_trackers, tracked
 from cdistill.workflows.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.workflows.measuring import (
     Measured,
@@ -46,6 +45,7 @@ from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_distance, check_run, open_data, opened_run
 from cdistill.workflows.students import load_preconditioning, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
+from cdistill.workflows.trackers import check_trackers, tracked
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}

@@ -11,7 +11,7 @@ import torch
 
 from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, MissingAssetError
-from cdistill.evaluation import blocks, neighbours
+from cdistill.evaluation import blocks, prdc
 from cdistill.evaluation.estimates import Estimate
 from cdistill.evaluation.features import Pixels, load_features
 from cdistill.evaluation.frechet import frechet_estimate, gaussian, moments
@@ -37,10 +37,10 @@ OF_FEATURES = ("coverage", "density", "fid", "inception-score", "kid", "precisio
 def of_points(x: torch.Tensor, y: torch.Tensor) -> dict[str, Estimate]:
     three, five = (find_balls(y, k, CPU, "test") for k in (3, 5))
     return {
-        "precision": neighbours.precision(x, three),
-        "recall": neighbours.recall(find_balls(x, 3, CPU, "test"), y),
-        "density": neighbours.density(x, five),
-        "coverage": neighbours.coverage(x, five),
+        "precision": prdc.precision(x, three),
+        "recall": prdc.recall(find_balls(x, 3, CPU, "test"), y),
+        "density": prdc.density(x, five),
+        "coverage": prdc.coverage(x, five),
         "kid": kernel_estimate(x, y, mean_within(y, CPU), CPU),
     }
 
@@ -116,16 +116,16 @@ def test_recall_and_coverage_without_each_sample(count, size):
         five = find_balls(y, 5, CPU, "test")
 
         def recall(part: torch.Tensor, y: torch.Tensor = y) -> float:
-            return neighbours.recall(find_balls(part, 3, CPU, "test"), y).value
+            return prdc.recall(find_balls(part, 3, CPU, "test"), y).value
 
-        def coverage(part: torch.Tensor, five: neighbours.Balls = five) -> float:
-            return neighbours.coverage(part, five).value
+        def coverage(part: torch.Tensor, five: prdc.Balls = five) -> float:
+            return prdc.coverage(part, five).value
 
         expected = without_each(recall, x)
         seen.append(expected)
-        found = neighbours.recall(find_balls(x, 3, CPU, "test"), y).influence
+        found = prdc.recall(find_balls(x, 3, CPU, "test"), y).influence
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        covered = neighbours.coverage(x, five).influence
+        covered = prdc.coverage(x, five).influence
         torch.testing.assert_close(covered, without_each(coverage, x), rtol=1e-9, atol=1e-9)
     assert (torch.stack(seen) > 0).any()
     assert (torch.stack(seen) < 0).any()  # a ball that grows holds more
@@ -186,10 +186,10 @@ def test_errors_say_how_far_a_figure_varies():
     figures = {
         "frechet": lambda x: frechet_estimate(x, real),
         "kid": lambda x: kernel_estimate(x, y, within, CPU),
-        "precision": lambda x: neighbours.precision(x, three),
-        "recall": lambda x: neighbours.recall(find_balls(x, 3, CPU, "test"), y),
-        "density": lambda x: neighbours.density(x, five),
-        "coverage": lambda x: neighbours.coverage(x, five),
+        "precision": lambda x: prdc.precision(x, three),
+        "recall": lambda x: prdc.recall(find_balls(x, 3, CPU, "test"), y),
+        "density": lambda x: prdc.density(x, five),
+        "coverage": lambda x: prdc.coverage(x, five),
         "score": lambda x: inception_score((2 * x).softmax(1)),
         "wasserstein": lambda x: wasserstein_estimate(x[:, 0], y[:, 0]),
     }

@@ -56,7 +56,7 @@ def calls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     header = {"architecture": TINY, "sigma_data": 0.5, "preconditioning": "ctm"}
     save_tensors(Path("s.safetensors"), random_denoiser(TINY).state_dict(), "student", header)
-    monkeypatch.setattr(pieces, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(sample_store, "_SAVE_EVERY", 0.0)
     made, forward = [], EDMDenoiser.forward
 
     def counting(self, x, *more):
@@ -241,7 +241,7 @@ KILLED = """
 import os, signal, sys
 from cdistill.cli.app import run
 from cdistill.networks.denoiser import EDMDenoiser
-from cdistill.sampling import sample_store as pieces
+from cdistill.sampling import sample_store
 
 sample_store._SAVE_EVERY = 0.0
 forward, made = EDMDenoiser.forward, []

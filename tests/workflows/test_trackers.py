@@ -14,10 +14,10 @@ from cdistill.errors import CdistillError, RecipeError
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.settings import check_section
 from cdistill.storage.run_folder import RunFolder
-from cdistill.training import trackers as tracking
 from cdistill.training.loop import make_accelerator
 from cdistill.training.settings import LoggingSection
-from cdistill.training.trackers import scalars, tracked
+from cdistill.workflows import trackers as tracking
+from cdistill.workflows.trackers import scalars, tracked
 from tests.conftest import fast_distill
 
 BOTH = 'logging.trackers=["tensorboard","wandb"]'
