@@ -16,7 +16,7 @@ from cdistill.networks.denoiser import EDMDenoiser
 from cdistill.registry import WRITERS
 from cdistill.runtime import signals as stopping
 from cdistill.runtime.processes import _free_port
-from cdistill.sampling import generate, student_sampler
+from cdistill.sampling import generate, sample_store, student_sampler
 from cdistill.storage.checkpoints import load_tensors, save_tensors, tensor_digest
 from cdistill.storage.run_folder import held
 from cdistill.teachers.official import OFFICIAL
