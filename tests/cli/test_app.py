@@ -5,7 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from cdistill.cli.app import calls, numbers, run, without_nproc
+from cdistill.cli.app import run
+from cdistill.cli.execution import without_nproc
+from cdistill.cli.options import calls, numbers
 from cdistill.errors import RecipeError
 from tests.conftest import FAST
 

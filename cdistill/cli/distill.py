@@ -1,0 +1,134 @@
+"""The commands that train, and the one that counts what a training costs."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cdistill.cli.execution import finish, start, start_processes
+from cdistill.cli.options import (
+    TFLOPS,
+    JsonOption,
+    MicroBatchOption,
+    ProcessesOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    TflopsOption,
+    WeightsOption,
+)
+from cdistill.errors import RecipeError
+from cdistill.runtime import console
+from cdistill.storage.run_folder import RUNS, RunFolder
+
+
+def distill(
+    recipe: RecipeOption,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE by default.")] = None,
+    weights: WeightsOption = None,
+    override: SetOption = [],  # noqa: B006
+    resume: ResumeOption = "auto",
+    processes: ProcessesOption = 1,
+    micro_batch: MicroBatchOption = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil a teacher into a student; ends in a table of results and a picture of samples.
+
+    Example:  cdistill distill --recipe digits --set preconditioning.name=ctm --out runs/ctm
+    """
+    from cdistill.recipe.schema import DistillRecipe, load_recipe
+    from cdistill.teachers.official import find_weights
+
+    named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
+    found = load_recipe(recipe, DistillRecipe, [*override, *named])
+    if dry_run:
+        return dry(found, processes, as_json)
+    start_processes(processes)
+    find_weights(found.teacher, found.weights_path)
+    start()
+    from cdistill.workflows.distill import distill as run_distill
+
+    with console.json_only(as_json):
+        folder = run_folder(recipe, out, resume)
+        run_distill(found, folder, resume, micro_batch)
+    return finish(as_json, RunFolder(folder).results(), "")
+
+
+def plan(
+    recipe: RecipeOption,
+    override: SetOption = [],  # noqa: B006
+    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    tflops: TflopsOption = TFLOPS,
+    as_json: JsonOption = False,
+) -> None:
+    """Count what a recipe will cost before anything runs: forwards, FLOPs, memory, hours.
+
+    Example:  cdistill plan --recipe cifar10 --devices 4
+    """
+    from cdistill.recipe.schema import load_any_recipe
+
+    if not tflops < math.inf:
+        raise RecipeError(f"--tflops: got {tflops}; needs a number")
+    found = load_any_recipe(recipe, override)
+    start()
+    from cdistill.workflows.plan import as_record, plan, print_plan
+
+    cost = plan(found, devices)
+    if as_json:
+        return finish(True, as_record(cost, devices, tflops), "")
+    return print_plan(cost, devices, tflops)
+
+
+def train_teacher(
+    recipe: RecipeOption,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/RECIPE by default.")] = None,
+    override: SetOption = [],  # noqa: B006
+    resume: ResumeOption = "auto",
+    processes: ProcessesOption = 1,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and its cost, and stop.")] = False,
+) -> None:
+    """Train a teacher from scratch, as the embedded ones were.
+
+    Example:  cdistill train-teacher --recipe teacher-digits
+    """
+    from cdistill.recipe.schema import TeacherRecipe, load_recipe
+
+    found = load_recipe(recipe, TeacherRecipe, override)
+    if dry_run:
+        return dry(found, processes, False)
+    start_processes(processes)
+    start()
+    from cdistill.workflows.distill import train_teacher as run_train
+
+    path = run_train(found, run_folder(recipe, out, resume), resume)
+    return console.say(f"teacher: {path}; use it with --teacher {path}")
+
+
+def dry(recipe: Any, devices: int, as_json: bool) -> None:
+    """Prints a resolved recipe and what it costs."""
+    from cdistill.recipe.schema import to_toml
+    from cdistill.workflows.plan import as_record, plan, print_plan
+
+    cost = plan(recipe, devices)
+    if as_json:
+        return finish(True, {**recipe.model_dump(), "plan": as_record(cost, devices, TFLOPS)}, "")
+    console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
+    return print_plan(cost, devices, TFLOPS)
+
+
+def run_folder(recipe: Path, out: Path | None, resume: str) -> Path:
+    """Returns the folder of a run: `out`, the one to resume, or runs/NAME-OF-RECIPE.
+
+    Raises:
+        RecipeError: `resume` is neither auto, never nor a run folder.
+    """
+    if resume in ("auto", "never"):
+        return out or RUNS / recipe.stem
+    if out is not None:
+        raise RecipeError("--out: goes with --resume auto or never; --resume PATH names the folder itself")
+    if not RunFolder(Path(resume)).recipe.is_file():
+        raise RecipeError(f"--resume: got {resume!r}; needs auto, never or the folder of a run")
+    return Path(resume)

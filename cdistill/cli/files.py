@@ -1,0 +1,50 @@
+"""The commands about files: someone else's weights converted, any file of ours described."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdistill.cli.execution import finish, start
+from cdistill.cli.options import JsonOption, with_suffix
+from cdistill.errors import RecipeError
+from cdistill.runtime import console
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A .pkl or .pt of EDM, or a checkpoint of CTM or OpenAI.")],
+    out: Annotated[Path | None, typer.Option(help="File; the same name with .safetensors by default.")] = None,
+    flavour: Annotated[
+        str | None, typer.Option("--as", help="Of OpenAI's ImageNet-64 files, which look alike: edm, cd or ct.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn someone else's weights into safetensors, without executing anything that is in the file.
+
+    Example:  cdistill convert edm-cifar10-32x32-uncond-vp.pkl
+    """
+    if flavour not in (None, "edm", "cd", "ct"):
+        raise RecipeError(f"--as: got {flavour!r}; needs edm, cd or ct")
+    target = with_suffix(out or file.with_suffix(".safetensors"), ".safetensors")
+    start()
+    from cdistill.workflows.convert import convert as run_convert
+
+    with console.json_only(as_json):
+        record = run_convert(file, flavour, target)
+    finish(as_json, record, "")
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file that cdistill made, the folder of a checkpoint or of a run.")],
+    full: Annotated[bool, typer.Option("--full", help="Every tensor and noise level, and the whole recipe.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a file is and where it comes from, and verify its checksum.
+
+    Example:  cdistill inspect coefficients-digits.safetensors
+    """
+    from cdistill.workflows.inspection import inspect as run_inspect
+
+    with console.json_only(as_json):
+        record = run_inspect(file, full)
+    finish(as_json, record, "")

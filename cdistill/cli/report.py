@@ -1,0 +1,146 @@
+"""The commands that show results: the page, the figures, the paper's claims."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cdistill.cli.execution import finish, start
+from cdistill.cli.options import TFLOPS, JsonOption, ProcessesOption, calls, known_forms, with_suffix
+from cdistill.errors import RecipeError
+from cdistill.runtime import console
+from cdistill.storage.run_folder import latest_run
+
+
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; the latest run by default.")] = None,
+    comparison: Annotated[
+        Path | None, typer.Option(help="What `cdistill evaluate RUN_A RUN_B --out FILE` wrote: differences of runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="HTML.")] = Path("report.html"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write one page about runs, finished or not: results, samples, curves, coefficients, recipe, provenance.
+
+    Example:  cdistill report runs/digits runs/digits-ctm --out digits.html
+    """
+    page = with_suffix(out, ".html")
+    from cdistill.workflows.report import report as run_report
+
+    record = run_report(runs or [latest_run().path], page, comparison)
+    finish(as_json, record, f"report: {page}")
+
+
+def reproduce(
+    claims: Annotated[
+        list[str] | None,
+        typer.Argument(help="acceleration, one-step, bcm, alignment, gan, mixture, or letters a to f; all by default."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller budgets: under 15 minutes on two cores.")] = False,
+    experiments: Annotated[
+        str | None,
+        typer.Option(
+            help="embedded, the default; settings (other learning rates, distances, batches); table-2 (real data)."
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Data sets with commas; all of the experiments' by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
+    processes: ProcessesOption = 1,
+    dry_run: Annotated[bool, typer.Option(help="List the trainings, their cost and commands, and stop.")] = False,
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="TFLOP/s of a device, for --dry-run; 42 for table-2.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder; reproduction, or reproduction-EXPERIMENTS, by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Test the paper's claims on data that ship with the package: train, measure, draw its figures, judge.
+
+    The same command goes on where it was stopped.
+
+    Example:  cdistill reproduce --quick
+    """
+    from cdistill.workflows.reproduce.claims import choose_claims
+    from cdistill.workflows.reproduce.experiments import choose_data
+
+    if quick and experiments is not None:
+        raise RecipeError("--quick: is an experiment of its own; leave --experiments out")
+    kind = "quick" if quick else experiments or "embedded"
+    letters, chosen = choose_claims(claims or []), choose_data(kind, data)
+    folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
+    start()
+    from cdistill.workflows.reproduce.request import Request
+    from cdistill.workflows.reproduce.run import reproduce as run_reproduce
+    from cdistill.workflows.reproduce.trials import list_trials
+
+    request = Request(letters, kind, chosen, seeds, processes, folder)
+    rate = tflops or (TFLOPS if kind == "table-2" else None)
+    with console.json_only(as_json):
+        record = list_trials(request, rate) if dry_run else run_reproduce(request, jobs)
+    finish(as_json, record, "")
+
+
+def plot_trajectories(
+    preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
+    nfe: Annotated[int, typer.Option(min=1, max=1000, help="Jumps of the students.")] = 3,
+    count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of the coefficient estimation.")] = 4096,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[Path, typer.Option(help="PNG.")] = Path("plots/trajectories.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser."""
+    names = known_forms(preconditionings)
+    start()
+    from cdistill.workflows.plot import draw_trajectories, print_trajectories
+
+    results = draw_trajectories(names, nfe, count, seed, samples, with_suffix(out, ".png"))
+    if not as_json:
+        print_trajectories(results)
+    finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
+
+
+def plot_curves(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
+    metric: Annotated[str | None, typer.Option(help="A metric; the first that the runs share by default.")] = None,
+    nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; all that the runs share by default.")] = None,
+    reach: Annotated[float | None, typer.Option(help="Value to reach; the first run's best by default.")] = None,
+    images: Annotated[bool, typer.Option("--images", help="Count images seen, not iterations.")] = False,
+    losses: Annotated[bool, typer.Option("--losses", help="Draw what the training logged instead.")] = False,
+    out: Annotated[Path, typer.Option(help="PNG; a CSV of the same name goes beside it.")] = Path("plots/curves.png"),
+    as_json: JsonOption = False,
+) -> None:
+    """Figs. 2 and 3: training curves of runs, finished or not, and how much sooner each reaches a value.
+
+    Example:  cdistill plot curves runs/digits-ctm runs/digits --nfe 2
+    """
+    if losses and (metric, nfe, reach) != (None, None, None):
+        raise RecipeError("--losses: goes with none of --metric, --nfe and --reach")
+    if not math.isfinite(reach or 0):
+        raise RecipeError(f"--reach: got {reach}; needs a number")
+    wanted = calls(nfe) if nfe else None
+    from cdistill.workflows.curves import draw_evaluations, draw_losses, read_runs
+
+    picture = with_suffix(out, ".png")
+    with console.json_only(as_json):
+        found = read_runs(runs)
+        if losses:
+            record = draw_losses(found, images, picture)
+        else:
+            record = draw_evaluations(found, metric, wanted, reach, images, picture)
+    finish(as_json, record, f"plot: {record['plot']}   numbers: {record['csv']}")
+
+
+def plot_coefficients(
+    file: Annotated[Path, typer.Argument(help="A coefficient file.")],
+    out: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
+) -> None:
+    """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's."""
+    from cdistill.workflows.plot import redraw_coefficients
+
+    picture = with_suffix(out or file.with_suffix(".png"), ".png")
+    redraw_coefficients(file, picture)
+    console.say(str(picture))
