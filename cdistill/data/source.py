@@ -18,6 +18,8 @@ from cdistill.registry import SOURCES, is_data_path
 if TYPE_CHECKING:
     from torch import Tensor
 
+QUANTISATION = "uint8 = clamp(127.5 x + 128)"  # what `to_uint8` does, as records of samples state it
+
 
 def from_uint8(images: Tensor) -> Tensor:
     """Returns x / 127.5 - 1 in float32 (EDM's scaling)."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import broadcast
+from cdistill.registry import DISTANCES
 
 
 class Distance(ABC):
@@ -109,3 +111,15 @@ def generator_hinge(fake: Sequence[Tensor]) -> Tensor:
 def mean_logit(logits: Sequence[Tensor]) -> Tensor:
     """mean_k E[d_k], a scalar."""
     return torch.stack([head.mean() for head in logits]).mean()
+
+
+def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:
+    """Returns the class of a distance, if it can compare samples of `shape`.
+
+    Raises:
+        RecipeError: It compares images, and these are none.
+    """
+    found: type[Distance] = DISTANCES.get(name)
+    if found.images_only and (len(shape) != 3 or shape[0] not in (1, 3)):
+        raise RecipeError(f"training.distance: {name!r} compares grey or RGB images; the samples have shape {shape}")
+    return found

@@ -6,18 +6,25 @@ Nothing here imports torch before it is needed: the rank is read from the enviro
 import ctypes
 import multiprocessing
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from cdistill import __version__
 from cdistill.errors import CdistillError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 _GRACE = 30.0  # seconds that the others get to save when one process has failed
 
 
@@ -123,6 +130,42 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
         children.append(subprocess.Popen(command, env=environment, start_new_session=True))
     return _wait(children)
+
+
+def let_main(work: Callable[[], object], where: Path, accelerator: "Accelerator") -> None:
+    """Runs `work` in the main process; if that raises, every process does, and with the same exit code.
+
+    Args:
+        work: What only one process may do, such as taking a lock.
+        where: The file or folder concerned, for the message in the other processes.
+        accelerator: Devices and processes.
+
+    Raises:
+        CdistillError: What `work` raised in the main process, one of the same exit code in the others.
+    """
+    import torch
+
+    failure: CdistillError | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except CdistillError as error:
+            failure = error
+    code = int(accelerator.reduce(torch.tensor(failure.exit_code if failure else 0, device=accelerator.device), "sum"))
+    if code and failure is None:
+        failure = CdistillError(f"{where}: the main process refused it")
+        failure.exit_code = code
+    if failure is not None:
+        raise failure
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that numbers depend on."""
+    return {
+        "cdistill": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+    }
 
 
 def leave_group() -> None:

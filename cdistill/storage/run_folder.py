@@ -1,4 +1,6 @@
-"""The folder of one run: its recipe, status, metrics, checkpoints; and the lock that keeps others out.
+"""The folder of one run: its recipe, status, metrics, checkpoints, results; and the lock that keeps others out.
+
+`RunFolder` is where a running command writes; `read_run` is the one reader of what it left, finished or not.
 
 ::
 
@@ -6,6 +8,7 @@
         env.json               versions, device, processes, effective precision
         status.json            state, step, exit code
         metrics.jsonl          one JSON object a line
+        evaluation.json        the last evaluation; evaluation-*.json those of `cdistill evaluate`
         coefficients.safetensors
         checkpoints/step-N/    weights, optimiser, counters, manifest
         samples/  plots/       pictures
@@ -17,21 +20,24 @@ import math
 import re
 import shutil
 import time
+import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from cdistill.errors import MissingAssetError, RecipeError, RunLockedError
+from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, RunLockedError, brief, printable
 from cdistill.storage.files import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
+LARGEST = 64 << 20  # bytes of a recipe, log or record that is read
 _BEFORE = (".lock", "status.json", "coefficients.safetensors")  # what may be there before a run begins
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,94 @@ class RunFolder:
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What the small files of a run hold; those that an unfinished or old run lacks are empty here.
+
+    Attributes:
+        folder: The run.
+        recipe: Text of the resolved recipe.
+        values: Its values by dotted keys, such as "training.points".
+        status: status.json.
+        environment: env.json.
+        training: Records of metrics.jsonl other than evaluations, in their order.
+        evaluations: Records of the evaluations in metrics.jsonl by step; of two at one step, the later.
+        results: File name -> record: evaluation.json, then every evaluation-*.json.
+        checkpoints: Number of steps -> folder, oldest first.
+    """
+
+    folder: RunFolder
+    recipe: str
+    values: Mapping[str, Any]
+    status: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    training: Sequence[dict[str, Any]]
+    evaluations: Sequence[dict[str, Any]]
+    results: Mapping[str, dict[str, Any]]
+    checkpoints: Mapping[int, Path]
+
+
+def read_run(folder: RunFolder) -> RunRecord:
+    """Reads a run, finished or not. Needs no torch, and reads no tensors.
+
+    Raises:
+        MissingAssetError: There is no run in the folder.
+        CorruptFileError: One of its files is damaged or too large.
+    """
+    if not folder.recipe.is_file():
+        raise MissingAssetError(
+            f"{folder.path}: no run here, {folder.recipe.name} is missing; name the folder of a run"
+        )
+    recipe = _checked(folder.recipe, Path.read_text)
+    records = _checked(folder.path / "metrics.jsonl", lambda path: folder.metrics())
+    evaluations = {record["step"]: record for record in records if record.get("event") == "evaluation"}
+    results = [folder.path / "evaluation.json", *sorted(folder.path.glob("evaluation-*.json"))]
+    return RunRecord(
+        folder=folder,
+        recipe=recipe,
+        values=flatten(_checked(folder.recipe, lambda path: tomllib.loads(recipe))),
+        status=_object(folder.path / "status.json"),
+        environment=_object(folder.path / "env.json"),
+        training=[record for record in records if record.get("event") != "evaluation"],
+        evaluations=[evaluations[step] for step in sorted(evaluations)],
+        results={path.name: _object(path) for path in results if path.is_file()},
+        checkpoints={step_of(path): path for path in list_checkpoints(folder.checkpoints)},
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their dotted keys.
+
+    >>> flatten({"seed": 0, "training": {"points": 18}})
+    {'seed': 0, 'training.points': 18}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, {} where there is no file."""
+    if not path.is_file():
+        return {}
+    value = _checked(path, lambda path: json.loads(path.read_bytes()))
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path}: damaged (no JSON object); restore it, or make it again")
+    return value
+
+
+def _checked(path: Path, read: Callable[[Path], Content]) -> Content:
+    """Returns what `read` makes of a file of bounded size, and turns damage into one line."""
+    try:
+        if path.is_file() and path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
+        return read(path)
+    except (ValueError, RecursionError) as error:
+        reason = printable(brief(error))
+        raise CorruptFileError(f"{path}: damaged ({reason}); restore it, or make it again") from error
+
+
 @contextmanager
 def held(lock: Path, taken: str) -> Iterator[None]:
     """Holds a lock for this process; the system releases it even after kill -9.
@@ -242,6 +336,6 @@ def _higher_is_better(record: dict[str, Any], goal: str) -> bool:
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None

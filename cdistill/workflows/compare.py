@@ -26,13 +26,14 @@ from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import compact, facts, progress, table
+from cdistill.runtime.processes import versions
 from cdistill.sampling import Sampler, student_sampler
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.estimate import estimate, is_estimate
-from cdistill.workflows.runs import open_data, versions
+from cdistill.workflows.runs import open_data
 from cdistill.workflows.students import load_preconditioning
 
 

@@ -8,10 +8,10 @@ from cdistill.errors import CorruptFileError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import count_parameters
 from cdistill.runtime.console import facts, say
+from cdistill.runtime.processes import versions
 from cdistill.storage.assets import digest
 from cdistill.storage.checkpoints import save_tensors
 from cdistill.teachers.foreign import official_data, read_foreign
-from cdistill.workflows.runs import versions
 
 
 def convert(file: Path, flavour: str | None, out: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cdistill.evaluation.evaluator import Judge
 from cdistill.evaluation.results import Row, as_record
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, count_parameters
-from cdistill.objectives.losses import Distance
+from cdistill.objectives.losses import Distance, check_distance
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
@@ -42,7 +42,7 @@ from cdistill.workflows.measuring import (
     write_results,
 )
 from cdistill.workflows.micro_batches import with_micro_batches
-from cdistill.workflows.runs import check_distance, check_run, open_data, opened_run
+from cdistill.workflows.runs import check_run, open_data, opened_run
 from cdistill.workflows.students import load_preconditioning, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
 from cdistill.workflows.trackers import check_trackers, tracked

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.data import Source
-from cdistill.data.source import from_uint8, to_uint8
+from cdistill.data.source import QUANTISATION, from_uint8, to_uint8
 from cdistill.errors import RecipeError
 from cdistill.evaluation.evaluator import Judge
 from cdistill.evaluation.features import load_features
@@ -25,11 +25,11 @@ from cdistill.preconditionings import Preconditioning
 from cdistill.registry import FEATURES
 from cdistill.reporting.records import STUDENT, UNTRAINED
 from cdistill.runtime.console import say
+from cdistill.runtime.processes import versions
 from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, sampler_class
 from cdistill.sampling.image_grids import save_grid
 from cdistill.storage.files import replacing, write_text
 from cdistill.teachers import Teacher
-from cdistill.workflows.runs import QUANTISATION, versions
 from cdistill.workflows.samplers import optimised_samplers
 
 

@@ -9,12 +9,12 @@ from cdistill.analysis.cost import Plan, hollow, plan_distillation, plan_teacher
 from cdistill.data import load_source
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
+from cdistill.objectives.losses import check_distance
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import ESTIMATORS, PRECONDITIONINGS
 from cdistill.runtime.console import facts, say, table
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import OFFICIAL
-from cdistill.workflows.runs import check_distance
 
 
 def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:

@@ -8,8 +8,8 @@ from cdistill.evaluation.features import load_features
 from cdistill.evaluation.references import measure
 from cdistill.evaluation.statistics_files import Statistics, file_facts, write_statistics
 from cdistill.runtime.console import facts
+from cdistill.runtime.processes import versions
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.runs import versions
 
 
 def write_reference(data: str, split: str, features: str, keep: int, out: Path) -> dict[str, Any]:

@@ -1,19 +1,15 @@
 """What several commands need: opening a run, checking that teacher and data fit, versions."""
 
 import json
-import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from cdistill import __version__
 from cdistill.data import Source, load_source
 from cdistill.errors import (
     CdistillError,
@@ -23,10 +19,10 @@ from cdistill.errors import (
     RecipeError,
     StoppedError,
 )
-from cdistill.objectives.losses import Distance
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
-from cdistill.registry import DISTANCES, is_teacher_data
+from cdistill.registry import is_teacher_data
 from cdistill.runtime.console import say
+from cdistill.runtime.processes import let_main, versions
 from cdistill.sampling.teacher_data import teacher_data
 from cdistill.storage.files import list_checkpoints, read_json, write_text
 from cdistill.storage.run_folder import RunFolder
@@ -39,8 +35,6 @@ _FREE = {
     DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
     TeacherRecipe: ("checkpoint", "logging"),
 }
-QUANTISATION = "uint8 = clamp(127.5 x + 128)"
-_PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 
 
 @contextmanager
@@ -74,38 +68,6 @@ def opened_run(
                 state = "stopped" if isinstance(error, StoppedError) else "failed"
                 folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
             raise
-
-
-def let_main(work: Callable[[], object], where: Path, accelerator: Accelerator) -> None:
-    """Lets the main process do something about a place, and tells the others if it was refused.
-
-    Raises:
-        CdistillError: It was: what was raised in the main process, one of the same exit code in the others.
-    """
-    failure: CdistillError | None = None
-    if accelerator.is_main_process:
-        try:
-            work()
-        except CdistillError as error:
-            failure = error
-    code = int(accelerator.reduce(torch.tensor(failure.exit_code if failure else 0, device=accelerator.device), "sum"))
-    if code and failure is None:
-        failure = CdistillError(f"{where}: the main process refused it")
-        failure.exit_code = code
-    if failure is not None:
-        raise failure
-
-
-def check_distance(name: str, shape: tuple[int, ...]) -> type[Distance]:
-    """Returns the class of a distance, if it can compare samples of `shape`.
-
-    Raises:
-        RecipeError: It compares images, and these are none.
-    """
-    found: type[Distance] = DISTANCES.get(name)
-    if found.images_only and (len(shape) != 3 or shape[0] not in (1, 3)):
-        raise RecipeError(f"training.distance: {name!r} compares grey or RGB images; the samples have shape {shape}")
-    return found
 
 
 def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
@@ -144,15 +106,6 @@ def fit_source(teacher: Teacher, source: Source) -> Source:
             f"has shape {teacher.shape}, {classes} classes; choose data that fit{example}"
         )
     return source if classes else replace(source, labels=None, num_classes=0)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that numbers depend on."""
-    return {
-        "cdistill": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _PACKAGES},
-    }
 
 
 def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:

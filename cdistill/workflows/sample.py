@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from cdistill.data.source import QUANTISATION
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.registry import WRITERS
 from cdistill.runtime.console import progress, say
+from cdistill.runtime.processes import let_main, versions
 from cdistill.sampling import Pieces, TimedSampler, draw_missing
 from cdistill.sampling.drawing import chunks_together
 from cdistill.sampling.writers import Samples, Writer
@@ -24,7 +26,6 @@ from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.runs import QUANTISATION, let_main, versions
 from cdistill.workflows.samplers import Request, optimised_samplers, requested_samplers
 from cdistill.workflows.students import load_converted, load_student
 from cdistill.workflows.targets import run_facts

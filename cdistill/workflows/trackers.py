@@ -14,9 +14,9 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from cdistill.errors import CdistillError, RecipeError, brief
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.runtime.console import say
+from cdistill.runtime.processes import let_main
 from cdistill.storage.files import list_checkpoints, write_text
 from cdistill.storage.run_folder import RunFolder
-from cdistill.workflows.runs import let_main
 
 _INSTALLED = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from cdistill.cli.app import run
-from cdistill.errors import CdistillError, MissingAssetError, RecipeError, RunLockedError
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError, RunLockedError
 from cdistill.recipe.schema import DistillRecipe, load_recipe, to_toml
+from cdistill.runtime.processes import let_main
 from cdistill.storage.checkpoints import save_checkpoint
-from cdistill.storage.run_folder import RunFolder, held
-from cdistill.workflows.runs import let_main
+from cdistill.storage.run_folder import RunFolder, held, read_run
 
 
 @pytest.fixture
@@ -73,6 +73,64 @@ def test_records_behind_a_step_and_half_lines_do_not_count(folder):
     assert folder.best_step() == 20
     folder.truncate_metrics(15)
     assert folder.best_step() == 10
+
+
+def test_a_run_is_read_as_far_as_it_got(folder):
+    with pytest.raises(MissingAssetError, match=r"no run here, recipe\.resolved\.toml is missing"):
+        read_run(folder)
+    folder.recipe.write_text('teacher = "digits"\n[training]\npoints = 18\n')
+    record = read_run(folder)
+    assert record.values == {"teacher": "digits", "training.points": 18}
+    assert (record.status, record.environment, record.training, record.evaluations, record.results) == (
+        {},
+        {},
+        [],
+        [],
+        {},
+    )
+    assert list(record.checkpoints) == [10, 20, 30, 40, 50]
+
+
+def test_a_finished_run_is_read_whole(folder):
+    folder.recipe.write_text("seed = 3")
+    measure(folder, 20, 1.0, nfe=(1,), metrics=("fid",))
+    folder.log({"step": 20, "event": "train", "dsm": 0.5})
+    measure(folder, 10, 2.0, nfe=(1,), metrics=("fid",))
+    measure(folder, 20, 3.0, nfe=(1,), metrics=("fid",))
+    folder.write_status(state="finished", step=50)
+    for name in ("evaluation-b", "evaluation", "evaluation-a"):
+        (folder.path / f"{name}.json").write_text(json.dumps({"name": name}))
+    record = read_run(folder)
+    assert record.recipe == "seed = 3"
+    assert [(found["step"], found["rows"][0]["values"]["fid"]) for found in record.evaluations] == [
+        (10, 2.0),
+        (20, 3.0),
+    ]
+    assert record.training == [{"step": 20, "event": "train", "dsm": 0.5}]
+    assert (record.status["state"], record.status["step"]) == ("finished", 50)
+    assert list(record.results) == ["evaluation.json", "evaluation-a.json", "evaluation-b.json"]
+
+
+@pytest.mark.parametrize(
+    "name", ["status.json", "env.json", "evaluation.json", "recipe.resolved.toml", "metrics.jsonl"]
+)
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 200_000, b"[1]"], ids=["half", "no text", "deep", "a list"])
+def test_a_damaged_file_of_a_run_is_named(folder, name, content):
+    folder.recipe.write_text("seed = 3")
+    (folder.path / name).write_bytes(content)
+    if name == "metrics.jsonl" and content != b"\xff":  # lines that are no records are left out, as a half-written one
+        assert read_run(folder).training == []
+    elif name != "recipe.resolved.toml" or content != b"[1]":  # a table called 1
+        with pytest.raises(CorruptFileError, match=rf"{name}: damaged \(.*\); restore it, or make it again"):
+            read_run(folder)
+
+
+def test_a_file_of_a_run_that_is_too_large_is_not_read(folder):
+    folder.recipe.write_text("seed = 3")
+    with (folder.path / "status.json").open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(CorruptFileError, match="more than 67,108,864 bytes"):
+        read_run(folder)
 
 
 def test_a_checkpoint_is_found_by_its_step(folder):

@@ -12,6 +12,7 @@ from cdistill.evaluation.results import finite
 from cdistill.recipe.schema import DistillRecipe, differences, load_recipe
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import say, table
+from cdistill.runtime.processes import versions
 from cdistill.storage.files import copy_file, read_json, write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.workflows.plot import draw_trajectories
@@ -32,7 +33,6 @@ from cdistill.workflows.reproduce.paper_figures import draw, spans, teacher_of
 from cdistill.workflows.reproduce.request import Request
 from cdistill.workflows.reproduce.running import Job, run_jobs
 from cdistill.workflows.reproduce.study import Comparison, compare, predict
-from cdistill.workflows.runs import versions
 
 _TRAJECTORIES = 4096  # of Fig. 7, for each seed
 
