@@ -42,15 +42,9 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of a run.
-
-    Attributes:
-        path: The folder.
-        listeners: Called with every record behind its line in metrics.jsonl.
-    """
+    """Paths and small files of a run, in the folder `path`."""
 
     path: Path
-    listeners: tuple[Callable[[dict[str, Any]], None], ...] = ()
 
     @property
     def recipe(self) -> Path:
@@ -105,13 +99,11 @@ class RunFolder:
         return read_json(self.path / "evaluation.json")
 
     def log(self, record: dict[str, Any], durable: bool = False) -> None:
-        """Appends a line to metrics.jsonl, and tells the listeners; one that is `durable` outlives a loss of power."""
+        """Appends a line to metrics.jsonl; one that is `durable` survives a loss of power."""
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         if durable:
             sync(self.path / "metrics.jsonl")
-        for listener in self.listeners:
-            listener(record)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns the records of metrics.jsonl; a half-written last line is left out."""

@@ -27,6 +27,7 @@ from cdistill.storage.checkpoints import check_identity, load_checkpoint, remove
 from cdistill.storage.files import list_checkpoints, read_json, step_of
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.settings import CheckpointSection
+from cdistill.training.trackers import log_record
 
 _PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
@@ -303,7 +304,8 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
         for newer in there[there.index(found[-1]) + 1 :]:  # this run will not come there again
             remove_checkpoint(newer)
         folder.truncate_metrics(back)
-        folder.log({"step": done, "event": "went back", "to": back, "attempt": counters.attempt})
+        record = {"step": done, "event": "went back", "to": back, "attempt": counters.attempt}
+        log_record(folder, record, task.accelerator)
         folder.write_status(step=back)
     task.accelerator.wait_for_everyone()
     return back
@@ -338,7 +340,7 @@ class _Log:
         more = self.task.more(self.seconds)
         if self.task.accelerator.is_main_process:
             record = {"step": done, "event": "train", **counters.latest, "images_per_second": rate, **more}
-            self.folder.log({**record, "skipped": counters.skipped})
+            log_record(self.folder, {**record, "skipped": counters.skipped}, self.task.accelerator)
         self.steps, self.seconds, counters.latest = 0, 0.0, {}
 
 

@@ -31,6 +31,7 @@ from cdistill.training.denoising import DenoisingTask
 from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
 from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
+from cdistill.training.trackers import check_trackers, log_record, tracking
 from cdistill.workflows.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
 from cdistill.workflows.measuring import (
     Measured,
@@ -45,7 +46,6 @@ from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, open_data, opened_run
 from cdistill.workflows.students import load_preconditioning, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
-from cdistill.workflows.trackers import check_trackers, tracked
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 _TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
@@ -63,7 +63,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
-    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
+    follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
+    with opened_run(folder, recipe, resume, accelerator), follow:
         torch.manual_seed(recipe.seed)
         denoiser = build_denoiser(architecture, section.sigma_data)
         say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
@@ -102,7 +103,8 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
     judge = make_judge(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
-    with opened_run(folder, recipe, resume, accelerator), tracked(folder, recipe, accelerator) as folder:
+    follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
+    with opened_run(folder, recipe, resume, accelerator), follow:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
         task = make_task(recipe, teacher, form, distance, source, accelerator, adversary)
         say(
@@ -229,5 +231,5 @@ def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[R
     judge.accelerator.wait_for_everyone()
     if judge.accelerator.is_main_process:
         record = as_record(judge.metrics, rows, samples=len(judge.seeds))
-        folder.log({"step": step, "event": "evaluation", **record}, durable=True)
+        log_record(folder, {"step": step, "event": "evaluation", **record}, judge.accelerator, durable=True)
     judge.accelerator.wait_for_everyone()

@@ -1,9 +1,9 @@
 """Records of metrics.jsonl on their way to TensorBoard and Weights & Biases, which are played by stand-ins here."""
 
 import doctest
-import json
 import sys
 import types
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from cdistill.errors import CdistillError, RecipeError
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.settings import check_section
 from cdistill.storage.run_folder import RunFolder
+from cdistill.training import trackers
 from cdistill.training.loop import make_accelerator
 from cdistill.training.settings import LoggingSection
-from cdistill.workflows import trackers as tracking
-from cdistill.workflows.trackers import scalars, tracked
+from cdistill.training.trackers import log_record, scalars, tracking
 from tests.conftest import fast_distill
 
 BOTH = 'logging.trackers=["tensorboard","wandb"]'
+CONFIG = {"teacher": "digits", "training": {"batch_size": 1}}
 TRAIN = {"step": 10, "event": "train", "consistency": 0.5, "skipped": 2, "note": "text"}
 EVALUATION = {
     "step": 20,
@@ -82,25 +83,24 @@ def heard(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
     monkeypatch.setattr("torch.utils.tensorboard", board, raising=False)
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=partial(WandbRun, recorder), config=config))
-    monkeypatch.setattr(tracking, "_INSTALLED", {"tensorboard": lambda: True, "wandb": lambda: True})
+    monkeypatch.setattr(trackers, "_INSTALLED", {"tensorboard": lambda: True, "wandb": lambda: True})
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_DIR", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return recorder
 
 
-def recipe(*trackers: str) -> DistillRecipe:
-    values = {"teacher": "digits", "training": {"iterations": 1, "batch_size": 1}}
-    return check_section({**values, "logging": {"trackers": list(trackers)}}, DistillRecipe, "here")
-
-
-def started(folder: Path, *trackers: str):
+@contextmanager
+def started(folder: Path, *names: str):
+    """A function that logs a record of a run with trackers."""
     folder.mkdir(parents=True, exist_ok=True)
-    return tracked(RunFolder(folder), recipe(*trackers), make_accelerator("fp32"))
+    accelerator = make_accelerator("fp32")
+    with tracking(LoggingSection(trackers=list(names)), RunFolder(folder), CONFIG, accelerator):
+        yield lambda record: log_record(RunFolder(folder), record, accelerator)
 
 
 def test_doctests():
-    assert doctest.testmod(tracking) == (0, 3)
+    assert doctest.testmod(trackers) == (0, 3)
 
 
 def test_a_record_becomes_its_numbers_under_names_that_group():
@@ -112,23 +112,10 @@ def test_a_record_becomes_its_numbers_under_names_that_group():
     }
 
 
-def test_listeners_hear_every_record_behind_its_line(tmp_path):
-    seen = []
-
-    def listen(record):
-        seen.append((record, (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]))
-
-    folder = RunFolder(tmp_path, (listen, listen))
-    folder.log(TRAIN)
-    folder.log(EVALUATION)
-    assert [record for record, _ in seen] == [TRAIN, TRAIN, EVALUATION, EVALUATION]
-    assert all(json.loads(line) == record for record, line in seen)
-
-
 def test_both_trackers_get_the_numbers_at_their_steps(heard, tmp_path):
-    with started(tmp_path / "run", "tensorboard", "wandb") as folder:
-        folder.log(TRAIN)
-        folder.log(EVALUATION)
+    with started(tmp_path / "run", "tensorboard", "wandb") as log:
+        log(TRAIN)
+        log(EVALUATION)
         assert heard.closed == []
     for name in ("tensorboard", "wandb"):
         assert [told[1:] for told in heard.scalars if told[0] == name] == [
@@ -139,7 +126,7 @@ def test_both_trackers_get_the_numbers_at_their_steps(heard, tmp_path):
             (20, "evaluation/student/nfe2/frechet-pixels", 2.0),
         ]
     assert sorted(heard.closed) == ["tensorboard", "wandb"]
-    assert len(RunFolder(tmp_path / "run").metrics()) == 2
+    assert RunFolder(tmp_path / "run").metrics() == [TRAIN, EVALUATION]
 
 
 @pytest.mark.parametrize("error", [CdistillError("stopped"), KeyboardInterrupt(), RuntimeError("a bug")])
@@ -149,16 +136,16 @@ def test_trackers_are_closed_on_errors(heard, tmp_path, error):
     assert sorted(heard.closed) == ["tensorboard", "wandb"]
 
 
-def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(heard, tmp_path, capsys):
+def test_a_tracker_that_fails_is_left_out_and_the_run_continues(heard, tmp_path, capsys):
     heard.fails_at = 20
-    with started(tmp_path / "run", "tensorboard", "wandb") as folder:
+    with started(tmp_path / "run", "tensorboard", "wandb") as log:
         for step in (10, 20, 30):
-            folder.log({"step": step, "event": "train", "dsm": 1.0})
+            log({"step": step, "event": "train", "dsm": 1.0})
     assert [told[1] for told in heard.scalars if told[0] == "wandb"] == [10]
     assert [told[1] for told in heard.scalars if told[0] == "tensorboard"] == [10, 20, 30]
     assert [record["step"] for record in RunFolder(tmp_path / "run").metrics()] == [10, 20, 30]
     assert capsys.readouterr().err == (
-        "wandb: left out from here on, metrics.jsonl goes on: BrokenPipeError: the service has gone\n"
+        "wandb: left out from here on, metrics.jsonl continues: BrokenPipeError: the service has gone\n"
     )
 
 
@@ -170,16 +157,17 @@ def test_a_tracker_that_does_not_start_is_one_line_and_the_other_is_closed(heard
     with pytest.raises(CdistillError) as caught, started(tmp_path / "run", "tensorboard", "wandb"):
         pytest.fail("must not begin")
     assert str(caught.value) == (
-        "logging.trackers: wandb does not start: ValueError: nobody is logged in; mend that, "
+        "logging.trackers: wandb does not start: ValueError: nobody is logged in; fix that, "
         "or leave it out: --set logging.trackers=[]"
     )
     assert heard.closed == ["tensorboard"]
 
 
 def test_only_the_main_process_tracks(heard, tmp_path):
-    accelerator = types.SimpleNamespace(is_main_process=False, device="cpu", reduce=lambda code, kind: code)
-    with tracked(RunFolder(tmp_path), recipe("tensorboard", "wandb"), accelerator) as folder:
-        assert folder.listeners == ()
+    accelerator = types.SimpleNamespace(is_main_process=False, device="cpu", trackers=[], reduce=lambda code, _: code)
+    section = LoggingSection(trackers=["tensorboard", "wandb"])
+    with tracking(section, RunFolder(tmp_path), CONFIG, accelerator):
+        assert accelerator.trackers == []
     assert heard.begun == []
 
 
@@ -193,7 +181,7 @@ def test_wandb_takes_the_users_variables_first(heard, tmp_path, monkeypatch):
         "wandb",
         {"project": "cdistill", "name": "mine", "id": identity, "dir": str(tracking_folder), "resume": "allow"},
     )
-    assert heard.settings[-1]["training"]["batch_size"] == 1
+    assert heard.settings[-1] == CONFIG
     for key in ("PROJECT", "NAME", "DIR", "RUN_ID"):
         monkeypatch.setenv(f"WANDB_{key}", f"my {key}")
     with started(tmp_path / "runs" / "mine", "wandb"):
@@ -203,7 +191,7 @@ def test_wandb_takes_the_users_variables_first(heard, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_a_resumed_run_hides_what_tensorboard_had_behind_the_checkpoint_and_goes_on_in_wandb(heard, tmp_path):
+def test_a_resumed_run_hides_what_tensorboard_had_after_the_checkpoint_and_continues_in_wandb(heard, tmp_path):
     for step in (None, 20, 130):
         if step is not None:
             (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
@@ -246,7 +234,7 @@ def test_a_teachers_training_is_tracked_too(heard, tmp_path):
 @pytest.mark.parametrize("command", ["distill", "train-teacher"])
 def test_a_missing_package_is_told_before_anything_runs(monkeypatch, tmp_path, capsys, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_INSTALLED", {"tensorboard": lambda: False, "wandb": lambda: True})
+    monkeypatch.setattr(trackers, "_INSTALLED", {"tensorboard": lambda: False, "wandb": lambda: True})
     name = {"distill": "mixture", "train-teacher": "teacher-digits"}[command]
     assert run([command, "--recipe", name, "--set", BOTH]) == 2
     assert capsys.readouterr().err == (
