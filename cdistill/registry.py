@@ -12,7 +12,7 @@ argument, or ``weights: Path | None`` if it is one that understands ``--weights`
 
 import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module, metadata
 from typing import Any
@@ -27,11 +27,13 @@ class Registry:
         kind: What an entry is, in the singular; used in messages.
         builtin: Name -> ``"module:attribute"``.
         group: Entry-point group that other packages use.
+        removed: Names that version 0.1 had; another package may use them.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str], group: str) -> None:
+    def __init__(self, kind: str, builtin: Mapping[str, str], group: str, removed: Sequence[str] = ()) -> None:
         self.kind = kind
         self.group = group
+        self.removed = removed
         self._builtin = dict(builtin)
         self._added: dict[str, Any] = {}
 
@@ -58,6 +60,10 @@ class Registry:
             UnknownNameError: It is not; the message lists the known ones.
         """
         if name not in self.names():
+            if name in self.removed:
+                raise UnknownNameError(
+                    f"{self.kind} {name!r}: was removed in cdistill 0.2; choose from {', '.join(self.names())}"
+                )
             raise UnknownNameError(f"unknown {self.kind} {name!r}; {suggest(name, self.names())}")
         return name
 
@@ -208,12 +214,11 @@ SAMPLERS = Registry(
 FEATURES = Registry(
     "feature network",
     {
-        "clean": "cdistill.evaluation.inception:Clean",
-        "legacy_pytorch": "cdistill.evaluation.inception:LegacyPyTorch",
-        "legacy_tensorflow": "cdistill.evaluation.inception:LegacyTensorFlow",
+        "legacy_tensorflow": "cdistill.evaluation.features:Inception",
         "pixels": "cdistill.evaluation.features:Pixels",
     },
     "cdistill.features",
+    removed=("clean", "legacy_pytorch"),
 )
 
 
@@ -236,12 +241,9 @@ def check_features(name: str) -> str:
 METRICS = Registry(
     "metric",
     {
-        "coverage": "cdistill.evaluation.metrics:Coverage",
-        "density": "cdistill.evaluation.metrics:Density",
         "fid": "cdistill.evaluation.metrics:Frechet",
         "frechet-pixels": "cdistill.evaluation.metrics:PixelFrechet",
         "frechet-vectors": "cdistill.evaluation.metrics:VectorFrechet",
-        "inception-score": "cdistill.evaluation.metrics:InceptionScore",
         "kid": "cdistill.evaluation.metrics:KernelDistance",
         "precision": "cdistill.evaluation.metrics:Precision",
         "recall": "cdistill.evaluation.metrics:Recall",
@@ -249,6 +251,7 @@ METRICS = Registry(
         "wasserstein": "cdistill.evaluation.metrics:Wasserstein",
     },
     "cdistill.metrics",
+    removed=("coverage", "density", "inception-score"),
 )
 
 WRITERS = Registry(

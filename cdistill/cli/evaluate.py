@@ -115,9 +115,7 @@ def reference_stats(
     data: Annotated[str, typer.Option(help="Data source, or the path of one.")],
     split: Annotated[str, typer.Option(help="train, or heldout where the data have such a part.")] = "train",
     features: FeaturesOption = "legacy_tensorflow",
-    keep: Annotated[
-        int, typer.Option(min=0, help="Feature vectors to write too, for kid, precision, recall, density and coverage.")
-    ] = 0,
+    keep: Annotated[int, typer.Option(min=0, help="Feature vectors to write too, for kid, precision and recall.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File; reference-DATA-FEATURES.npz by default.")] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,

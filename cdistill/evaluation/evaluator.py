@@ -10,9 +10,9 @@ from torch import Tensor
 from cdistill.data.source import to_uint8
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.features import FeatureNetwork
+from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.results import Row, choose_metrics
-from cdistill.evaluation.samples import SampleSet
 from cdistill.evaluation.teacher_ends import PIECE, TeacherEnds
 from cdistill.runtime.console import progress, say
 from cdistill.sampling import TEACHER_POINTS, Sampler, stream

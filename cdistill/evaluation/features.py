@@ -1,39 +1,43 @@
-"""Feature networks: what turns images into the vectors that Frechet distances and their kin compare.
+"""Feature networks: what turns images into the vectors that FID, KID, precision and recall compare.
 
-One from another package derives from :class:`FeatureNetwork`, takes no argument and is named in the entry-point group
-``cdistill.features``. Without a package, a TorchScript file or ``module:callable`` will do: both are the user's own
-code, which runs because the user names it.
+A network from another package derives from :class:`FeatureNetwork`, takes no argument and is named in the entry-point
+group ``cdistill.features``. Without a package, a TorchScript file or ``module:callable`` will do: both are the user's
+own code, which runs because the user names it.
 """
 
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from typing_extensions import override
 
 from cdistill.data.source import from_uint8
 from cdistill.errors import CdistillError, MissingAssetError
 from cdistill.registry import FEATURES, check_features, is_script
+from cdistill.runtime import signals
+from cdistill.runtime.console import progress
 from cdistill.storage import assets
+
+BATCH = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
 
 
 class FeatureNetwork(ABC):
     """Maps images to feature vectors.
 
     Attributes:
-        name: What it is called in results: a name in the registry, a path, or ``module:callable``.
-        classifies: Whether it has class probabilities too.
+        name: What results call it: a name in the registry, a path, or ``module:callable``.
     """
 
     name: str
-    classifies: ClassVar[bool] = False
 
     @property
     def digest(self) -> str:
@@ -49,27 +53,19 @@ class FeatureNetwork(ABC):
     def __call__(self, images: Tensor) -> Tensor:
         """Returns the features (B, d) of uint8 images (B, C, H, W)."""
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Returns the class probabilities (B, K) of uint8 images (B, C, H, W).
-
-        Raises:
-            CdistillError: The network has none.
-        """
-        raise CdistillError(f"features {self.name!r}: no class probabilities; choose a network that classifies")
-
 
 class Pixels(FeatureNetwork):
-    """The values themselves, scaled to [-1, 1]."""
+    """The values themselves, scaled to [-1, 1]; of images with any number of channels."""
 
     name = "pixels"
 
+    @override
     def check(self, shape: tuple[int, ...]) -> None:
-        """See :class:`FeatureNetwork`; images with any number of channels."""
         if len(shape) != 3:
             raise CdistillError(f"features {self.name!r}: needs images; the samples have shape {shape}")
 
+    @override
     def __call__(self, images: Tensor) -> Tensor:
-        """See :class:`FeatureNetwork`."""
         return from_uint8(images).flatten(1)
 
 
@@ -84,35 +80,58 @@ class Script(FeatureNetwork):
         self.name, self.path = str(path), path
 
     @property
+    @override
     def digest(self) -> str:
-        """SHA-256 of the file."""
-        self._present()
+        self._check_file()
         return assets.digest(self.path)
 
+    @override
     def check(self, shape: tuple[int, ...]) -> None:
-        """See :class:`FeatureNetwork`."""
         super().check(shape)
-        self._present()
+        self._check_file()
 
+    @override
     def __call__(self, images: Tensor) -> Tensor:
-        """See :class:`FeatureNetwork`."""
         with extracting():
-            return as_features(self._network(as_rgb(images).to(device())), len(images), self.name)
+            return check_vectors(self._network(as_rgb(images).to(device())), len(images), self.name)
 
     @cached_property
     def _network(self) -> Any:
-        try:
-            with load_scripts():
-                return torch.jit.load(self.path, map_location=device()).eval()
-        except (RuntimeError, ValueError) as error:
-            said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CdistillError(
-                f"{self.path}: does not load as TorchScript ({said}); save it by script.save"
-            ) from error
+        return load_script(self.path)
 
-    def _present(self) -> None:
+    def _check_file(self) -> None:
         if not self.path.is_file():
             raise MissingAssetError(f"{self.path}: no such file; give the path of a TorchScript file")
+
+
+class Inception(FeatureNetwork):
+    """Inception-v3 as EDM and CTM use it for FID; features (B, 2048).
+
+    It is TensorFlow's network as NVIDIA scripted it, clean-fid's mode `legacy_tensorflow`; it resizes the images
+    itself, as TensorFlow 1 did. Its file is looked for in the asset folder, fetched, and its SHA-256 checked.
+    """
+
+    name = "legacy_tensorflow"
+
+    @property
+    @override
+    def digest(self) -> str:
+        return assets.digest(assets.INCEPTION.find())
+
+    @override
+    def check(self, shape: tuple[int, ...]) -> None:
+        super().check(shape)
+        assets.INCEPTION.find()
+
+    @override
+    def __call__(self, images: Tensor) -> Tensor:
+        with extracting():
+            features: Tensor = self._network(as_rgb(images).to(device()).float(), return_features=True)
+        return features.view(len(images), 2048)
+
+    @cached_property
+    def _network(self) -> Any:
+        return load_script(assets.INCEPTION.find())
 
 
 class Imported(FeatureNetwork):
@@ -133,22 +152,23 @@ class Imported(FeatureNetwork):
         except Exception as error:  # whatever the user's module raises while it is imported
             raise CdistillError(f"features {name!r}: does not import ({type(error).__name__}: {error})") from error
         if not callable(self._function):
-            raise CdistillError(f"features {name!r}: is no function; it takes images (B, 3, H, W), returns (B, d)")
+            raise CdistillError(f"features {name!r}: not a function; needs one from images (B, 3, H, W) to (B, d)")
 
     @cached_property
+    @override
     def digest(self) -> str:
         """SHA-256 of the module's file and, of a torch module, of its weights."""
         path = import_module(self.name.partition(":")[0]).__file__
-        found = hashlib.sha256(Path(path).read_bytes() if path else b"")
+        sha256 = hashlib.sha256(Path(path).read_bytes() if path else b"")
         if isinstance(self._function, torch.nn.Module):
             for key, value in sorted(self._function.state_dict().items()):
-                found.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()
+                sha256.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return sha256.hexdigest()
 
+    @override
     def __call__(self, images: Tensor) -> Tensor:
-        """See :class:`FeatureNetwork`."""
         with torch.no_grad():
-            return as_features(self._function(as_rgb(images)), len(images), self.name)
+            return check_vectors(self._function(as_rgb(images)), len(images), self.name)
 
 
 def load_features(name: str) -> FeatureNetwork:
@@ -160,9 +180,36 @@ def load_features(name: str) -> FeatureNetwork:
     """
     check_features(name)
     if name in FEATURES.names():
-        found: FeatureNetwork = FEATURES.get(name)()
-        return found
+        network: FeatureNetwork = FEATURES.get(name)()
+        return network
     return Script(Path(name)) if is_script(name) else Imported(name)
+
+
+def extract(network: FeatureNetwork, samples: Tensor, accelerator: Accelerator | None = None) -> Tensor:
+    """Returns the features (n, d) of all samples, float32 on the CPU, with a progress bar.
+
+    Every process takes its turn at batches of a fixed size, and returns everything.
+
+    Raises:
+        StoppedError: A signal came.
+    """
+    if not len(samples):
+        raise ValueError("no samples")
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    first = network(samples[:BATCH]).float().cpu()  # by every process: it gives the dimension
+    features = torch.zeros(len(samples), first.shape[1])
+    bar = progress(len(samples), f"features ({network.name})", "img")
+    with nullcontext(None) if isinstance(network, Pixels) else bar as advance:  # pixels take no time
+        for number, start in enumerate(range(0, len(samples), BATCH)):
+            signals.check("evaluation")
+            batch = samples[start : start + BATCH]
+            if number % world == rank:
+                features[start : start + BATCH] = network(batch).float().cpu() if number else first
+            if advance is not None:
+                advance(len(batch), "")
+    if accelerator is not None and world > 1:
+        features = accelerator.reduce(features.to(accelerator.device), "sum").cpu()
+    return features
 
 
 def as_rgb(images: Tensor) -> Tensor:
@@ -170,16 +217,16 @@ def as_rgb(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def as_features(found: Any, count: int, name: str) -> Tensor:
+def check_vectors(features: Any, count: int, name: str) -> Tensor:
     """Returns what a user's network made of `count` images, if it is a vector for each.
 
     Raises:
         CdistillError: It is something else.
     """
-    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != count:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != count:
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise CdistillError(f"features {name!r}: got {got} for {count} images; needs a tensor ({count}, d)")
-    return found
+    return features
 
 
 def device() -> torch.device:
@@ -195,9 +242,16 @@ def extracting() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def load_scripts() -> Iterator[None]:
-    """Silences torch's advice to the authors of TorchScript files, which those who use one cannot follow."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=Warning)
-        yield
+def load_script(path: Path) -> Any:
+    """Returns the module in a TorchScript file, on this process's device.
+
+    Raises:
+        CdistillError: It does not load.
+    """
+    try:
+        with warnings.catch_warnings():  # torch's advice to authors of such files, which users cannot follow
+            warnings.filterwarnings("ignore", message=".*torch.jit", category=Warning)
+            return torch.jit.load(path, map_location=device()).eval()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CdistillError(f"{path}: does not load as TorchScript ({reason}); save it by script.save") from error

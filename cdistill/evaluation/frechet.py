@@ -1,4 +1,4 @@
-"""Frechet distance between Gaussians fitted to two sets of feature vectors, and what each vector adds to it.
+"""Frechet distance between Gaussians fitted to two sets of feature vectors, and the influence of each vector.
 
 With C_i = G_i G_i^T the distance of the covariances is the least |G_1 - G_2 U|^2 over orthogonal U, attained where U is
 the polar factor of G_2^T G_1 (Procrustes). That sum of squares loses no digits where the covariances are nearly equal,
@@ -106,10 +106,11 @@ def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]
 
 
 def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
-    """The Frechet distance of the samples behind `features` (n, d) to `real`, with what each sample adds.
+    """The Frechet distance of samples with features (n, d) to `real`, with the influence of each sample.
 
-    A sample x, with y = x - m1, adds 2 (m1 - m2).y + y'(I - T)y up to a constant, where T y is the optimal transport
-    from the samples' Gaussian to the other: the derivative of the distance with respect to the weight of x.
+    The influence of a sample x, with y = x - m1, is 2 (m1 - m2).y + y'(I - T)y up to a constant, where T y is the
+    optimal transport from the samples' Gaussian to the other: the derivative of the distance with respect to the weight
+    of x.
     """
     if len(features) <= features.shape[1]:
         say_once(

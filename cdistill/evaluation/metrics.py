@@ -1,46 +1,68 @@
-"""Metrics, each a class in the registry; each returns a figure and what every sample adds to it.
+"""Metrics, each a class in the registry; each returns a figure with what every sample contributes to it.
 
-A metric from another package derives from :class:`Metric` and is named in the entry-point group
-``cdistill.metrics``.
+A metric from another package derives from :class:`Metric` and is named in the entry-point group ``cdistill.metrics``.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from math import nan, prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
+from typing_extensions import override
 
 from cdistill.data import Source
 from cdistill.errors import CdistillError, MismatchError
-from cdistill.evaluation import prdc as neighbours
-from cdistill.evaluation.blocks import AT_ONCE
+from cdistill.evaluation import pairs
 from cdistill.evaluation.estimates import Estimate, mean_estimate
-from cdistill.evaluation.features import FeatureNetwork, Pixels, device
-from cdistill.evaluation.frechet import Gaussian, frechet_estimate, gaussian, streamed_moments
-from cdistill.evaluation.inception import Inception
-from cdistill.evaluation.kid import kernel_estimate, mean_within
-from cdistill.evaluation.prdc import Balls, find_balls
+from cdistill.evaluation.features import FeatureNetwork, Inception, Pixels, device, extract
+from cdistill.evaluation.frechet import frechet_estimate, gaussian, streamed_moments
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.samples import SampleSet
 
 MOST_PIXELS = 4096  # values of an image whose covariance is taken
 MOST_VALUES = 1024  # of a vector
+_BLOCK = 1024  # vectors that are looked at together
+_NEIGHBOURS = 3  # k of precision and recall
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples of a list of seeds, in its order.
+
+    Attributes:
+        samples: uint8 images (n, C, H, W), quantised as they would be stored, or float64 vectors (n, d).
+        errors: Mean square distance of each to the end point of the teacher's trajectory from the same noise (n,),
+            float64, before quantisation; None without a teacher.
+        accelerator: Shares the work of feature networks among its processes.
+    """
+
+    samples: Tensor
+    errors: Tensor | None = None
+    accelerator: Accelerator | None = None
+    _features: dict[str, Tensor] = field(default_factory=dict)
+
+    def features(self, network: FeatureNetwork) -> Tensor:
+        """Returns the features (n, d), float32 on the CPU, of all samples; computed once."""
+        if network.name not in self._features:
+            self._features[network.name] = extract(network, self.samples, self.accelerator)
+        return self._features[network.name]
 
 
 class Metric(ABC):
     """A figure of a set of samples.
 
     Args:
-        network: The feature network that is chosen; some need none, or another.
+        network: The feature network that is chosen; some metrics need none, or another.
 
     Attributes:
         title: Heading of its column.
-        better: Whether "lower" or "higher" figures are better.
+        better: Whether "lower" or "higher" figures are better; records carry it.
     """
 
     title: str
-    better: ClassVar[str] = "lower"
+    better: ClassVar[Literal["lower", "higher"]] = "lower"
 
     def __init__(self, network: FeatureNetwork) -> None:
         self.network = network
@@ -50,7 +72,7 @@ class Metric(ABC):
         """Whether it is measured by default for this kind of data."""
 
     def check(self, reference: Reference) -> None:  # noqa: B027 - a few metrics need nothing
-        """Raises CdistillError if the metric cannot be computed here; asked before anything is drawn."""
+        """Raises CdistillError if the metric cannot be computed here; called before anything is drawn."""
 
     @abstractmethod
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
@@ -62,7 +84,7 @@ class FeatureMetric(Metric):
 
     Attributes:
         heading: Title without the network.
-        compares_points: It needs features of the data, not their moments alone.
+        compares_points: Whether it needs features of the data, not their moments alone.
     """
 
     heading: ClassVar[str]
@@ -72,15 +94,18 @@ class FeatureMetric(Metric):
         super().__init__(network)
         self.title = f"{self.heading} ({network.name})"
 
+    @override
     def applies(self, source: Source) -> bool:
         """Images: of 32x32 or more by Inception, which was made for photographs; all by a network of one's own."""
         if len(source.shape) != 3 or isinstance(self.network, Pixels):
             return False
         return source.shape[-1] >= 32 or not isinstance(self.network, Inception)
 
+    @override
     def check(self, reference: Reference) -> None:
-        """See :class:`Metric`."""
-        _needs_images(self, reference)
+        source = reference.source
+        if source is not None and len(source.shape) != 3:
+            raise CdistillError(f"{self.title}: needs images, not {source.name!r}; choose another metric")
         reference.check(self.network, self.compares_points)
 
     def features(self, samples: SampleSet) -> Tensor:
@@ -89,7 +114,14 @@ class FeatureMetric(Metric):
         Raises:
             CdistillError: They are not finite, or fewer than two.
         """
-        return _sound(samples.features(self.network), self.network)
+        features = samples.features(self.network)
+        if len(features) < 2:
+            raise CdistillError(f"samples: got {len(features)}; a figure of features needs at least 2")
+        if not all(block.isfinite().all() for block in features.split(_BLOCK)):  # at once, as large as the whole
+            raise CdistillError(
+                f"features {self.network.name!r}: not finite on the samples; choose another network with --features"
+            )
+        return features
 
     def real(self, samples: Tensor, reference: Reference) -> Tensor:
         """Returns the features of the data (m, d), float32.
@@ -97,30 +129,28 @@ class FeatureMetric(Metric):
         Raises:
             MismatchError: They have another dimension than the samples' features (n, d).
         """
-        found = reference.features(self.network)
-        _check_dimension(samples, found.shape[1], reference)
-        return found
+        features = reference.features(self.network)
+        _check_dimension(samples, features.shape[1], reference)
+        return features
 
 
 class Frechet(FeatureMetric):
-    """Frechet distance of the features' Gaussians (Heusel et al. 2017); FID as EDM and CTM have it by their network."""
+    """Frechet distance of the features' Gaussians (Heusel et al. 2017); with Inception it is FID."""
 
     heading = "Frechet"
     compares_points = False
-    _real: tuple[Reference, Gaussian] | None = None
 
     def __init__(self, network: FeatureNetwork) -> None:
         super().__init__(network)
         if isinstance(network, Inception):
-            self.title = "FID" if network.name == "legacy_tensorflow" else f"FID ({network.name})"
+            self.title = "FID"
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
-        features = self.features(samples)
-        if self._real is None or self._real[0] is not reference:
-            self._real = reference, gaussian(*reference.moments(self.network))
-        _check_dimension(features, len(self._real[1].mean), reference)
-        return frechet_estimate(features, self._real[1])
+        features, network = self.features(samples), self.network
+        real = reference.once(f"gaussian {network.name}", lambda: gaussian(*reference.moments(network)))
+        _check_dimension(features, len(real.mean), reference)
+        return frechet_estimate(features, real)
 
 
 class PixelFrechet(Frechet):
@@ -129,12 +159,13 @@ class PixelFrechet(Frechet):
     def __init__(self, network: FeatureNetwork) -> None:
         super().__init__(Pixels())
 
+    @override
     def applies(self, source: Source) -> bool:
-        """Images of at most 1,024 elements, fewer than there are of them."""
+        """Images of at most 1,024 values, if the data have more images than that."""
         return len(source.shape) == 3 and prod(source.shape) <= min(1024, len(source))
 
+    @override
     def check(self, reference: Reference) -> None:
-        """See :class:`Metric`."""
         super().check(reference)
         shape = reference.source.shape if reference.source else ()
         if prod(shape) > MOST_PIXELS:
@@ -147,124 +178,55 @@ class KernelDistance(FeatureMetric):
     """KID: the unbiased squared distance of the features' kernel means, over all pairs (Binkowski et al. 2018)."""
 
     heading = "KID"
-    _real: tuple[Reference, float] | None = None
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
         features = self.features(samples)
         real = self.real(features, reference)
-        if self._real is None or self._real[0] is not reference:
-            self._real = reference, mean_within(real, device())
-        return kernel_estimate(features, real, self._real[1], device())
+        within = reference.once(f"mean kernel {self.network.name}", lambda: pairs.mean_kernel(real, device()))
+        return pairs.kernel_distance(features, real, within, device())
 
 
-class NeighbourMetric(FeatureMetric):
-    """A metric of balls around points, see `cdistill.evaluation.prdc`.
+class Precision(FeatureMetric):
+    """Share of the samples among the data (Kynkaanniemi et al. 2019), k = 3."""
 
-    Attributes:
-        k: A ball reaches to the k-th nearest of its own kind.
-    """
+    heading, better = "precision", "higher"
 
-    better = "higher"
-    k: ClassVar[int]
-    _real: tuple[Reference, Balls] | None = None
-
-    def real_balls(self, samples: Tensor, reference: Reference) -> Balls:
-        """Returns the balls of the data; computed once."""
-        if self._real is None or self._real[0] is not reference:
-            self._real = reference, find_balls(self.real(samples, reference), self.k, device(), self.heading)
-        return self._real[1]
-
-
-class Precision(NeighbourMetric):
-    """Share of the samples among the data (Kynkaanniemi et al. 2019)."""
-
-    heading, k = "precision", 3
-
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
         features = self.features(samples)
-        return neighbours.precision(features, self.real_balls(features, reference))
+        real = self.real(features, reference)
+        balls = reference.once(
+            f"balls {self.network.name}", lambda: pairs.find_balls(real, _NEIGHBOURS, device(), self.heading)
+        )
+        return pairs.precision(features, balls)
 
 
-class Recall(NeighbourMetric):
-    """Share of the data among the samples (Kynkaanniemi et al. 2019)."""
+class Recall(FeatureMetric):
+    """Share of the data among the samples (Kynkaanniemi et al. 2019), k = 3."""
 
-    heading, k = "recall", 3
+    heading, better = "recall", "higher"
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
         features = self.features(samples)
-        balls = find_balls(features, self.k, device(), self.heading)
-        return neighbours.recall(balls, self.real(features, reference))
-
-
-class Density(NeighbourMetric):
-    """How densely the data stand around the samples (Naeem et al. 2020)."""
-
-    heading, k = "density", 5
-
-    def applies(self, source: Source) -> bool:
-        """Never; by its name only."""
-        return False
-
-    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
-        features = self.features(samples)
-        return neighbours.density(features, self.real_balls(features, reference))
-
-
-class Coverage(Density):
-    """Share of the data that have a sample near (Naeem et al. 2020)."""
-
-    heading = "coverage"
-
-    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
-        features = self.features(samples)
-        return neighbours.coverage(features, self.real_balls(features, reference))
-
-
-class InceptionScore(FeatureMetric):
-    """exp of the mean divergence of a sample's class probabilities from all samples' (Salimans et al. 2016).
-
-    Of all samples together; the mean over ten parts, which is often reported, is a little lower. A sample adds the
-    score times its own divergence, up to a constant.
-    """
-
-    heading = "Inception score"
-    better = "higher"
-
-    def applies(self, source: Source) -> bool:
-        """Never; by its name only."""
-        return False
-
-    def check(self, reference: Reference) -> None:
-        """See :class:`Metric`."""
-        _needs_images(self, reference)
-        if not self.network.classifies:
-            raise CdistillError(
-                f"inception-score: features {self.network.name!r} have no class probabilities; choose another network"
-            )
-        if reference.source is not None:
-            self.network.check(reference.source.shape)
-
-    def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`."""
-        return inception_score(_sound(samples.features(_Probabilities(self.network)), self.network))
+        balls = pairs.find_balls(features, _NEIGHBOURS, device(), self.heading)
+        return pairs.recall(balls, self.real(features, reference))
 
 
 class TeacherError(Metric):
-    """Mean square error to the end of the teacher's own trajectory from the same noise (Zheng et al. 2025, 5.3)."""
+    """Mean square error to the end point of the teacher's trajectory from the same noise (Zheng et al. 2025, 5.3)."""
 
     title = "MSE to teacher"
 
+    @override
     def applies(self, source: Source) -> bool:
         """Always."""
         return True
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`.
+        """Returns the mean over the samples.
 
         Raises:
             CdistillError: The samples come without a teacher.
@@ -279,20 +241,22 @@ class Wasserstein(Metric):
 
     title = "Wasserstein-1"
 
+    @override
     def applies(self, source: Source) -> bool:
         """Scalars."""
         return source.shape == (1,)
 
+    @override
     def check(self, reference: Reference) -> None:
-        """See :class:`Metric`."""
         if reference.source is None or not self.applies(reference.source):
             raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`; NaN where the student has diverged."""
+        """Returns the distance; NaN where the student has diverged."""
         assert reference.source is not None
         if not samples.samples.isfinite().all():
-            return _unknown(len(samples.samples))
+            return _not_finite(len(samples.samples))
         return wasserstein_estimate(samples.samples.flatten(), reference.source.samples[:].flatten())
 
 
@@ -300,59 +264,41 @@ class VectorFrechet(Metric):
     """Frechet distance of the vectors' own values, in float64, unscaled, to all the data's."""
 
     title = "Frechet (vectors)"
-    _real: tuple[Reference, Gaussian] | None = None
 
+    @override
     def applies(self, source: Source) -> bool:
         """Vectors of 2 to 1,024 values."""
         return len(source.shape) == 1 and 1 < source.shape[0] <= MOST_VALUES
 
+    @override
     def check(self, reference: Reference) -> None:
-        """See :class:`Metric`."""
         if reference.source is None or not self.applies(reference.source):
             raise CdistillError(
                 f"frechet-vectors: needs data that are vectors of 2 to {MOST_VALUES:,} values; choose another metric"
             )
 
+    @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """See :class:`Metric`; NaN where the student has diverged.
+        """Returns the distance; NaN where the student has diverged.
 
         Raises:
             CdistillError: Fewer than two samples.
         """
-        assert reference.source is not None
-        vectors = samples.samples
+        source, vectors = reference.source, samples.samples
+        assert source is not None
         if len(vectors) < 2:
             raise CdistillError(f"frechet-vectors: got {len(vectors)} samples; needs 2 or more")
         if not vectors.isfinite().all():
-            return _unknown(len(vectors))
-        if self._real is None or self._real[0] is not reference:
-            self._real = reference, gaussian(*streamed_moments(reference.source.chunks(AT_ONCE)))
-        return frechet_estimate(vectors, self._real[1])
-
-
-class _Probabilities(FeatureNetwork):
-    """The class probabilities of a network in place of its features."""
-
-    def __init__(self, network: FeatureNetwork) -> None:
-        self.network, self.name = network, f"{network.name}, probabilities"
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.network.probabilities(images)
-
-
-def inception_score(probabilities: Tensor) -> Estimate:
-    """Returns the Inception score of class probabilities (n, K)."""
-    p = probabilities.double()
-    divergence = (torch.xlogy(p, p) - torch.xlogy(p, p.mean(0))).sum(1)
-    score = float(divergence.mean().exp())
-    return Estimate(score, score * divergence)
+            return _not_finite(len(vectors))
+        real = reference.once("gaussian", lambda: gaussian(*streamed_moments(source.chunks(_BLOCK))))
+        return frechet_estimate(vectors, real)
 
 
 def wasserstein_estimate(first: Tensor, second: Tensor) -> Estimate:
     """Wasserstein-1 distance of two sets of scalars (n,) and (m,), the second taken as it is.
 
-    It is the integral of |F - G|; a sample x adds that of sign(F - G) from x on, up to a constant: the Kantorovich
-    potential.
+    It is the integral of |F - G|; the influence of a sample x is that of sign(F - G) from x on, up to a constant: the
+    Kantorovich potential.
     """
     first, second = first.double(), second.double()
     points = torch.cat([first, second]).sort().values
@@ -370,23 +316,9 @@ def wasserstein_1d(first: Tensor, second: Tensor) -> float:
     return wasserstein_estimate(first.flatten(), second.flatten()).value
 
 
-def _unknown(count: int) -> Estimate:
+def _not_finite(count: int) -> Estimate:
     """Returns the figure of samples that are not finite."""
     return Estimate(nan, torch.full((count,), nan, dtype=torch.float64))
-
-
-def _needs_images(metric: FeatureMetric, reference: Reference) -> None:
-    source = reference.source
-    if source is not None and len(source.shape) != 3:
-        raise CdistillError(f"{metric.title}: needs images, not {source.name!r}; choose another metric")
-
-
-def _sound(features: Tensor, network: FeatureNetwork) -> Tensor:
-    if len(features) < 2:
-        raise CdistillError(f"samples: {len(features)} of them; a figure of features needs at least 2")
-    if not all(part.isfinite().all() for part in features.split(AT_ONCE)):  # at once it takes the room of the whole
-        raise CdistillError(f"features {network.name!r}: not finite on the samples; choose another network")
-    return features
 
 
 def _check_dimension(features: Tensor, dimension: int, reference: Reference) -> None:

@@ -1,8 +1,9 @@
-"""What samples are compared with: real data, or statistics of them in a file; each is seen by a network once."""
+"""What samples are compared with: real data, or statistics of them in a file; a network sees each of them once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.errors import CdistillError
-from cdistill.evaluation.features import FeatureNetwork, Pixels
+from cdistill.evaluation.features import BATCH, FeatureNetwork, Pixels
 from cdistill.evaluation.frechet import Sums
 from cdistill.evaluation.statistics_files import (
     Statistics,
@@ -18,20 +19,21 @@ from cdistill.evaluation.statistics_files import (
     file_facts,
     read_statistics,
 )
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say_once
 from cdistill.runtime.randomness import generator
 
-KEEP = 10_000  # features that are kept of the data, for what compares points and not moments
+KEEP = 10_000  # features that are kept of the data, for metrics that compare points and not moments
 _READ = 1024  # images that are read together, by one process
-_AT_ONCE = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
+
+Result = TypeVar("Result")
 
 
 class Reference:
     """What samples are compared with.
 
-    A file of statistics stands for the data wherever a network may have made it; the data themselves serve for what it
-    does not hold.
+    A file of statistics replaces the data wherever its network may be the one that is asked for; the data themselves
+    serve for what it does not hold.
 
     Args:
         source: Real data.
@@ -49,7 +51,7 @@ class Reference:
         keep: int = KEEP,
     ) -> None:
         self.source, self.stats, self.accelerator, self.keep = source, stats, accelerator, keep
-        self._measured: dict[str, Statistics] = {}
+        self._results: dict[str, Any] = {}
 
     def check(self, network: FeatureNetwork, features: bool = False) -> None:
         """Raises CdistillError if the moments as `network` sees them, or `features`, cannot be had; runs nothing."""
@@ -59,14 +61,21 @@ class Reference:
 
     def moments(self, network: FeatureNetwork) -> tuple[Tensor, Tensor]:
         """Returns mean (d,) and unbiased covariance (d, d), float64, of the file or of all the data."""
-        found = self._stored(network, False) or self._seen(network)
-        return found.mean, found.covariance
+        statistics = self._stored(network, False) or self._measured(network)
+        return statistics.mean, statistics.covariance
 
     def features(self, network: FeatureNetwork) -> Tensor:
         """Returns the features (m, d), float32, that the file holds, or those of at most `keep` of the data."""
-        found = self._stored(network, True) or self._seen(network)
-        assert found.features is not None
-        return found.features
+        statistics = self._stored(network, True) or self._measured(network)
+        assert statistics.features is not None
+        return statistics.features
+
+    def once(self, key: str, compute: Callable[[], Result]) -> Result:
+        """Returns what `compute` makes of the data; computed once for each `key`."""
+        if key not in self._results:
+            self._results[key] = compute()
+        result: Result = self._results[key]
+        return result
 
     def digest(self) -> str:
         """Returns the SHA-256 of the file of statistics, or of the data."""
@@ -85,32 +94,31 @@ class Reference:
             MismatchError: The file was made by another network.
             CdistillError: What is needed is neither there nor are there data.
         """
-        found = self._file
-        if found is not None and self.stats is not None and self._serves(network, found):
-            check_made_for(self.stats, found, network.name, network.digest)
-            if not features or found.features is not None:
-                return found
+        stored = self._file
+        if stored is not None and self.stats is not None and self._serves(network, stored):
+            check_made_for(self.stats, stored, network.name, network.digest)
+            if not features or stored.features is not None:
+                return stored
         if self.source is None:
             what = "features (cdistill reference-stats --keep writes some)" if features else "moments"
             raise CdistillError(f"{self.stats or 'reference'}: no {what} for {network.name!r}, and no data; name some")
-        if found is not None:
+        if stored is not None:
             say_once(
                 f"{self.stats}: holds no {'features' if features else 'moments'} of {network.name!r}: the data serve"
             )
         return None
 
-    def _serves(self, network: FeatureNetwork, found: Statistics) -> bool:
+    def _serves(self, network: FeatureNetwork, stored: Statistics) -> bool:
         """Whether the file is for this network; pixels are compared beside a network's features, with the data."""
-        return network.name != Pixels.name or found.facts.get("features", {}).get("name") == network.name
+        return network.name != Pixels.name or stored.facts.get("features", {}).get("name") == network.name
 
-    def _seen(self, network: FeatureNetwork) -> Statistics:
-        if network.name not in self._measured:
-            assert self.source is not None
-            self._measured[network.name] = measure(self.source, network, self.keep, self.accelerator)
-        return self._measured[network.name]
+    def _measured(self, network: FeatureNetwork) -> Statistics:
+        source = self.source
+        assert source is not None
+        return self.once(f"statistics {network.name}", lambda: measure(source, network, self.keep, self.accelerator))
 
 
-def chosen(count: int, keep: int) -> Tensor:
+def kept_indices(count: int, keep: int) -> Tensor:
     """Returns which of `count` data are kept, in their order."""
     order = torch.arange(count) if keep >= count else torch.randperm(count, generator=generator(0, "reference"))[:keep]
     return order.sort().values
@@ -124,14 +132,14 @@ def measure(
     Every process takes its turn at parts of a fixed size; their sums are merged in a fixed order.
 
     Raises:
-        CdistillError: Fewer than two data, or features that are not finite.
+        CdistillError: Fewer than two samples, or features that are not finite.
         StoppedError: A signal came.
     """
     if len(source) < 2:
-        raise CdistillError(f"data {source.name!r}: {len(source)} of them; statistics need at least 2")
-    wanted, sums = chosen(len(source), keep), Sums()
+        raise CdistillError(f"data {source.name!r}: got {len(source)} samples; statistics need at least 2")
+    wanted, sums = kept_indices(len(source), keep), Sums()
     kept: Tensor | None = None
-    for start, features in _walk(source, network, accelerator):
+    for start, features in _own_parts(source, network, accelerator):
         if kept is None:
             kept = torch.zeros(len(wanted), features.shape[1])
         first, last = torch.searchsorted(wanted, torch.tensor([start, start + len(features)])).tolist()
@@ -139,26 +147,28 @@ def measure(
         sums.add(features)
     if kept is None:  # more processes than parts
         kept = torch.zeros(len(wanted), network(source.samples[:1]).shape[1])
-    sums, kept = _together(sums, kept, accelerator)
+    sums, kept = _merged(sums, kept, accelerator)
     if not sums.scatter.isfinite().all():
         raise CdistillError(f"features {network.name!r}: not finite on data {source.name!r}; choose another network")
     return Statistics(sums.mean, sums.covariance, kept)
 
 
-def _walk(source: Source, network: FeatureNetwork, accelerator: Accelerator | None) -> Iterator[tuple[int, Tensor]]:
+def _own_parts(
+    source: Source, network: FeatureNetwork, accelerator: Accelerator | None
+) -> Iterator[tuple[int, Tensor]]:
     """Yields this process's parts: where each begins, and its features (B, d), float32, on the CPU."""
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     with progress(len(source), f"reference ({network.name})", "img") as advance:
         for number, start in enumerate(range(0, len(source), _READ)):
             size = min(_READ, len(source) - start)
             if number % world == rank:
-                stopping.check("reference statistics")
+                signals.check("reference statistics")
                 images = source.samples[start : start + size]
-                yield start, torch.cat([network(part).float().cpu() for part in images.split(_AT_ONCE)])
+                yield start, torch.cat([network(part).float().cpu() for part in images.split(BATCH)])
             advance(size, "")
 
 
-def _together(sums: Sums, kept: Tensor, accelerator: Accelerator | None) -> tuple[Sums, Tensor]:
+def _merged(sums: Sums, kept: Tensor, accelerator: Accelerator | None) -> tuple[Sums, Tensor]:
     """Returns the sums and features of all processes, the sums merged in the order of the processes."""
     if accelerator is None or accelerator.num_processes == 1:
         return sums, kept

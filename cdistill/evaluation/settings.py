@@ -18,19 +18,44 @@ def _known_features(name: str) -> str:
 
 
 class EvaluationSection(Section):
-    """What is measured, when, and on how many images; `every` = 0 means at the end only.
+    """What is measured, when, and on how many images."""
 
-    `features` is what FID and its kin look at, `reference` a file of its statistics of the real data, `baselines` are
-    solvers by which the teacher is measured at the same numbers of calls.
-    """
-
-    nfe: Annotated[list[Count], Field(min_length=1)] = [1, 2, 3, 5]
-    every: Annotated[int, Field(ge=0)] = 0
-    samples: Annotated[int, Field(ge=2)] = 2000
-    metrics: list[Annotated[str, AfterValidator(known(METRICS))]] = []
-    split: Literal["train", "heldout"] = "train"
-    first_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    features: Annotated[str, AfterValidator(_known_features)] = "legacy_tensorflow"
-    reference: str | None = None
-    baselines: list[Annotated[str, AfterValidator(known(SAMPLERS))]] = []
-    grid_images: Count = 64
+    nfe: Annotated[
+        list[Count],
+        Field(min_length=1, description="Numbers of network calls at which a student is measured: 1,2,3,5."),
+    ] = [1, 2, 3, 5]
+    every: Annotated[
+        int, Field(ge=0, description="Iterations between evaluations during training; 0 evaluates at the end only.")
+    ] = 0
+    samples: Annotated[
+        int,
+        Field(ge=2, description="Samples of each row, one a seed; images from elsewhere are measured all of them."),
+    ] = 2000
+    metrics: Annotated[
+        list[Annotated[str, AfterValidator(known(METRICS))]],
+        Field(description="Names of metrics (cdistill ls metrics); none named: all that apply to the data."),
+    ] = []
+    split: Annotated[
+        Literal["train", "heldout"],
+        Field(description="Which real data to compare with: train, or heldout where the data have such a split."),
+    ] = "train"
+    first_seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="First seed of the samples; the others are the numbers after it.")
+    ] = 0
+    features: Annotated[
+        str,
+        AfterValidator(_known_features),
+        Field(
+            description="Network of FID, KID, precision and recall: a name (cdistill ls features), a TorchScript file, "
+            "or module:callable, uint8 (B,3,H,W) -> (B,d); the last two run code that you name."
+        ),
+    ] = "legacy_tensorflow"
+    reference: Annotated[
+        str | None,
+        Field(description="Statistics of the real data: 'edm', or a file of EDM's or of cdistill reference-stats."),
+    ] = None
+    baselines: Annotated[
+        list[Annotated[str, AfterValidator(known(SAMPLERS))]],
+        Field(description="Solvers by which the teacher is measured too, at the same NFE: euler,heun,dpmpp-2m."),
+    ] = []
+    grid_images: Annotated[Count, Field(description="Samples that are kept as pictures beside the results.")] = 64

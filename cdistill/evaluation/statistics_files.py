@@ -66,17 +66,17 @@ def find_statistics(name: str, data: str) -> Path:
     return EDM_STATISTICS[data].find("or give another file with --reference FILE")
 
 
-def write_statistics(path: Path, found: Statistics) -> None:
+def write_statistics(path: Path, statistics: Statistics) -> None:
     """Writes an .npz that EDM's fid.py reads too; atomic and durable.
 
     Raises:
         DiskFullError: It did not fit; the old file is untouched.
     """
-    arrays: dict[str, NDArray[Any]] = {"mu": found.mean.numpy(), "sigma": found.covariance.numpy()}
-    if found.features is not None:
-        arrays["features"] = found.features.numpy()
+    arrays: dict[str, NDArray[Any]] = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
+    if statistics.features is not None:
+        arrays["features"] = statistics.features.numpy()
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays, provenance=np.array(json.dumps(found.facts)))
+        np.savez(file, allow_pickle=False, **arrays, provenance=np.array(json.dumps(statistics.facts)))
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -104,9 +104,9 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(mean, covariance, features, facts)
 
 
-def check_made_for(path: Path, found: Statistics, name: str, sha256: str) -> None:
+def check_made_for(path: Path, statistics: Statistics, name: str, sha256: str) -> None:
     """Raises MismatchError if the file was made by another feature network than `name` with these weights."""
-    made_by = found.facts.get("features", {})
+    made_by = statistics.facts.get("features", {})
     if path in [asset.path for asset in EDM_STATISTICS.values()]:
         made_by = {"name": "legacy_tensorflow", "sha256": sha256}
     if not made_by:
@@ -134,10 +134,10 @@ def _numbers(archive: zipfile.ZipFile, name: str, path: Path, most: int) -> Tens
 
 def _facts(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
     array = read_array(archive, "provenance", str(path), _MOST_TEXT)
-    found = json.loads(str(array)) if array.dtype.kind == "U" and array.shape == () else None
-    if not isinstance(found, dict) or not isinstance(found.get("features", {}), dict):
+    facts = json.loads(str(array)) if array.dtype.kind == "U" and array.shape == () else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("features", {}), dict):
         raise CorruptFileError(f"{path}: provenance is no JSON object; make the file again")
-    return found
+    return facts
 
 
 def _check_moments(path: Path, mean: Tensor, covariance: Tensor) -> None:

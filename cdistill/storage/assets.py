@@ -168,13 +168,7 @@ INCEPTION = Asset(
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
-INCEPTION_PYTORCH = Asset(
-    "pt_inception-2015-12-05-6726825d.pth",
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-    95_628_359,
-)
-ASSETS = (VGG16, INCEPTION, INCEPTION_PYTORCH)
+ASSETS = (VGG16, INCEPTION)
 
 _STATISTICS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
 EDM_STATISTICS = {  # by the name of the data source; NVIDIA publishes no digests

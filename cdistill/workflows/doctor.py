@@ -20,7 +20,7 @@ def print_doctor() -> None:
     from cdistill.teachers.official import OFFICIAL
 
     rows = [["cdistill", __version__], ["python", platform.python_version()]]
-    for package in ("torch", "torchvision", "accelerate", "safetensors", "lpips", "clean-fid"):
+    for package in ("torch", "torchvision", "accelerate", "safetensors", "lpips"):
         rows.append([package, _version(package)])
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
     rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads"])

@@ -13,8 +13,8 @@ from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, 
 from cdistill.evaluation.checking import Repeated, changes, describe, repeated
 from cdistill.evaluation.comparison import as_json, compare_rows, print_comparison
 from cdistill.evaluation.evaluator import Judge
+from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.results import Row
-from cdistill.evaluation.samples import SampleSet
 from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say, table
 from cdistill.sampling import SamplerChoice

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.evaluation.features import FeatureNetwork, extracting
+from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.samples import SampleSet
 from cdistill.registry import METRICS
 from cdistill.runtime.randomness import generator
 

@@ -34,9 +34,8 @@ from cdistill.errors import (
     UnknownNameError,
 )
 from cdistill.evaluation.features import Pixels
-from cdistill.evaluation.metrics import PixelFrechet
+from cdistill.evaluation.metrics import PixelFrechet, SampleSet
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.samples import SampleSet
 from cdistill.formats.archives import is_picture
 from cdistill.formats.images import decode
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe

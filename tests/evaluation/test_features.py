@@ -1,20 +1,14 @@
-"""Feature networks: clean-fid's three modes from local files, a user's own network."""
+"""Feature networks: Inception from a local file, a user's own network."""
 
 import hashlib
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-from cdistill.data import Source
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, UnknownNameError
-from cdistill.evaluation import inception
 from cdistill.evaluation.features import Pixels, load_features
-from cdistill.evaluation.references import Reference
-from cdistill.evaluation.samples import SampleSet
 from cdistill.registry import FEATURES, METRICS
 from cdistill.runtime.randomness import generator
 from cdistill.storage import assets
@@ -24,25 +18,12 @@ from cdistill.storage.files import file_digest
 IMAGES = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator(0, "i"))
 
 
-class Layers(torch.nn.Module):
-    """Stands in for the scripted network behind its resizing: a different thing from what the whole does."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(x, [32, 32]).flatten(1)[:, :2048]
-
-
 class Whole(torch.nn.Module):
-    """Stands in for the scripted network: what it was asked, as far as features tell."""
+    """Stands in for the scripted network, which has features only where it is asked for them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = Layers()
-
-    def forward(self, x: torch.Tensor, return_features: bool = False, no_output_bias: bool = False) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         flat = x.flatten(1)
-        if return_features:
-            return torch.cat([flat, flat], 1)[:, :2048] / 255
-        return (flat[:, :10] / 64 + (0.0 if no_output_bias else 9.0)).softmax(1) + (0.0 if no_output_bias else 1.0)
+        return torch.cat([flat, flat], 1)[:, :2048] / 255 if return_features else flat[:, :10].softmax(1)
 
 
 class Half(torch.nn.Module):
@@ -100,68 +81,10 @@ def test_legacy_tensorflow_resizes_nothing_itself(scripted):
     torch.testing.assert_close(grey, IMAGES[:, :1].expand(-1, 3, -1, -1).flatten(1)[:, :2048] / 255)
 
 
-def test_the_inception_score_leaves_out_the_bias(scripted):
-    network = load_features("legacy_tensorflow")
-    expected = (IMAGES.float().flatten(1)[:, :10] / 64).softmax(1)
-    torch.testing.assert_close(network.probabilities(IMAGES).cpu(), expected)
-    metric, reference = METRICS.get("inception-score")(network), Reference(Source("large", IMAGES))
-    metric.check(reference)
-    divergence = (expected * (expected / expected.mean(0)).log()).sum(1)
-    assert metric(SampleSet(IMAGES), reference).value == pytest.approx(float(divergence.mean().exp()), rel=1e-5)
-
-
-def test_clean_resizes_by_pil_and_normalises(scripted):
-    from PIL import Image
-
-    found = load_features("clean")(IMAGES[:2]).cpu()
-    channels = [
-        torch.tensor(np.asarray(Image.fromarray(plane.float().numpy()).resize((299, 299), Image.Resampling.BICUBIC)))
-        for plane in IMAGES[0]
-    ]
-    large = torch.stack(channels).clamp(0, 255)
-    expected = F.adaptive_avg_pool2d((large - 128) / 128, [32, 32]).flatten()[:2048]
-    torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
-
-
 def test_an_altered_network_is_refused(scripted):
     scripted.write_bytes(scripted.read_bytes() + b"x")
-    for name in ("legacy_tensorflow", "clean"):
-        with pytest.raises(CorruptFileError, match="sha256 is"):
-            load_features(name).check((3, 32, 32))
-
-
-def test_legacy_pytorch_is_clean_fids(tmp_path, monkeypatch):
-    """The same features as clean-fid's own class, for random weights, and those of the file."""
-    from cleanfid import inception_pytorch
-
-    torch.manual_seed(0)
-    layers = inception.ported_layers()
-    for value in layers.state_dict().values():
-        if value.dim() > 1:
-            torch.nn.init.kaiming_normal_(value)
-    weights = layers.state_dict()
-    path = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
-    torch.save(dict(weights), path)  # noqa: TID251 - what a download would bring
-    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
-    monkeypatch.setattr(assets, "INCEPTION_PYTORCH", Asset(path.name, "https://x", file_digest(path)))
-    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: weights)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        own = inception_pytorch.InceptionV3([3], resize_input=False).eval()
-    network = load_features("legacy_pytorch")
-    found = network(IMAGES[:1]).cpu()
-    large = F.interpolate(IMAGES[:1].float(), (299, 299), mode="bilinear", align_corners=False).clip(0, 255)
-    torch.testing.assert_close(found, own(large / 255)[0][:, :, 0, 0], rtol=1e-5, atol=1e-5)
-    assert float(found.std()) > 0
-    expected = (found @ weights["fc.weight"].T).softmax(1)
-    torch.testing.assert_close(network.probabilities(IMAGES[:1]).cpu(), expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_file_of_other_weights_is_refused(tmp_path):
-    path = tmp_path / "other.pth"
-    torch.save({"fc.weight": torch.zeros(2, 2)}, path)  # noqa: TID251 - what a person might have put there
-    with pytest.raises(CorruptFileError, match="not pytorch-fid's Inception"):
-        inception.load_ported(path)
+    with pytest.raises(CorruptFileError, match="sha256 is"):
+        load_features("legacy_tensorflow").check((3, 32, 32))
 
 
 def test_a_torchscript_file_is_a_feature_network(tmp_path):
@@ -202,7 +125,7 @@ def test_the_digest_of_a_module_covers_its_weights(monkeypatch):
         ("pixel", UnknownNameError, "did you mean 'pixels'"),
         ("tests.nowhere:f", CdistillError, "does not import"),
         ("tests.evaluation.test_features:nothing", CdistillError, "does not import"),
-        ("tests.evaluation.test_features:IMAGES", CdistillError, "is no function"),
+        ("tests.evaluation.test_features:IMAGES", CdistillError, "not a function"),
     ],
 )
 def test_networks_that_are_none(name, error, words):
@@ -230,3 +153,14 @@ def test_a_network_from_another_package(monkeypatch):
         assert isinstance(load_features("mine"), Mine)
     finally:
         FEATURES.remove("mine")
+
+
+@pytest.mark.parametrize(("registry", "name"), [(FEATURES, "clean"), (METRICS, "density")])
+def test_names_of_version_0_1_are_refused_as_such(registry, name):
+    with pytest.raises(UnknownNameError, match=f"{name}': was removed in cdistill 0.2; choose from"):
+        registry.check(name)
+    registry.add(name, object)  # another package may use the name
+    try:
+        assert registry.check(name) == name
+    finally:
+        registry.remove(name)

@@ -11,37 +11,33 @@ import torch
 
 from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, MissingAssetError
-from cdistill.evaluation import blocks, prdc
+from cdistill.evaluation import pairs
 from cdistill.evaluation.estimates import Estimate
 from cdistill.evaluation.features import Pixels, load_features
 from cdistill.evaluation.frechet import frechet_estimate, gaussian, moments
-from cdistill.evaluation.kid import kernel_estimate, mean_within
-from cdistill.evaluation.metrics import inception_score, wasserstein_1d, wasserstein_estimate
-from cdistill.evaluation.prdc import find_balls
+from cdistill.evaluation.metrics import SampleSet, wasserstein_1d, wasserstein_estimate
+from cdistill.evaluation.pairs import find_balls, kernel_distance, mean_kernel
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.samples import SampleSet
 from cdistill.registry import METRICS
 from cdistill.runtime.randomness import generator
+from cdistill.storage.assets import INCEPTION
 from tests.conftest import environment
 from tests.waves import waves
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-# Of `waves(200, 12, 0.3)` against `1.1 * waves(240, 12, 1.1)`: prdc 0.2 with k = 3 and 5, torch-fidelity 0.4.0 (mmd2,
-# unbiased, the first 200 of the latter; isc_features_to_metric of 3 times the former as logits, one split).
-PUBLIC = {"precision": 0.85, "recall": 0.475, "density": 1.112, "coverage": 0.65}
-PUBLIC_KID, PUBLIC_SCORE = 0.357631387749171, 1.4295949951002176
-OF_FEATURES = ("coverage", "density", "fid", "inception-score", "kid", "precision", "recall")
+# Of `waves(200, 12, 0.3)` against `1.1 * waves(240, 12, 1.1)`: prdc 0.2 with k = 3, torch-fidelity 0.4.0 (mmd2,
+# unbiased, the first 200 of the latter).
+PUBLIC = {"precision": 0.85, "recall": 0.475}
+PUBLIC_KID = 0.357631387749171
+OF_FEATURES = ("fid", "kid", "precision", "recall")
 
 
 def of_points(x: torch.Tensor, y: torch.Tensor) -> dict[str, Estimate]:
-    three, five = (find_balls(y, k, CPU, "test") for k in (3, 5))
     return {
-        "precision": prdc.precision(x, three),
-        "recall": prdc.recall(find_balls(x, 3, CPU, "test"), y),
-        "density": prdc.density(x, five),
-        "coverage": prdc.coverage(x, five),
-        "kid": kernel_estimate(x, y, mean_within(y, CPU), CPU),
+        "precision": pairs.precision(x, find_balls(y, 3, CPU, "test")),
+        "recall": pairs.recall(find_balls(x, 3, CPU, "test"), y),
+        "kid": kernel_distance(x, y, mean_kernel(y, CPU), CPU),
     }
 
 
@@ -62,15 +58,14 @@ def test_public_implementations_find_the_same():
     x, y = waves(200, 12, 0.3), waves(240, 12, 1.1) * 1.1
     found = of_points(x, y)
     assert {name: found[name].value for name in PUBLIC} == pytest.approx(PUBLIC, rel=1e-12)
-    kid = kernel_estimate(x, y[:200], mean_within(y[:200], CPU), CPU)
+    kid = kernel_distance(x, y[:200], mean_kernel(y[:200], CPU), CPU)
     assert kid.value == pytest.approx(PUBLIC_KID, rel=1e-10)
-    assert inception_score((3 * x.double()).softmax(1)).value == pytest.approx(PUBLIC_SCORE, rel=1e-10)
 
 
 def test_blocks_change_nothing(monkeypatch):
     x, y = waves(200, 6, 0.3), waves(240, 6, 1.1)
     whole = of_points(x, y)
-    monkeypatch.setattr(blocks, "AT_ONCE", 64)
+    monkeypatch.setattr(pairs, "BLOCK", 64)
     for name, part in of_points(x, y).items():
         assert part.value == pytest.approx(whole[name].value, rel=1e-12)
         torch.testing.assert_close(part.influence, whole[name].influence, rtol=1e-9, atol=1e-12)
@@ -81,8 +76,7 @@ def test_the_data_themselves():
     same, reference = SampleSet(digits.samples), Reference(digits)
     found = {name: METRICS.get(name)(Pixels())(same, reference).value for name in ("fid", *PUBLIC)}
     assert found["fid"] == pytest.approx(0, abs=1e-20)
-    assert [found[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
-    assert found["density"] == pytest.approx(1, abs=1e-3)  # a few neighbours stand at equal distances
+    assert [found[name] for name in ("precision", "recall")] == [1, 1]
 
 
 def test_all_samples_alike_have_no_recall():
@@ -102,51 +96,27 @@ def test_kid_is_the_mean_over_all_pairs():
         return float((kernel.sum() - (kernel.trace() if a is b else 0)) / pairs)
 
     expected = mean(x, x, 30 * 29) + mean(y, y, 40 * 39) - 2 * mean(x, y, 1200)
-    found = kernel_estimate(x, y, mean_within(y, CPU), CPU)
+    found = kernel_distance(x, y, mean_kernel(y, CPU), CPU)
     assert found.value == pytest.approx(expected, rel=1e-12)
     assert float(found.influence.mean()) / 2 == pytest.approx(expected / 1 - mean(y, y, 1560) + mean(x, y, 1200))
 
 
 @pytest.mark.parametrize(("count", "size"), [(70, 3), (20, 1)])
-def test_recall_and_coverage_without_each_sample(count, size):
+def test_recall_without_each_sample(count, size):
     """What the jackknife needs is found at once, larger balls and all."""
     seen = []
     for phase in range(4):
         x, y = waves(count, size, 0.3 + phase), waves(90, size, 1.1 + phase) * 1.2
-        five = find_balls(y, 5, CPU, "test")
 
         def recall(part: torch.Tensor, y: torch.Tensor = y) -> float:
-            return prdc.recall(find_balls(part, 3, CPU, "test"), y).value
-
-        def coverage(part: torch.Tensor, five: prdc.Balls = five) -> float:
-            return prdc.coverage(part, five).value
+            return pairs.recall(find_balls(part, 3, CPU, "test"), y).value
 
         expected = without_each(recall, x)
         seen.append(expected)
-        found = prdc.recall(find_balls(x, 3, CPU, "test"), y).influence
+        found = pairs.recall(find_balls(x, 3, CPU, "test"), y).influence
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        covered = prdc.coverage(x, five).influence
-        torch.testing.assert_close(covered, without_each(coverage, x), rtol=1e-9, atol=1e-9)
     assert (torch.stack(seen) > 0).any()
     assert (torch.stack(seen) < 0).any()  # a ball that grows holds more
-
-
-def test_what_a_sample_adds_to_the_inception_score():
-    p = (3 * waves(60, 5, 0.2).double()).softmax(1)
-
-    def weighted(weights: torch.Tensor) -> float:
-        share = weights / weights.sum()
-        return math.exp(float(share @ (p * (p / (share @ p)).log()).sum(1)))
-
-    found = inception_score(p)
-    assert found.value == pytest.approx(weighted(torch.ones(60).double()), rel=1e-12)
-    centred = found.influence - found.influence.mean()
-    assert [slope(weighted, 60, k) for k in (0, 7)] == pytest.approx([float(centred[k]) for k in (0, 7)], rel=1e-6)
-
-
-def test_classes_of_probability_zero_count_nothing():
-    certain = torch.eye(4).repeat(5, 1)
-    assert inception_score(certain).value == pytest.approx(4, rel=1e-12)
 
 
 def test_what_a_sample_adds_to_the_wasserstein_distance():
@@ -181,16 +151,13 @@ def test_errors_say_how_far_a_figure_varies():
     """Standard errors against the spread over 200 sets of samples; the jackknife's are too large, never too small."""
     torch.set_num_threads(1)
     count, y = 250, torch.randn(250, 4, generator=generator(0, "real"))
-    three, five = (find_balls(y, k, CPU, "test") for k in (3, 5))
-    real, within = gaussian(*moments(y)), mean_within(y, CPU)
+    balls = find_balls(y, 3, CPU, "test")
+    real, within = gaussian(*moments(y)), mean_kernel(y, CPU)
     figures = {
         "frechet": lambda x: frechet_estimate(x, real),
-        "kid": lambda x: kernel_estimate(x, y, within, CPU),
-        "precision": lambda x: prdc.precision(x, three),
-        "recall": lambda x: prdc.recall(find_balls(x, 3, CPU, "test"), y),
-        "density": lambda x: prdc.density(x, five),
-        "coverage": lambda x: prdc.coverage(x, five),
-        "score": lambda x: inception_score((2 * x).softmax(1)),
+        "kid": lambda x: kernel_distance(x, y, within, CPU),
+        "precision": lambda x: pairs.precision(x, balls),
+        "recall": lambda x: pairs.recall(find_balls(x, 3, CPU, "test"), y),
         "wasserstein": lambda x: wasserstein_estimate(x[:, 0], y[:, 0]),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in figures}
@@ -199,10 +166,10 @@ def test_errors_say_how_far_a_figure_varies():
         for name, figure in figures.items():
             estimate = figure(x)
             found[name].append((estimate.value, estimate.error))
-    for name, pairs in found.items():
-        values, errors = torch.tensor(pairs, dtype=torch.float64).T
+    for name, drawn in found.items():
+        values, errors = torch.tensor(drawn, dtype=torch.float64).T
         ratio = float(errors.mean() / values.std())
-        most = 2.0 if name in ("recall", "coverage") else 1.2
+        most = 2.0 if name == "recall" else 1.2
         assert 0.85 < ratio < most, (name, ratio)
         inside = float(((values - values.mean()).abs() < 1.96 * errors).double().mean())
         assert inside > 0.89, (name, inside)  # of 200: four standard errors below 95 %
@@ -263,18 +230,17 @@ def test_a_student_that_has_diverged_has_no_figure_and_stops_nothing(name, size,
     assert not math.isfinite(found.error)
 
 
-@pytest.mark.parametrize("features", ["clean", "legacy_pytorch", "legacy_tensorflow"])
-def test_without_weights_each_metric_of_features_says_what_to_put_where(features, tmp_path, monkeypatch):
+def test_without_weights_each_metric_of_features_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
-    network = load_features(features)
-    reference = Reference(Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8)))
+    network, reference = (
+        load_features("legacy_tensorflow"),
+        Reference(Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))),
+    )
     for name in OF_FEATURES:
-        if name == "inception-score" and not network.classifies:
-            continue
         with pytest.raises(MissingAssetError) as caught:
             METRICS.get(name)(network).check(reference)
-        assert f"put it at {tmp_path / network.asset.name}" in str(caught.value)
-        assert network.asset.address in str(caught.value)
+        assert f"put it at {tmp_path / INCEPTION.name}" in str(caught.value)
+        assert INCEPTION.address in str(caught.value)
     for name in ("frechet-pixels", "teacher-mse"):
         METRICS.get(name)(network).check(reference)
 
@@ -297,11 +263,6 @@ def test_large_images_are_too_much_for_pixels():
         )
 
 
-def test_pixels_have_no_inception_score():
-    with pytest.raises(CdistillError, match="no class probabilities"):
-        METRICS.get("inception-score")(Pixels()).check(Reference(load_source("digits")))
-
-
 @pytest.mark.parametrize(("features", "kinds"), [("pixels", 0), ("legacy_tensorflow", 4)])
 def test_metrics_apply_by_the_kind_of_data(features, kinds):
     network = load_features(features)
@@ -315,11 +276,11 @@ def test_metrics_apply_by_the_kind_of_data(features, kinds):
 
 
 def test_titles_name_the_network_and_say_what_is_better():
-    titles = {name: METRICS.get("fid")(load_features(name)).title for name in ("legacy_tensorflow", "clean", "pixels")}
-    assert titles == {"legacy_tensorflow": "FID", "clean": "FID (clean)", "pixels": "Frechet (pixels)"}
-    assert METRICS.get("frechet-pixels")(load_features("clean")).title == "Frechet (pixels)"
+    titles = {name: METRICS.get("fid")(load_features(name)).title for name in ("legacy_tensorflow", "pixels")}
+    assert titles == {"legacy_tensorflow": "FID", "pixels": "Frechet (pixels)"}
+    assert METRICS.get("frechet-pixels")(load_features("legacy_tensorflow")).title == "Frechet (pixels)"
     higher = {name for name in METRICS.names() if METRICS.get(name).better == "higher"}
-    assert higher == {"precision", "recall", "density", "coverage", "inception-score"}
+    assert higher == {"precision", "recall"}
 
 
 def test_too_few_samples_for_neighbours():

@@ -14,8 +14,8 @@ from cdistill.errors import CdistillError, CorruptFileError, MismatchError, Miss
 from cdistill.evaluation import references
 from cdistill.evaluation.features import Pixels
 from cdistill.evaluation.frechet import moments
-from cdistill.evaluation.references import Reference, chosen, measure
-from cdistill.evaluation.samples import SampleSet
+from cdistill.evaluation.metrics import SampleSet
+from cdistill.evaluation.references import Reference, kept_indices, measure
 from cdistill.evaluation.statistics_files import Statistics, find_statistics, read_statistics, write_statistics
 from cdistill.registry import METRICS
 from cdistill.storage import assets
@@ -53,14 +53,14 @@ def test_the_data_are_seen_once(monkeypatch):
     torch.testing.assert_close(mean, expected[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(covariance, expected[1], rtol=1e-10, atol=1e-12)
     kept = reference.features(network)
-    assert torch.equal(kept, Pixels()(DIGITS.samples[chosen(len(DIGITS), 100)]))
+    assert torch.equal(kept, Pixels()(DIGITS.samples[kept_indices(len(DIGITS), 100)]))
     assert network.images == len(DIGITS)
 
 
 def test_which_data_are_kept_depends_on_their_number_alone():
-    assert chosen(5, 10_000).tolist() == [0, 1, 2, 3, 4]
-    assert chosen(1000, 5).tolist() == [75, 143, 172, 722, 742]
-    assert len(chosen(1797, 100).unique()) == 100
+    assert kept_indices(5, 10_000).tolist() == [0, 1, 2, 3, 4]
+    assert kept_indices(1000, 5).tolist() == [75, 143, 172, 722, 742]
+    assert len(kept_indices(1797, 100).unique()) == 100
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -97,7 +97,7 @@ def test_a_file_alone_is_enough_for_what_it_holds(tmp_path):
     write_statistics(tmp_path / "r.npz", Statistics(found.mean, found.covariance, found.features, facts))
     samples, whole = SampleSet(DIGITS.samples[:200]), Reference(DIGITS, keep=300)
     alone = Reference(None, tmp_path / "r.npz")
-    for name in ("fid", "kid", "precision", "recall", "density", "coverage"):
+    for name in ("fid", "kid", "precision", "recall"):
         metric, other = (METRICS.get(name)(Pixels()) for _ in range(2))
         metric.check(alone)
         assert metric(samples, alone).value == pytest.approx(other(samples, whole).value, rel=1e-12)
