@@ -266,7 +266,7 @@ def gan_cost(section: GanSection | None, iterations: int, shape: tuple[int, ...]
     """
     if section is None:
         return GanCost()
-    network = check_discriminator(section.discriminator, shape).hollow(shape, num_classes)
+    network = check_discriminator(section.discriminator, shape).meta(shape, num_classes)
     learning, judging = _judge_cost(network, shape, num_classes, True), _judge_cost(network, shape, num_classes, False)
     share = (iterations // 2 - section.start // 2) / iterations
     return GanCost(

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cdistill.networks.denoiser import adm_embedding
 from cdistill.networks.unet import Block, Style, UNet
@@ -71,24 +72,25 @@ class ADMUNet(UNet):
         self.out_norm = style.norm(last)
         self.out_conv = style.conv(last, channels, 3, style.zero)
 
+    @override
     def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """See :class:`UNet`."""
         emb = self.map_layer1(F.silu(self.map_layer0(self._features(noise))))
         return F.silu(emb if self.map_label is None else emb + self.map_label(self.onehot(labels, emb)))
 
+    @override
     def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """See :class:`UNet`; the labels come in through t alone, as in CTM's code for ImageNet."""
+        """The labels come in through the t-branch alone, as in CTM's code for ImageNet."""
         assert self.map_layer0_s is not None
         assert self.map_layer1_s is not None
         return F.silu(self.map_layer1_s(F.silu(self.map_layer0_s(self._features(noise)))))
 
+    @override
     def output(self, x: Tensor) -> Tensor:
-        """See :class:`UNet`."""
         out: Tensor = self.out_conv(F.silu(self.out_norm(x)))
         return out
 
+    @override
     def last_layer(self) -> nn.Parameter:
-        """See :class:`FreeNetwork`."""
         return self.out_conv.weight  # type: ignore[return-value]
 
     def _features(self, noise: Tensor) -> Tensor:

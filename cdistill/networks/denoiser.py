@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -127,8 +128,8 @@ class EDMDenoiser(Denoiser):
         self.sigma_data = sigma_data
         self.num_classes = num_classes
 
+    @override
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """See :class:`Denoiser`."""
         dtype = self.model.last_layer().dtype
         precise = torch.promote_types(dtype, torch.float32)
         c_skip, c_out, c_in = edm_coefficients(t, self.sigma_data)
@@ -137,8 +138,8 @@ class EDMDenoiser(Denoiser):
         out: Tensor = broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
         return out
 
+    @override
     def student(self, takes_s: bool = True, dropout: float = 0.0) -> "EDMDenoiser":
-        """See :class:`Denoiser`."""
         copy = deepcopy(self)
         copy.model.set_dropout(dropout)
         if takes_s:
@@ -148,16 +149,16 @@ class EDMDenoiser(Denoiser):
             parameter.requires_grad_(False)
         return copy
 
+    @override
     def balance_weight(self) -> nn.Parameter:
-        """See :class:`Denoiser`."""
         return self.model.last_layer()
 
+    @override
     def lowered(self, dtype: torch.dtype) -> "EDMDenoiser":
-        """See :class:`Denoiser`."""
         return freeze(deepcopy(self)).to(dtype)
 
+    @override
     def compile_body(self) -> None:
-        """See :class:`Denoiser`."""
         self.model.compile_body()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+from typing_extensions import override
 
 _WIDTH = 64  # of a head on features
 _NARROW, _WIDE = 32, 128  # of the small discriminator, at its first layer and at most
@@ -38,7 +39,7 @@ class Discriminator(nn.Module, ABC):
         """
 
     @classmethod
-    def hollow(cls, shape: tuple[int, ...], num_classes: int) -> "Discriminator":
+    def meta(cls, shape: tuple[int, ...], num_classes: int) -> "Discriminator":
         """Returns an instance on the meta device that needs no file, for counting what a call costs."""
         with torch.device("meta"):
             return cls(shape, num_classes)
@@ -100,8 +101,9 @@ class ImageDiscriminator(Discriminator):
         self.trunk = nn.Sequential(*layers, _conv(width, width, 3), nn.LeakyReLU(_SLOPE))
         self.head = Projection(width, num_classes)
 
+    @override
     def forward(self, x: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """See :class:`Discriminator`; one head, one logit."""
+        """One head, one logit."""
         return [self.head(self.trunk(x).sum((2, 3), keepdim=True), labels)]
 
 
@@ -139,13 +141,14 @@ class FeatureDiscriminator(Discriminator):
         self.trunks = nn.ModuleList(_trunk(channels, side) for channels, side in pairs)
         self.heads = nn.ModuleList(Projection(_WIDTH, num_classes) for _ in self.trunks)
 
+    @override
     def forward(self, x: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """See :class:`Discriminator`; one head for each map, one logit for each place."""
+        """One head for each map, one logit for each place."""
         maps = self._backbone[0](x)
         return [head(trunk(part), labels) for trunk, head, part in zip(self.trunks, self.heads, maps, strict=True)]
 
+    @override
     def frozen(self) -> list[nn.Parameter]:
-        """See :class:`Discriminator`."""
         return list(self._backbone[0].parameters())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureDiscriminator":

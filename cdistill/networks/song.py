@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cdistill.networks.denoiser import fourier_embedding, positional_embedding
 from cdistill.networks.unet import Block, Style, UNet
@@ -121,23 +122,24 @@ class SongUNet(UNet):
         self.dec[f"{self.last}_norm"] = style.norm(last)
         self.dec[f"{self.last}_conv"] = style.conv(last, channels, 3, style.zero)
 
+    @override
     def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """See :class:`UNet`."""
         return F.silu(self.map_layer1(F.silu(self.map_layer0(self._features(noise, labels)))))
 
+    @override
     def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """See :class:`UNet`; s sees the labels as t does, as in CTM's code for CIFAR-10."""
+        """The s-branch sees the labels as the t-branch does, as in CTM's code for CIFAR-10."""
         assert self.map_layer0_s is not None
         assert self.map_layer1_s is not None
         return F.silu(self.map_layer1_s(F.silu(self.map_layer0_s(self._features(noise, labels)))))
 
+    @override
     def output(self, x: Tensor) -> Tensor:
-        """See :class:`UNet`."""
         out: Tensor = self.dec[f"{self.last}_conv"](F.silu(self.dec[f"{self.last}_norm"](x)))
         return out
 
+    @override
     def last_layer(self) -> nn.Parameter:
-        """See :class:`FreeNetwork`."""
         return self.dec[f"{self.last}_conv"].weight  # type: ignore[return-value]
 
     def _features(self, noise: Tensor, labels: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from typing_extensions import override
 
 from cdistill.networks.denoiser import FreeNetwork
 
@@ -305,8 +306,8 @@ class UNet(FreeNetwork):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != layer.inputs else x, emb, emb_s)
         return x
 
+    @override
     def compile_body(self) -> None:
-        """See :class:`FreeNetwork`."""
         self.body = torch.compile(self.body)  # type: ignore[method-assign]
 
     def add_s_branch(self) -> None:
@@ -315,13 +316,13 @@ class UNet(FreeNetwork):
         for block in self.blocks():
             block.add_s_branch()
 
+    @override
     def set_dropout(self, probability: float) -> None:
-        """See :class:`FreeNetwork`."""
         for block in self.blocks():
             block.dropout = probability
 
+    @override
     def unused(self) -> list[nn.Parameter]:
-        """See :class:`FreeNetwork`."""
         return [] if self.map_augment is None else list(self.map_augment.parameters())
 
     def blocks(self) -> list[Block]:

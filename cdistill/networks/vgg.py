@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.torch_files import read_torch_file
@@ -34,8 +35,8 @@ class VGG16(Backbone):
         for name, values in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
             self.register_buffer(name, torch.tensor(values)[:, None, None])  # ImageNet's, of RGB in [0, 1]
 
+    @override
     def forward(self, x: Tensor) -> list[Tensor]:
-        """See :class:`Backbone`."""
         rgb = ((x + 1) / 2).expand(-1, 3, -1, -1)
         h = F.interpolate((rgb - self.mean) / self.std, size=RESOLUTION, mode="bilinear", align_corners=False)
         maps = []
@@ -64,8 +65,8 @@ class VGG16Discriminator(FeatureDiscriminator):
         super().__init__(VGG16(load_layers(assets.VGG16.find())), num_classes)
 
     @classmethod
-    def hollow(cls, shape: tuple[int, ...], num_classes: int) -> FeatureDiscriminator:
-        """See `Discriminator`."""
+    @override
+    def meta(cls, shape: tuple[int, ...], num_classes: int) -> FeatureDiscriminator:
         with torch.device("meta"):
             return FeatureDiscriminator(VGG16(_empty_layers()), num_classes)
 

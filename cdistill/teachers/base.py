@@ -1,4 +1,4 @@
-"""What a teacher is, and teachers in files."""
+"""What a teacher is, teachers in files, and `load_teacher` for a name or a file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.registry import TEACHERS
-from cdistill.teachers.official import LICENCE, OFFICIAL, WEIGHT_SUFFIXES, find_weights
+from cdistill.teachers.official import WEIGHT_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cdistill.networks.denoiser import Denoiser
+
+    # Architecture, sigma_data, weights, name of the data ("" if unknown) and licence, as a file states them.
+    _Contents = tuple[Mapping[str, Any], float, dict[str, Tensor], str, str]
 
 UNKNOWN = "unknown"  # a licence that nothing states
 
@@ -52,25 +55,6 @@ class Teacher:
         return tensor_digest(self.denoiser.state_dict())
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What a file of weights says.
-
-    Attributes:
-        architecture: Description of the network, see `cdistill.networks.architecture`.
-        sigma_data: Standard deviation of the data that it was scaled for.
-        tensors: Its weights.
-        data: Name of the data source that it was trained on, "" if unknown.
-        licence: What the file says of its licence, else `UNKNOWN`.
-    """
-
-    architecture: Mapping[str, Any]
-    sigma_data: float
-    tensors: dict[str, Tensor]
-    data: str
-    licence: str = UNKNOWN
-
-
 def load_teacher(name: str, weights: Path | None = None) -> Teacher:
     """Loads a teacher by its name in the registry or from a file.
 
@@ -88,39 +72,12 @@ def load_teacher(name: str, weights: Path | None = None) -> Teacher:
     if Path(name).suffix in WEIGHT_SUFFIXES:
         if weights is not None:
             raise RecipeError(f"weights: goes with the name of a teacher; {name} is a file already")
-        return _build(name, read_weights(Path(name)), Path(name))
+        return read_teacher(Path(name), name)[0]
     loader = TEACHERS.get(name)
-    if weights is None:
-        found: Teacher = loader()
-        return found
-    if "weights" not in inspect.signature(loader).parameters:
-        raise RecipeError(f"weights: teacher {name!r} brings its own")
-    with_weights: Teacher = loader(weights=weights)
-    return with_weights
-
-
-def load_official(name: str, weights: Path | None = None) -> Teacher:
-    """Loads one of EDM's published teachers from the asset folder or from `weights`.
-
-    Raises:
-        MissingAssetError: The file is not there; the message says which, and where to put it.
-        CorruptFileError: It is damaged or unsafe.
-        MismatchError: It holds another network.
-    """
-    from cdistill.teachers.foreign import disagreements
-
-    official = OFFICIAL[name]
-    path = find_weights(name, weights)
-    assert path is not None
-    found = read_weights(path)
-    teacher = _build(name, found, path)
-    if wrong := disagreements(official.architecture, found.architecture):
-        raise MismatchError(f"{path}: holds another network than {name!r} ({'; '.join(wrong)})")
-    if found.data not in ("", official.data):
-        raise MismatchError(f"{path}: was trained on {found.data}; {name!r} was trained on {official.data}")
-    # A plain state dict names no licence but may be NVIDIA's; under NVIDIA's name it is taken to be so.
-    licence = LICENCE if LICENCE in found.licence else found.licence
-    return Teacher(name, teacher.denoiser, official.data, licence)
+    if weights is not None and "weights" not in inspect.signature(loader).parameters:
+        raise RecipeError(f"weights: got {weights}; teacher {name!r} brings its own; leave them out")
+    teacher: Teacher = loader() if weights is None else loader(weights=weights)
+    return teacher
 
 
 def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], header: dict[str, Any]) -> None:
@@ -136,27 +93,31 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
     save_tensors(path, teacher.denoiser.state_dict(), "teacher", {**header, **facts})
 
 
-def read_teacher(path: Path, name: str) -> Teacher:
-    """Reads a teacher file; see `load_teacher` for the kinds and the errors."""
-    return _build(name, read_weights(path), path)
+def read_teacher(path: Path, name: str) -> tuple[Teacher, Mapping[str, Any]]:
+    """Reads a file of weights by its suffix, ours or someone else's, as the teacher called `name`.
 
-
-def read_weights(path: Path) -> Weights:
-    """Reads a file of weights by its suffix: ours, or someone else's.
+    Returns:
+        The teacher, with the data and the licence that the file states, and the description of its network, see
+        `cdistill.networks.architecture`.
 
     Raises:
         MissingAssetError: There is no such file.
         CorruptFileError: It is damaged, unsafe, or of another kind.
         MismatchError: It holds a student.
     """
-    if path.suffix != ".safetensors":
-        from cdistill.teachers.foreign import official_data, read_foreign
+    from cdistill.networks.architecture import load_denoiser
+    from cdistill.networks.denoiser import freeze
 
-        foreign = read_foreign(path)
-        if foreign.preconditioning is not None:
-            raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
-        data = official_data(foreign.architecture, path.name)
-        return Weights(foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence)
+    read = _read_ours if path.suffix == ".safetensors" else _read_foreign
+    architecture, sigma_data, tensors, data, licence = read(path)
+    try:
+        denoiser = load_denoiser(architecture, sigma_data, tensors)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
+    return Teacher(name, freeze(denoiser), data, licence), architecture
+
+
+def _read_ours(path: Path) -> _Contents:
     from cdistill.storage.checkpoints import load_tensors
 
     tensors, header = load_tensors(path, "teacher")
@@ -165,17 +126,16 @@ def read_weights(path: Path) -> Weights:
             raise CorruptFileError(f"{path}: made by an older cdistill; train it again, or convert it again")
         licence = header.get("licence")
         stated = licence if isinstance(licence, str) and licence else UNKNOWN
-        return Weights(header["architecture"], header["sigma_data"], tensors, str(header["data"]), stated)
+        return header["architecture"], header["sigma_data"], tensors, str(header["data"]), stated
     except (KeyError, TypeError) as error:
         raise CorruptFileError(f"{path}: its header is not that of a teacher ({error}); make it again") from error
 
 
-def _build(name: str, weights: Weights, path: Path) -> Teacher:
-    from cdistill.networks.architecture import load_denoiser
-    from cdistill.networks.denoiser import freeze
+def _read_foreign(path: Path) -> _Contents:
+    from cdistill.teachers.foreign import official_data, read_foreign
 
-    try:
-        denoiser = load_denoiser(weights.architecture, weights.sigma_data, weights.tensors)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
-    return Teacher(name, freeze(denoiser), weights.data, weights.licence)
+    foreign = read_foreign(path)
+    if foreign.preconditioning is not None:
+        raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
+    data = official_data(foreign.architecture, path.name)
+    return foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence

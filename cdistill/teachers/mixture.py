@@ -1,12 +1,19 @@
-"""Exact denoisers of Gaussian mixtures in any dimension, by Bayes' rule; and the paper's 1-D mixture (Section 5.3)."""
+"""Exact denoisers of Gaussian mixtures in any dimension, by Bayes' rule, as teachers.
+
+``mixture-1d`` is the paper's (Section 5.3). The others are in 16 dimensions, and their l_t falls over a narrow or a
+wide range of noise: four equally likely components with means of +-0.5, every eigenvalue of the narrow one's
+covariances the same, the broad one's spread over five decades. The conditional ones (``-cond``) have a class for each
+component, so that the samples of a class are a Gaussian's.
+"""
 
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from math import sqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cdistill.data.source import Source
 from cdistill.networks.denoiser import Denoiser, broadcast, edm_coefficients, freeze, positional_embedding
@@ -15,6 +22,7 @@ from cdistill.schedule import SIGMA_DATA
 from cdistill.teachers.base import Teacher
 
 DRAWS = 65536
+DIM, COMPONENTS = 16, 4  # of the mixtures with a spectrum
 LICENCE = "none needed: an exact formula, without trained weights or data"
 
 
@@ -60,8 +68,9 @@ class MixtureDenoiser(Denoiser):
         self.sigma_data = sigma_data
         self.num_classes = 0 if classes is None else int(classes.max()) + 1
 
+    @override
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """See :class:`Denoiser`; computed in float64."""
+        """Computed in float64."""
         noise = t.double().square()[:, None, None]
         rotated = torch.einsum("bki,kij->bkj", x.double()[:, None] - self.means, self.eigenvectors)
         variance = self.eigenvalues + noise
@@ -70,8 +79,9 @@ class MixtureDenoiser(Denoiser):
         shrunk = torch.einsum("bkj,kij->bki", self.eigenvalues / variance * rotated, self.eigenvectors)
         return torch.einsum("bk,bki->bi", posterior, self.means + shrunk).to(x.dtype)
 
+    @override
     def student(self, takes_s: bool = True, dropout: float = 0.0) -> "MixtureStudent":
-        """See :class:`Denoiser`; the student always has an input for s, and no dropout."""
+        """The student always has an input for s, and no dropout."""
         return MixtureStudent(deepcopy(self))
 
     def draw(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -116,8 +126,8 @@ class MixtureStudent(Denoiser):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
+    @override
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """See :class:`Denoiser`."""
         s = t if s is None else s
         dtype = self.last.weight.dtype
         _, c_out, c_in = edm_coefficients(t, self.sigma_data)
@@ -131,8 +141,8 @@ class MixtureStudent(Denoiser):
         """Returns a copy of this student."""
         return deepcopy(self)
 
+    @override
     def balance_weight(self) -> nn.Parameter:
-        """See :class:`Denoiser`."""
         return self.last.weight  # type: ignore[return-value]
 
     def _onehot(self, x: Tensor, labels: Tensor | None) -> Tensor:
@@ -151,9 +161,7 @@ def mixture_1d() -> MixtureDenoiser:
     weights = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
     means = torch.tensor([[-2.0], [1.0]], dtype=torch.float64)
     covariances = torch.tensor([[[1.0]], [[0.25]]], dtype=torch.float64)
-    denoiser = MixtureDenoiser(weights, means, covariances)
-    freeze(denoiser)
-    return denoiser
+    return freeze(MixtureDenoiser(weights, means, covariances))
 
 
 def load_mixture_1d() -> Teacher:
@@ -165,3 +173,56 @@ def draw_mixture_1d(split: str = "train") -> Source:
     """65,536 draws of the paper's 1-D mixture; "heldout" are others."""
     draw = generator(0, f"mixture-1d {split}")
     return Source("mixture-1d", mixture_1d().draw(DRAWS, draw)[0])
+
+
+def spectral_means() -> Tensor:
+    """Returns m_k = 0.5 h_k (4, 16), where h_kj = (-1)^(bit k of j): rows 1, 2, 4 and 8 of the Hadamard matrix."""
+    bits = torch.arange(DIM) >> torch.arange(COMPONENTS)[:, None] & 1
+    return 0.5 - bits.double()
+
+
+def narrow_spectrum() -> Tensor:
+    """Returns the eigenvalues (4, 16) of the narrow mixture's covariances, all 0.04."""
+    return torch.full((COMPONENTS, DIM), 0.04, dtype=torch.float64)
+
+
+def broad_spectrum() -> Tensor:
+    """Returns those of the broad mixture's: log-uniform from 4e-6 to 0.4, rolled by 4k for component k."""
+    values = 4e-6 * 10 ** torch.linspace(0, 5, DIM, dtype=torch.float64)
+    return torch.stack([values.roll(4 * k) for k in range(COMPONENTS)])
+
+
+_SPECTRA = {"narrow": narrow_spectrum, "broad": broad_spectrum}
+
+
+@cache
+def spectral_mixture(name: str) -> MixtureDenoiser:
+    """Returns the exact denoiser of "mixture-narrow", "mixture-broad" or, conditional, either with "-cond"."""
+    _, width, *conditional = name.split("-")
+    classes = torch.arange(COMPONENTS) if conditional else None
+    weights = torch.full((COMPONENTS,), 1 / COMPONENTS, dtype=torch.float64)
+    return freeze(MixtureDenoiser(weights, spectral_means(), _SPECTRA[width]().diag_embed(), classes=classes))
+
+
+def load_spectral(name: str) -> Teacher:
+    """Loads one of these mixtures as a teacher; see `spectral_mixture` for the names."""
+    return Teacher(name, spectral_mixture(name), name, LICENCE)
+
+
+def draw_spectral(name: str, split: str = "train") -> Source:
+    """65,536 draws of one of these mixtures, with their classes if it is conditional; "heldout" are others."""
+    denoiser = spectral_mixture(name)
+    samples, labels = denoiser.draw(DRAWS, generator(0, f"{name} {split}"))
+    return Source(name, samples, labels, denoiser.num_classes)
+
+
+load_broad, draw_broad = partial(load_spectral, "mixture-broad"), partial(draw_spectral, "mixture-broad")
+load_broad_cond, draw_broad_cond = (
+    partial(load_spectral, "mixture-broad-cond"),
+    partial(draw_spectral, "mixture-broad-cond"),
+)
+load_narrow, draw_narrow = partial(load_spectral, "mixture-narrow"), partial(draw_spectral, "mixture-narrow")
+load_narrow_cond, draw_narrow_cond = (
+    partial(load_spectral, "mixture-narrow-cond"),
+    partial(draw_spectral, "mixture-narrow-cond"),
+)

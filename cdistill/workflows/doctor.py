@@ -16,7 +16,7 @@ def print_doctor() -> None:
     import torch
 
     from cdistill.storage.assets import ASSETS, EDM_STATISTICS
-    from cdistill.teachers.embedded import ASSETS as teachers
+    from cdistill.teachers.named import ASSETS as teachers
     from cdistill.teachers.official import OFFICIAL
 
     rows = [["cdistill", __version__], ["python", platform.python_version()]]

@@ -10,8 +10,14 @@ from cdistill.estimation import Budget, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.runtime.randomness import generator
 from cdistill.teachers import load_teacher
-from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
-from cdistill.teachers.spectra import broad_spectrum, means, narrow_spectrum, spectral_mixture
+from cdistill.teachers.mixture import (
+    MixtureDenoiser,
+    broad_spectrum,
+    mixture_1d,
+    narrow_spectrum,
+    spectral_means,
+    spectral_mixture,
+)
 from tests.conftest import fast_distill
 
 COMPONENTS = ((1 / 3, -2.0, 1.0), (2 / 3, 1.0, 0.25))  # weight, mean, variance
@@ -79,9 +85,9 @@ def points(dim: int, count: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch
 
 
 def test_the_parameters_of_the_mixtures_in_sixteen_dimensions():
-    torch.testing.assert_close(means() @ means().T, 4 * torch.eye(4).double(), rtol=0, atol=0)
-    assert means().abs().eq(0.5).all()
-    assert means().sum(1).tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(spectral_means() @ spectral_means().T, 4 * torch.eye(4).double(), rtol=0, atol=0)
+    assert spectral_means().abs().eq(0.5).all()
+    assert spectral_means().sum(1).tolist() == [0, 0, 0, 0]
     assert narrow_spectrum().unique().tolist() == [0.04]
     first, *others = broad_spectrum()
     assert (float(first[0]), float(first[-1])) == (pytest.approx(4e-6, rel=1e-14), pytest.approx(0.4, rel=1e-14))
@@ -93,7 +99,7 @@ def test_the_parameters_of_the_mixtures_in_sixteen_dimensions():
 def test_given_a_class_the_denoiser_is_a_gaussians(width, spectrum):
     """D(x, t | k) = m_k + e_k / (e_k + t^2) (x - m_k)."""
     x, t, labels = points(16)
-    e, m = spectrum[labels], means()[labels]
+    e, m = spectrum[labels], spectral_means()[labels]
     found = spectral_mixture(f"mixture-{width}-cond")(x, t, None, labels)
     torch.testing.assert_close(found, m + e / (e + t[:, None] ** 2) * (x - m), rtol=1e-12, atol=1e-13)
 
@@ -139,7 +145,7 @@ def test_draws_carry_their_class(width):
     for k, variance in enumerate(spectral_mixture(f"mixture-{width}").covariances.diagonal(dim1=1, dim2=2)):
         rows = source.samples[source.labels == k]
         assert len(rows) == pytest.approx(16384, abs=5 * 111)  # standard deviation of a count: 111
-        z = (rows - means()[k]) / variance.sqrt()
+        z = (rows - spectral_means()[k]) / variance.sqrt()
         assert float(z.mean(0).abs().max()) < 5 / len(rows) ** 0.5
         assert float((torch.cov(z.T) - torch.eye(16)).abs().max()) < 0.06
     unconditional = load_source(f"mixture-{width}")

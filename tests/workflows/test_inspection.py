@@ -19,7 +19,7 @@ from cdistill.storage import integrity as sealed
 from cdistill.storage.checkpoints import SCHEMA, save_checkpoint, save_tensors, tensor_digest
 from cdistill.storage.integrity import canonical, layout_digest, numbers, read_layout
 from cdistill.teachers import load_teacher
-from cdistill.teachers.embedded import ASSETS
+from cdistill.teachers.named import ASSETS
 from cdistill.workflows.inspection import describe_file
 from tests.conftest import PACKAGE, environment, fast_distill
 
