@@ -216,13 +216,11 @@ def draw_spectral(name: str, split: str = "train") -> Source:
     return Source(name, samples, labels, denoiser.num_classes)
 
 
-load_broad, draw_broad = partial(load_spectral, "mixture-broad"), partial(draw_spectral, "mixture-broad")
-load_broad_cond, draw_broad_cond = (
-    partial(load_spectral, "mixture-broad-cond"),
-    partial(draw_spectral, "mixture-broad-cond"),
-)
-load_narrow, draw_narrow = partial(load_spectral, "mixture-narrow"), partial(draw_spectral, "mixture-narrow")
-load_narrow_cond, draw_narrow_cond = (
-    partial(load_spectral, "mixture-narrow-cond"),
-    partial(draw_spectral, "mixture-narrow-cond"),
-)
+load_broad = partial(load_spectral, "mixture-broad")
+load_broad_cond = partial(load_spectral, "mixture-broad-cond")
+load_narrow = partial(load_spectral, "mixture-narrow")
+load_narrow_cond = partial(load_spectral, "mixture-narrow-cond")
+draw_broad = partial(draw_spectral, "mixture-broad")
+draw_broad_cond = partial(draw_spectral, "mixture-broad-cond")
+draw_narrow = partial(draw_spectral, "mixture-narrow")
+draw_narrow_cond = partial(draw_spectral, "mixture-narrow-cond")
