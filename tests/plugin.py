@@ -8,6 +8,6 @@ from cdistill.preconditionings import Preconditioning
 class Halved(Preconditioning):
     """f = (s/t)^2, g = 1 - (s/t)^2."""
 
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         f = (s / t) ** 2
         return f, 1 - f

@@ -23,7 +23,7 @@ def estimate_coeffs(
         int,
         typer.Option(help="Noise levels; with fewer than 24 the grid adds an error that the error bars do not show."),
     ] = 120,
-    samples: Annotated[int, typer.Option(help="Samples at each noise level, even; the paper has 4096.")] = 1024,
+    samples: Annotated[int, typer.Option(help="Samples at each noise level, even; the paper has 4096.")] = 4096,
     target_error: Annotated[
         float | None,
         typer.Option(help="Stop a noise level when the standard errors of l and s are this small; --samples at most."),
@@ -32,7 +32,6 @@ def estimate_coeffs(
         str,
         typer.Option(help="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher."),
     ] = "auto",
-    smoothing: Annotated[str, typer.Option(help="Of l and s over log t: none or spline.")] = "none",
     precision: Annotated[
         str, typer.Option(help="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32.")
     ] = "auto",
@@ -55,7 +54,7 @@ def estimate_coeffs(
 
     values = {
         "grid": grid, "timesteps": timesteps, "samples": samples, "target_error": target_error, "seed": seed,
-        "estimator": estimator, "smoothing": smoothing, "precision": precision,
+        "estimator": estimator, "precision": precision,
     }  # fmt: skip
     section = check_section(values, EstimationSection, "estimate-coeffs")
     if compare and (estimator, target_error, precision == "fp16") != ("auto", None, False):

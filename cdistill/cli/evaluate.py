@@ -147,7 +147,7 @@ def compare(
     trajectories: Annotated[int, typer.Option(min=2, max=MOST)] = 256,
     substeps: Annotated[int, typer.Option(min=1, max=1000, help="Heun's steps from one level to the next.")] = 4,
     timesteps: Annotated[int, typer.Option(help="Noise levels of the coefficient estimation.")] = 120,
-    samples: Annotated[int, typer.Option(help="Samples of the coefficient estimation.")] = 1024,
+    samples: Annotated[int, typer.Option(help="Samples of the coefficient estimation.")] = 4096,
     seed: Annotated[int, typer.Option(min=0, max=MOST)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; compare-TEACHER by default.")] = None,
     processes: ProcessesOption = 1,

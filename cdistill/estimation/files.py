@@ -1,6 +1,6 @@
 """Estimates in coefficient files, with the sums behind them; the format: `cdistill.preconditionings.coefficients`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cdistill.preconditionings.coefficients import load_coefficients, save_coeff
 from cdistill.registry import ESTIMATORS
 
 _BEHIND = ("sums", "sizes", "stops", "samples")
-_FACTS = ("estimator", "dim", "sigma_data", "smoothing")
+_FACTS = ("estimator", "dim", "sigma_data")
 _FEWEST_GROUPS = 2  # that have an error
 
 
@@ -63,8 +63,10 @@ def read_found(path: Path) -> Found:
     try:
         estimator = ESTIMATORS.get(str(header["estimator"]))()
         _check_statistics(statistics, len(estimator.scalars))
-        solved = solve(estimator, statistics, float(header["sigma_data"]), header["smoothing"])
-        if not (_agree(solved.table.l, found.l) and _agree(solved.table.s, found.s)):
+        solved = solve(estimator, statistics, float(header["sigma_data"]))
+        if header.get("smoothing", "none") != "none":  # by version 0.1: l and s are not those of the sums
+            solved = replace(solved, table=found)
+        elif not (_agree(solved.table.l, found.l) and _agree(solved.table.s, found.s)):
             raise ValueError("they do not give its l and s")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CorruptFileError(

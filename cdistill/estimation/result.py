@@ -1,6 +1,5 @@
 """What an estimation ends in: l and s, and the standard errors of everything that follows from them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +10,7 @@ from cdistill.estimation.base import Estimator, Statistics
 from cdistill.estimation.jackknife import replicates, standard_error
 from cdistill.preconditionings import make_preconditioning
 from cdistill.preconditionings.coefficients import Coefficients
-from cdistill.schedule import EPS, SIGMA_DATA, lam_of
+from cdistill.schedule import EPS, SIGMA_DATA
 
 _PAIRED_LEVELS = 16
 
@@ -63,54 +62,16 @@ class Estimate:
         return levels[first], levels[second]
 
 
-def solve(estimator: Estimator, statistics: Statistics, sigma_data: float, smoothing: str = "none") -> Estimate:
+def solve(estimator: Estimator, statistics: Statistics, sigma_data: float) -> Estimate:
     """Computes l and s of all samples and without each group in turn.
 
     Args:
         estimator: Which collected the statistics.
         statistics: Its sums.
         sigma_data: Standard deviation of the data.
-        smoothing: A name in `SMOOTHINGS`.
     """
     t = statistics.t
     l, s = estimator.solve(t, statistics.means(), statistics.stops, statistics.dim)  # noqa: E741
     l_parts, s_parts = replicates(estimator, statistics)
-    smooth = SMOOTHINGS[smoothing]
-    errors = standard_error(l_parts), standard_error(s_parts)
-    tables = [Coefficients(t, *smooth(t, *pair, *errors)) for pair in [(l, s), *zip(l_parts, s_parts, strict=True)]]
+    tables = [Coefficients(t, *pair) for pair in [(l, s), *zip(l_parts, s_parts, strict=True)]]
     return Estimate(tables[0], tuple(tables[1:]), sigma_data)
-
-
-Smoothing = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Maps t, l, s and the standard errors of l and s, each (n,), to l and s."""
-
-
-def no_smoothing(t: Tensor, l: Tensor, s: Tensor, l_error: Tensor, s_error: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
-    """Returns l and s as they are."""
-    return l, s
-
-
-def spline_smoothing(t: Tensor, l: Tensor, s: Tensor, l_error: Tensor, s_error: Tensor) -> tuple[Tensor, Tensor]:  # noqa: E741
-    """Smooths logit(l) and s over lam by cubic splines, as stiff as generalised cross-validation finds right.
-
-    Each level weighs 1/error^2. Measured on the 1-D mixture it does not help (`tests/test_estimation.py`): the samples
-    are common to all levels, so that their noise is smooth already, and cross-validation, which takes the noise of
-    neighbours to be independent, leaves the values nearly where they are.
-    """
-    inside = l.clamp(1e-7, 1 - 1e-7)
-    slope = inside * (1 - inside)
-    smoothed = _spline(t, torch.logit(inside), l_error / slope)
-    return torch.sigmoid(smoothed), _spline(t, s, s_error)
-
-
-def _spline(t: Tensor, values: Tensor, errors: Tensor) -> Tensor:
-    from scipy.interpolate import make_smoothing_spline
-
-    nodes = lam_of(t).numpy()
-    # Weights that differ by more than a hundred make cross-validation stiffen the spline by 5 to 10 errors.
-    weights = errors.clamp(min=max(float(errors.max()) / 10, 1e-12)).pow(-2)
-    fitted = make_smoothing_spline(nodes, values.numpy(), (weights / weights.mean()).numpy())
-    return torch.from_numpy(fitted(nodes))
-
-
-SMOOTHINGS: dict[str, Smoothing] = {"none": no_smoothing, "spline": spline_smoothing}

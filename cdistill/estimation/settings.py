@@ -1,13 +1,11 @@
 """Section of a recipe about the estimation of l and s."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from cdistill.registry import ESTIMATORS
 from cdistill.settings import Positive, Section, known
-
-SMOOTHED = 5  # points that a smoothing spline needs
 
 
 def _known_estimator(name: str) -> str:
@@ -16,23 +14,40 @@ def _known_estimator(name: str) -> str:
 
 
 class EstimationSection(Section):
-    """How l and s are estimated (Zheng et al. 2025, Appendix B.1); "auto" is what suits the teacher or the device.
+    """How l and s are estimated (Zheng et al. 2025, Appendix B.1); "auto" is what suits the teacher or the device."""
 
-    With `target_error`, a noise level stops as soon as the standard errors of l and s are that small, and `samples` is
-    the most that it may take.
-    """
+    estimator: Annotated[
+        str,
+        AfterValidator(_known_estimator),
+        Field(description="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher."),
+    ] = "auto"
+    grid: Annotated[
+        Literal["log-uniform", "rho"], Field(description="Spacing of the noise levels: log-uniform or rho (EDM's).")
+    ] = "log-uniform"
+    timesteps: Annotated[
+        int,
+        Field(ge=3, description="Noise levels; fewer than 24 add an error that the error bars do not show."),
+    ] = 120
+    samples: Annotated[
+        int,
+        Field(ge=4, multiple_of=2, description="Samples at each noise level, even; with a target error, at most."),
+    ] = 4096
+    seed: Annotated[int, Field(ge=0, description="Seed of the order of the data, the noise and the probes.")] = 0
+    target_error: Annotated[
+        Positive | None,
+        Field(description="Stop a noise level once the standard errors of l and s are this small; never by default."),
+    ] = None
+    precision: Annotated[
+        Literal["auto", "fp32", "fp16"],
+        Field(description="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32."),
+    ] = "auto"
 
-    estimator: Annotated[str, AfterValidator(_known_estimator)] = "auto"
-    grid: Literal["log-uniform", "rho"] = "log-uniform"
-    timesteps: Annotated[int, Field(ge=3)] = 120
-    samples: Annotated[int, Field(ge=4, multiple_of=2)] = 4096
-    seed: Annotated[int, Field(ge=0)] = 0
-    target_error: Positive | None = None
-    smoothing: Literal["none", "spline"] = "none"
-    precision: Literal["auto", "fp32", "fp16"] = "auto"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "EstimationSection":
-        if self.smoothing != "none" and self.timesteps < SMOOTHED:
-            raise ValueError(f"smoothing: needs {SMOOTHED} timesteps or more, got {self.timesteps}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_0_1(cls, values: Any) -> Any:
+        """Drops what recipes of version 0.1 wrote for no smoothing."""
+        if isinstance(values, dict) and "smoothing" in values:
+            if values["smoothing"] != "none":
+                raise ValueError("smoothing: went with version 0.2, since it gained nothing; leave it out")
+            values = {key: value for key, value in values.items() if key != "smoothing"}
+        return values

@@ -19,21 +19,15 @@ table's segments of Gauss-Legendre quadratures. All terms are positive, so that 
 (80, 0.002) down to neighbouring points, and exactly 0 at t = s.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from torch import Tensor
+from typing_extensions import override
 
 from cdistill.errors import CdistillError, RecipeError
 from cdistill.preconditionings.base import Preconditioning
+from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import EPS, SIGMA_DATA, lam_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cdistill.preconditionings.coefficients import Coefficients
 
 _NODES, _WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(6))
 _CHUNK = 4096  # pairs computed at once: bounds the memory at 4096 x segments x 6 numbers
@@ -82,8 +76,8 @@ class Analytic(Preconditioning):
         self.l = PiecewiseLinear(lam, table.l.clamp(0, 1))
         self.s_coef = PiecewiseLinear(lam, table.s)
 
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Preconditioning`."""
+    @override
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         lam_t, lam_s = self._within(t), self._within(s)
         flat = zip(lam_t.reshape(-1).split(_CHUNK), lam_s.reshape(-1).split(_CHUNK), strict=True)
         parts = [self._pair(first, second) for first, second in flat]

@@ -4,29 +4,22 @@ A third party writes a subclass, names it in the entry-point group ``cdistill.pr
 every command::
 
     class Mine(Preconditioning):
-        def coefficients(self, t, s):
+        def f_and_g(self, t, s):
             return s / t, 1 - s / t
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from cdistill.errors import CdistillError, RecipeError
 from cdistill.networks.denoiser import edm_coefficients
-from cdistill.registry import PRECONDITIONINGS
+from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import EPS, SIGMA_DATA
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from cdistill.preconditionings.coefficients import Coefficients
 
 
 class Preconditioning(ABC):
@@ -40,15 +33,21 @@ class Preconditioning(ABC):
     Attributes:
         multiplies: What g multiplies, "denoiser" (D) or "network" (the free network F).
         needs_coefficients: Whether `table` must be given.
-        to_eps_only: Whether s must be eps: of the form itself, or of one instance whose student is trained so, as a
+        to_eps_only: Whether s must be eps: for the whole class, or for an instance whose student is trained so, as a
             consistency model is.
-        provenance: Header of the coefficient file, {} for one that was not made from a file.
+        provenance: Header of the coefficient file, {} without one.
     """
 
     multiplies: ClassVar[Literal["denoiser", "network"]] = "denoiser"
     needs_coefficients: ClassVar[bool] = False
     to_eps_only: bool = False
     provenance: Mapping[str, Any] = MappingProxyType({})
+
+    def __init_subclass__(cls) -> None:
+        if "coefficients" in vars(cls) and "f_and_g" not in vars(cls):
+            raise CdistillError(
+                f"{cls.__qualname__}: defines coefficients(t, s); since version 0.2 it is f_and_g(t, s)"
+            )
 
     def __init__(self, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None) -> None:
         if self.needs_coefficients and table is None:
@@ -57,7 +56,7 @@ class Preconditioning(ABC):
         self.eps = eps
 
     @abstractmethod
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Computes f and g as the paper prints them, with respect to what `multiplies` says.
 
         Args:
@@ -69,9 +68,9 @@ class Preconditioning(ABC):
         """
 
     def __call__(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes f and g with respect to the denoiser D, whatever the form multiplies.
+        """Computes f and g with respect to the denoiser D, whatever `multiplies` says.
 
-        A form in F is the same function as one in D: with D = c_skip x + c_out F, f_D = f - g c_skip/c_out and
+        What is printed for F is the same function of D: with D = c_skip x + c_out F, f_D = f - g c_skip/c_out and
         g_D = g/c_out.
 
         Args:
@@ -82,14 +81,14 @@ class Preconditioning(ABC):
             f and g, float64, like `t`.
 
         Raises:
-            CdistillError: A pair is not 0 < s <= t, or the form has no jump to s, or f and g are not finite or break
+            CdistillError: A pair is not 0 < s <= t, or there is no jump to s, or f and g are not finite or violate
                 the boundary condition; the message names the pair.
         """
         t, s = torch.broadcast_tensors(t.double(), s.double())
         self._check(t, s, (s <= 0) | (s > t), "needs 0 < s <= t")
         if self.to_eps_only:
             self._check(t, s, (s != self.eps) & (s != t), f"jumps to eps = {self.eps} only")
-        f, g = self.coefficients(t, s)
+        f, g = self.f_and_g(t, s)
         if f.shape != t.shape or g.shape != t.shape:
             raise CdistillError(f"{type(self).__name__}: f, g have shapes {f.shape}, {g.shape}; needs {t.shape}")
         f, g = f.double(), g.double()
@@ -104,18 +103,3 @@ class Preconditioning(ABC):
         if bool(wrong.any()):
             pair = f"t = {float(t[wrong].flatten()[0]):.6g}, s = {float(s[wrong].flatten()[0]):.6g}"
             raise CdistillError(f"{type(self).__name__}: got {pair}; {message}")
-
-
-def make_preconditioning(
-    name: str, sigma_data: float = SIGMA_DATA, eps: float = EPS, table: Coefficients | None = None
-) -> Preconditioning:
-    """Builds the registered preconditioning `name`.
-
-    Raises:
-        UnknownNameError: No such name.
-        RecipeError: It needs coefficients and got none.
-    """
-    kind = PRECONDITIONINGS.get(name)
-    if not (isinstance(kind, type) and issubclass(kind, Preconditioning)):
-        raise CdistillError(f"preconditioning {name!r}: {kind!r} is no subclass of cdistill's Preconditioning")
-    return kind(sigma_data=sigma_data, eps=eps, table=table)

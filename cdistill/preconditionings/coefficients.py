@@ -79,7 +79,7 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
     return table, tensors, header
 
 
-def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, otherwise: str = "") -> None:
+def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, remedy: str = "") -> None:
     """Refuses coefficients that were made for another teacher.
 
     Args:
@@ -87,7 +87,7 @@ def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, ot
         header: Its header.
         name: The teacher in use.
         digest: Its digest.
-        otherwise: What else can be done, for the message.
+        remedy: What else can be done, for the message.
 
     Raises:
         MismatchError: The digests differ.
@@ -95,5 +95,5 @@ def check_teacher(path: Path, header: dict[str, Any], name: str, digest: str, ot
     if header.get("teacher_sha256") != digest:
         raise MismatchError(
             f"{path}: made for teacher {header.get('teacher')!r} ({str(header.get('teacher_sha256'))[:12]}), not for "
-            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher{otherwise}"
+            f"{name!r} ({digest[:12]}); estimate coefficients for this teacher{remedy}"
         )

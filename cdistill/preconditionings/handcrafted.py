@@ -1,6 +1,7 @@
 """The preconditionings that were chosen by hand: CM, BCM and CTM."""
 
 from torch import Tensor
+from typing_extensions import override
 
 from cdistill.preconditionings.base import Preconditioning
 
@@ -8,14 +9,14 @@ from cdistill.preconditionings.base import Preconditioning
 class CM(Preconditioning):
     """f = sd^2/(sd^2+(t-s)^2), g = sd (t-s)/sqrt(sd^2+t^2) on F, s = eps (Song et al. 2023; Zheng et al. 2025, Eq. 4).
 
-    In terms of D it tends to CTM's form for t >> eps; at t -> eps it is off by a factor c_skip(eps) = 1 - 1.6e-5.
+    In terms of D it tends to CTM's for t >> eps; at t -> eps it is off by a factor c_skip(eps) = 1 - 1.6e-5.
     """
 
     multiplies = "network"
     to_eps_only = True
 
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Preconditioning`."""
+    @override
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         variance = self.sigma_data**2
         return variance / (variance + (t - s) ** 2), self.sigma_data * (t - s) / (variance + t**2).sqrt()
 
@@ -29,8 +30,8 @@ class BCM(Preconditioning):
 
     multiplies = "network"
 
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Preconditioning`."""
+    @override
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         variance = self.sigma_data**2
         return (variance + t * s) / (variance + t**2), self.sigma_data * (t - s) / (variance + t**2).sqrt()
 
@@ -38,6 +39,6 @@ class BCM(Preconditioning):
 class CTM(Preconditioning):
     """f = s/t, g = 1 - s/t on D: Euler's step (Kim et al. 2023; Zheng et al. 2025, Eq. 6)."""
 
-    def coefficients(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`Preconditioning`."""
+    @override
+    def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         return s / t, (t - s) / t

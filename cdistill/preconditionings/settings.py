@@ -2,15 +2,24 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.settings import Section, known
 
 
 class PreconditioningSection(Section):
-    """f and g; `coefficients` is a file for those that need one, estimated first when it is not given."""
+    """f and g of the consistency function."""
 
-    name: Annotated[str, AfterValidator(known(PRECONDITIONINGS))] = "analytic"
-    coefficients: str | None = None
-    allow_other_teacher: bool = False
+    name: Annotated[
+        str,
+        AfterValidator(known(PRECONDITIONINGS)),
+        Field(description="A preconditioning (cdistill ls preconditionings)."),
+    ] = "analytic"
+    coefficients: Annotated[
+        str | None,
+        Field(description="File of the teacher's l and s, for those that need them; estimated first by default."),
+    ] = None
+    allow_other_teacher: Annotated[
+        bool, Field(description="Accept coefficients that were estimated for another teacher.")
+    ] = False

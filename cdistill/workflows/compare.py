@@ -23,6 +23,7 @@ from cdistill.analysis.consistency_gap import (
 )
 from cdistill.errors import CdistillError, brief
 from cdistill.estimation.settings import EstimationSection
+from cdistill.preconditionings import load_preconditioning
 from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import compact, facts, progress, table
@@ -34,7 +35,6 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.estimate import estimate, is_estimate
 from cdistill.workflows.runs import open_data
-from cdistill.workflows.students import load_preconditioning
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from cdistill.evaluation.results import Row, as_record
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.objectives.losses import Distance, check_distance
-from cdistill.preconditionings import Preconditioning
+from cdistill.preconditionings import Preconditioning, load_preconditioning
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, to_toml
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.reporting.records import STUDENT
@@ -44,7 +44,7 @@ from cdistill.workflows.measuring import (
 )
 from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, open_data, opened_run
-from cdistill.workflows.students import load_preconditioning, recipe_preconditioning, untrained_student
+from cdistill.workflows.students import recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
@@ -194,7 +194,7 @@ def prepare_preconditioning(
         accelerator.wait_for_everyone()  # every process has looked before the main one writes
         if section.coefficients is not None and not begun:
             given = Path(section.coefficients)
-            load_preconditioning(section.name, teacher, given, section.allow_other_teacher)
+            load_preconditioning(section.name, teacher, given, allow_other_teacher=section.allow_other_teacher)
             if accelerator.is_main_process:
                 copy_file(given, folder.coefficients)
             accelerator.wait_for_everyone()

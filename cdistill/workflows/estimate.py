@@ -117,7 +117,7 @@ def _estimate(
         "sigma_data": teacher.denoiser.sigma_data,
         "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
     }
-    found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data, section.smoothing), statistics, header)
+    found = Found(solve(estimator, statistics, teacher.denoiser.sigma_data), statistics, header)
     if accelerator.is_main_process:
         save_found(out, found)
     accelerator.wait_for_everyone()
@@ -144,7 +144,8 @@ def is_estimate(path: Path, teacher: Teacher, source: Source, section: Estimatio
         _, _, header = load_coefficients(path)
     except CdistillError:
         return False
-    return all(header.get(key) == value for key, value in _identity(teacher, source, section, paired).items())
+    identity = {**_identity(teacher, source, section, paired), "smoothing": "none"}  # which version 0.1 may have done
+    return all({"smoothing": "none", **header}.get(key) == value for key, value in identity.items())
 
 
 def _tell_samples(found: Found, section: EstimationSection) -> None:

@@ -6,10 +6,8 @@ from pathlib import Path
 from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
-from cdistill.preconditionings import Preconditioning, make_preconditioning
-from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
+from cdistill.preconditionings import Preconditioning, load_preconditioning, make_preconditioning
 from cdistill.recipe.schema import DistillRecipe, load_recipe
-from cdistill.registry import PRECONDITIONINGS
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, load_tensors
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
@@ -95,23 +93,7 @@ def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
 def recipe_preconditioning(recipe: DistillRecipe, teacher: Teacher, coefficients: Path) -> Preconditioning:
     """Builds the preconditioning of a run, see `load_preconditioning`; a consistency model's jumps to eps only."""
     section = recipe.preconditioning
-    form = load_preconditioning(section.name, teacher, coefficients, section.allow_other_teacher)
+    other = section.allow_other_teacher
+    form = load_preconditioning(section.name, teacher, coefficients, allow_other_teacher=other)
     form.to_eps_only = form.to_eps_only or recipe.training.method == "cm"
     return form
-
-
-def load_preconditioning(
-    name: str, teacher: Teacher, coefficients: Path | None, allow_other_teacher: bool = False
-) -> Preconditioning:
-    """Builds a preconditioning for a teacher, with its coefficients from a file where it needs some.
-
-    Raises:
-        MismatchError: The coefficients were made for another teacher, and `allow_other_teacher` is false.
-    """
-    table = None
-    if PRECONDITIONINGS.get(name).needs_coefficients and coefficients is not None:
-        table, _, header = load_coefficients(coefficients)
-        if not allow_other_teacher:
-            otherwise = ", or --set preconditioning.allow_other_teacher=true"
-            check_teacher(coefficients, header, teacher.name, teacher.digest, otherwise)
-    return make_preconditioning(name, teacher.denoiser.sigma_data, table=table)

@@ -253,14 +253,14 @@ def test_values_with_their_errors():
 class Broken(Preconditioning):
     """Another package's mistake."""
 
-    def coefficients(self, t, s):
+    def f_and_g(self, t, s):
         raise ValueError("no such\nthing")
 
 
 class Unfinished(Preconditioning):
     """Not finite, which the base class refuses."""
 
-    def coefficients(self, t, s):
+    def f_and_g(self, t, s):
         return s / t, torch.full_like(t, math.inf)
 
 

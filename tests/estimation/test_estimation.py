@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import pytest
@@ -13,10 +12,8 @@ from cdistill.estimation.collecting import GROUPS, network_precision, round_ends
 from cdistill.estimation.comparison import measure_deviations
 from cdistill.estimation.forward import Forward
 from cdistill.estimation.jackknife import coefficient_errors
-from cdistill.estimation.result import spline_smoothing
 from cdistill.networks.denoiser import chunk_size
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.registry import ESTIMATORS
 from cdistill.runtime import signals as stopping
 from cdistill.runtime.randomness import generator
@@ -476,7 +473,7 @@ def test_registered_estimators_are_these():
     assert [load_teacher(name).estimator for name in ("digits", "patches", "mixture-1d")] == ["forward"] * 3
 
 
-# --- slopes and smoothing ---
+# --- slopes ---
 
 
 def test_s_is_the_slope_of_log_s_for_any_table():
@@ -513,38 +510,6 @@ def test_the_spline_of_logit_l_beats_central_differences(exact_coefficients, mon
     monkeypatch.setattr(module, "logit_slope", lambda *arguments: differences)
     plain = exact_estimate(None, grid).table
     assert float((plain.s - exact).abs().max()) > 2e-2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
-def test_smoothing_does_not_help_and_hardly_harms(estimator):
-    """Why it is off: over 8 repetitions on the mixture the errors of s and g with and without it are the same."""
-    grid = log_uniform_grid(60)
-    truth = exact_estimate(None, grid, estimator)
-    t, s = truth.pairs()
-    errors: dict[str, list[float]] = {"none": [0, 0], "spline": [0, 0]}
-    for seed in range(8):
-        statistics = collect_1d(estimator, grid, 512, seed)
-        found = solve(estimator, statistics, 0.5)
-        smoothed = spline_smoothing(grid, found.table.l, found.table.s, found.l_error, found.s_error)
-        for kept, table in zip(errors.values(), (found.table, Coefficients(grid, *smoothed)), strict=True):
-            g = make_preconditioning("analytic", table=table)(t, s)[1]
-            kept[0] += float((table.s - truth.table.s).square().mean())
-            kept[1] += float((g - truth.jump("analytic", t, s)[1]).square().mean())
-    for plain, smooth in zip(*errors.values(), strict=True):
-        assert math.sqrt(smooth / plain) == pytest.approx(1, abs=0.05)
-
-
-def test_smoothing_takes_independent_noise_away():
-    """Where the noise of neighbours is independent, the spline does what it is for."""
-    grid = log_uniform_grid(120)
-    truth = exact_estimate(None, grid).table
-    draw = generator(0, "noise of levels")
-    noisy = truth.s + 0.05 * torch.randn(120, generator=draw, dtype=torch.float64)
-    error = torch.full((120,), 0.05, dtype=torch.float64)
-    l, s = spline_smoothing(grid, truth.l, noisy, 1e-4 * truth.l * (1 - truth.l), error)  # noqa: E741
-    assert float((s - truth.s).square().mean().sqrt()) < 0.5 * 0.05
-    torch.testing.assert_close(l, truth.l, rtol=1e-2, atol=1e-3)
 
 
 def test_logit_slope_of_a_logistic_curve_is_exact():

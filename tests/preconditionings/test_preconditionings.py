@@ -109,7 +109,7 @@ def test_bcm_is_ctms_function_in_terms_of_the_denoiser():
     ],
 )
 def test_printed_forms_of_table_1(name, t, f, g):
-    found = make_preconditioning(name).coefficients(
+    found = make_preconditioning(name).f_and_g(
         torch.tensor(t, dtype=torch.float64), torch.tensor(EPS, dtype=torch.float64)
     )
     assert [float(part) for part in found] == pytest.approx([f, g], rel=1e-12)
@@ -209,7 +209,7 @@ def test_a_plug_in_that_does_not_load_is_an_error_that_names_it(monkeypatch):
 )
 def test_plug_ins_that_break_the_rules_are_named_with_the_pair(f, g, words):
     class Broken(Preconditioning):
-        def coefficients(self, t, s):
+        def f_and_g(self, t, s):
             return f(t, s), g(t, s)
 
     with pytest.raises(CdistillError, match=words):

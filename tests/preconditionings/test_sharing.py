@@ -8,7 +8,7 @@ import torch
 
 from cdistill.cli.app import run
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, UnknownNameError
-from cdistill.preconditionings import Preconditioning, make_preconditioning, preconditioning_from_file
+from cdistill.preconditionings import Preconditioning, load_preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import save_coefficients
 from cdistill.registry import TEACHERS
 from cdistill.storage.checkpoints import load_tensors, save_tensors
@@ -33,7 +33,7 @@ def file(tmp_path, exact_coefficients):
 @pytest.mark.parametrize("name", ["analytic", "analytic-forward"])
 def test_three_lines_give_f_and_g_of_the_table(file, exact_coefficients, name):
     t, s = torch.tensor([80.0, 3.0, 0.5]), torch.tensor([2.0, 1.0, 0.5])
-    form = preconditioning_from_file(str(file), name)
+    form = load_preconditioning(name, coefficients=str(file))
     assert isinstance(form, Preconditioning)
     f, g = form(t, s)
     expected = make_preconditioning(name, table=exact_coefficients)(t, s)
@@ -44,29 +44,29 @@ def test_three_lines_give_f_and_g_of_the_table(file, exact_coefficients, name):
 
 
 def test_the_default_is_the_analytic_form_and_knows_its_origin(file):
-    form = preconditioning_from_file(file)
+    form = load_preconditioning(coefficients=file)
     assert type(form).__name__ == "Analytic"
     assert form.provenance == {**HEADER, "kind": "coefficients", "schema": 1}
     assert make_preconditioning("ctm").provenance == {}
 
 
 def test_what_cannot_be_built_is_refused(file, tmp_path):
-    with pytest.raises(RecipeError, match="'ctm': takes no coefficients"):
-        preconditioning_from_file(file, "ctm")
+    with pytest.raises(RecipeError, match="Analytic: needs coefficients"):
+        load_preconditioning()
     with pytest.raises(UnknownNameError, match="did you mean 'analytic'"):
-        preconditioning_from_file(file, "analitic")
+        load_preconditioning("analitic", coefficients=file)
     with pytest.raises(MissingAssetError, match="no such file"):
-        preconditioning_from_file(tmp_path / "none.safetensors")
+        load_preconditioning(coefficients=tmp_path / "none.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\x55")
     with pytest.raises(CorruptFileError, match="checksum"):
-        preconditioning_from_file(file)
+        load_preconditioning(coefficients=file)
 
 
 def test_other_peoples_code_imports_nothing_of_ours_that_is_heavy(file):
     code = (
-        "import sys; from cdistill.preconditionings import preconditioning_from_file\n"
+        "import sys; from cdistill.preconditionings import load_preconditioning\n"
         "import torch\n"
-        f"f, g = preconditioning_from_file({str(file)!r})(torch.tensor(2.0), torch.tensor(1.0))\n"
+        f"f, g = load_preconditioning(coefficients={str(file)!r})(torch.tensor(2.0), torch.tensor(1.0))\n"
         "heavy = 'accelerate typer rich pydantic torchvision sklearn scipy matplotlib PIL'.split()\n"
         "print(f.dtype, [name for name in heavy if name in sys.modules], "
         "sorted(name for name in sys.modules if name.startswith('cdistill.')))"

@@ -85,7 +85,7 @@ def test_a_jump_that_forgets_where_it_came_from_says_so():
 
 def test_a_jump_without_a_network_needs_one_call():
     class Linear(Preconditioning):
-        def coefficients(self, t, s):
+        def f_and_g(self, t, s):
             return s / t, torch.zeros_like(t)
 
     t, s = (torch.full((31,), level, dtype=torch.float64) for level in (2.0, 0.5))

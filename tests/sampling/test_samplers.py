@@ -57,7 +57,7 @@ class Counting(Denoiser):
 class Exact(Preconditioning):
     """x_s = sqrt((v+s^2)/(v+t^2)) x_t: the consistency function of Gaussian data, without a network."""
 
-    def coefficients(self, t, s):
+    def f_and_g(self, t, s):
         return ((VARIANCE + s**2) / (VARIANCE + t**2)).sqrt(), torch.zeros_like(t)
 
 

@@ -16,7 +16,7 @@ import torch
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, StoppedError
 from cdistill.estimation.files import Found, read_found
-from cdistill.preconditionings import make_preconditioning, preconditioning_from_file
+from cdistill.preconditionings import load_preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.registry import ESTIMATORS
 from cdistill.runtime import signals as stopping
@@ -233,7 +233,7 @@ def test_what_was_done_is_not_done_again(monkeypatch, capsys):
 
 def test_two_commands_to_one_file_do_not_meet(fails, run_cli):
     with held(Path(".c.safetensors.lock"), "here"):
-        for command_line in (MIXTURE, [*MIXTURE, "--smoothing", "spline"]):
+        for command_line in (MIXTURE, [*MIXTURE, "--seed", "1"]):
             code, text = fails(*command_line, "--out", "c.safetensors")
             assert (code, "c.safetensors: another process estimates to this file; wait, or" in text) == (6, True)
         both = run_cli(*MIXTURE, "--out", "c.safetensors", "--nproc", "2")
@@ -295,13 +295,11 @@ def test_compare_goes_on_where_it_was_stopped(monkeypatch):
         (["--target-error", "nan"], ["target_error: got nan"]),
         (["--target-error", "inf"], ["target_error: got inf"]),
         (["--estimator", "foward"], ["unknown estimator 'foward'", "did you mean 'forward'?"]),
-        (["--smoothing", "x"], ["smoothing: got 'x'", "spline"]),
         (["--precision", "bf16"], ["precision: got 'bf16'", "fp16"]),
         (["--precision", "fp16", "--estimator", "autodiff"], ["precision: got fp16", "fp32, or estimator forward"]),
         (["--precision", "fp16", "--compare"], ["--compare", "leave", "--precision fp16 out"]),
         (["--compare", "--estimator", "forward"], ["--compare", "leave --estimator"]),
         (["--compare", "--target-error", "0.1"], ["--compare", "the same samples", "--target-error"]),
-        (["--smoothing", "spline", "--timesteps", "4"], ["smoothing", "5 timesteps or more"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -354,6 +352,23 @@ def older(path: Path) -> Path:
     return target
 
 
+def test_a_file_that_version_0_1_smoothed_is_read_but_no_longer_estimated(whole):
+    old, _ = load_tensors(whole, "coefficients")
+    file = altered(whole, {"s": old["s"] + 0.01}, {"smoothing": "spline"})
+    estimate = read_found(file).estimate
+    assert torch.equal(estimate.table.s, old["s"] + 0.01)
+    assert torch.equal(estimate.s_error, old["s_error"])
+    file.rename("c.safetensors")
+    assert estimated(*MIXTURE, out="c.safetensors") == whole.read_bytes()
+
+
+@pytest.mark.parametrize(("smoothing", "code"), [("none", 0), ("spline", 2)])
+def test_recipes_of_version_0_1_name_their_smoothing(smoothing, code, capsys):
+    assert run(["distill", "--recipe", "mixture", "--dry-run", "--set", f"estimation.smoothing={smoothing}"]) == code
+    error = capsys.readouterr().err
+    assert ("went with version 0.2" in error) == (code == 2)
+
+
 def test_an_older_file_cannot_be_drawn_but_used(whole, fails, capsys):
     file = older(whole)
     code, text = fails("plot", "coefficients", str(file))
@@ -361,7 +376,7 @@ def test_an_older_file_cannot_be_drawn_but_used(whole, fails, capsys):
     assert "lacks sizes, stops, samples" in text
     assert "estimate the coefficients again" in text
     t, s = torch.tensor([[3.0], [0.5]], dtype=torch.float64)
-    for mine, other in zip(preconditioning_from_file(file)(t, s), preconditioning_from_file(whole)(t, s), strict=True):
+    for mine, other in zip(*(load_preconditioning(coefficients=path)(t, s) for path in (file, whole)), strict=True):
         assert mine == other
     sets = [f"preconditioning.coefficients={file}", *FAST, "training.iterations=1"]
     options = [part for value in sets for part in ("--set", value)]
@@ -412,7 +427,6 @@ def test_statistics_that_make_no_estimate_are_refused(damage, whole, fails):
         ({"estimator": "autodif"}, 2, "did you mean 'autodiff'?"),
         ({"estimator": "autodiff"}, 4, "sums are not 1 x 32 x 8 x 6"),
         ({"estimator": None}, 2, "unknown estimator 'None'"),
-        ({"smoothing": "wavelets"}, 4, "wavelets"),
         ({"sigma_data": "half"}, 4, "half"),
     ],
     ids=str,
@@ -424,7 +438,7 @@ def test_headers_that_say_something_else_are_refused(header, code, words, whole,
 
 @pytest.mark.parametrize(
     "more",
-    [[], ["--estimator", "autodiff"], ["--smoothing", "spline"], ["--samples", "1024", "--target-error", "0.1"]],
+    [[], ["--estimator", "autodiff"], ["--samples", "1024", "--target-error", "0.1"]],
     ids=" ".join,
 )
 def test_a_file_holds_what_its_sums_give(more, capsys):
@@ -489,8 +503,8 @@ def test_distill_estimates_by_the_recipe_and_again_when_that_has_changed(monkeyp
     assert start() == "forward"  # "auto", which suits this teacher
     assert start('estimation.estimator="forward"') == "forward"  # which "auto" was
     assert start.estimations == 2
-    assert start("estimation.smoothing=spline") == "forward"
-    assert start("estimation.target_error=0.5", "estimation.smoothing=spline") == "forward"
+    assert start("estimation.seed=1") == "forward"
+    assert start("estimation.target_error=0.5", "estimation.seed=1") == "forward"
     assert start.estimations == 4
     assert parts_in(Path("run")) == []
 

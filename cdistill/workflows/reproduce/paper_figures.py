@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cdistill.preconditionings import Preconditioning
+from cdistill.preconditionings import Preconditioning, load_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.teachers import load_teacher
 from cdistill.workflows.reproduce.claims import ALIGNMENT
@@ -19,7 +19,6 @@ from cdistill.workflows.reproduce.figures import (
 from cdistill.workflows.reproduce.outcomes import Outcomes
 from cdistill.workflows.reproduce.request import Request
 from cdistill.workflows.reproduce.study import Comparison, decades
-from cdistill.workflows.students import load_preconditioning
 
 
 def teacher_of(data: DataSet) -> str:
