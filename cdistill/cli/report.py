@@ -122,7 +122,7 @@ def plot_curves(
     if not math.isfinite(reach or 0):
         raise RecipeError(f"--reach: got {reach}; needs a number")
     wanted = calls(nfe) if nfe else None
-    from cdistill.workflows.curves import draw_evaluations, draw_losses, read_runs
+    from cdistill.workflows.curves import arrivals_table, draw_evaluations, draw_losses, read_runs
 
     picture = with_suffix(out, ".png")
     with console.json_only(as_json):
@@ -131,6 +131,9 @@ def plot_curves(
             record = draw_losses(found, images, picture)
         else:
             record = draw_evaluations(found, metric, wanted, reach, images, picture)
+            console.table(*arrivals_table(record))
+        for note in record["notes"]:
+            console.say(note)
     finish(as_json, record, f"plot: {record['plot']}   numbers: {record['csv']}")
 
 

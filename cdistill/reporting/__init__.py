@@ -1,4 +1,6 @@
-"""A page about runs: `reading` makes records of their folders, `tables`, `figures`, `sheets`, `origins` what to show.
+"""What is shown of results: one HTML page about runs, and the figures of the other commands.
 
-`page` makes HTML of it. Everything here works without torch, on whatever a folder holds so far.
+In reading order: `records` (evaluations and curves as checked records), `reading` (what a page shows of a run),
+`tables`, `panels` (lines of one style), `charts`, `image_grids`, `summary`, `page` (all of it as HTML); `figures`
+(the paper's figures as PNG) and `inspect_view` (the tables of `cdistill inspect`). Only `figures` needs torch.
 """

@@ -1,223 +1,210 @@
-"""Small charts as inline SVG: lines with bands or error bars, told apart by colour, dashes and markers alike.
-
-The page's style sheet colours them, so that they follow the reader's scheme and the printer; a chart is as wide as a
-telephone, and wider screens show several abreast.
-"""
+"""Which charts a page has: metrics against calls and iterations, losses, coefficients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
+from cdistill.reporting.panels import Line, Panel, steep
+from cdistill.reporting.reading import Run
+from cdistill.reporting.records import STUDENT, TEACHER, UNTRAINED, Evaluation, Row, averaged, training_curves
 
-WIDTH, HEIGHT = 340, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 8, 36
-STYLES = 6  # colours and dashes; there are as many markers less one, so that 30 lines differ
-_SHOWN = 24  # points of a line that get a marker and an error bar; more make a band
-_STEEP = 8  # from this ratio of the largest to the smallest value on, ticks are at 1, 2, 5
-_MARKERS = (
-    "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
-    "m-3-3h6v6h-6z",
-    "m0-4l4 7h-8z",
-    "m0-4l4 4l-4 4l-4-4z",
-    "m-3-3l6 6m0-6l-6 6",
-)
-
-Scale = Callable[[float], float]
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of a chart.
-
-    Attributes:
-        label: In the legend.
-        points: (x, y), from left to right.
-        ends: Lower and upper end of an interval around each y; empty where none is known.
-        style: Which colour, dashes and marker; the same in all charts of a group.
-    """
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    ends: Sequence[tuple[float, float]] = ()
-    style: int = 0
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart.
-
-    Attributes:
-        title: Heading.
-        x: Name of the horizontal axis.
-        lines: At least one point altogether.
-        x_log: Whether the horizontal axis is logarithmic.
-        y_log: Whether the vertical axis is; everything drawn must be positive then.
-        ticks: Places of the horizontal ticks; chosen by the values when empty.
-        levels: (label, y) of horizontal lines: the teacher's value, say.
-    """
-
-    title: str
-    x: str
-    lines: Sequence[Line]
-    x_log: bool = False
-    y_log: bool = False
-    ticks: Sequence[float] = ()
-    levels: Sequence[tuple[str, float]] = ()
-
-
-@dataclass(frozen=True)
-class Stroke:
-    """A drawn line: SVG path data and the numbers of its style."""
-
-    path: str
-    area: str
-    bars: str
-    markers: str
-    style: int
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A chart in pixels; ticks are (place, text)."""
-
-    title: str
-    x: str
-    alt: str
-    x_ticks: Sequence[tuple[float, str]]
-    y_ticks: Sequence[tuple[float, str]]
-    levels: Sequence[float]
-    strokes: Sequence[Stroke]
+_TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
+_PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Charts with one legend.
+    """Panels with one legend.
 
     Attributes:
         title: Heading.
         note: What the reader must know.
-        drawings: The charts.
-        legend: (label, style) of the lines; the style is None for horizontal lines.
+        panels: At least one.
     """
 
     title: str
     note: str
-    drawings: Sequence[Drawing]
-    legend: Sequence[tuple[str, int | None]]
+    panels: Sequence[Panel]
+
+    @property
+    def legend(self) -> list[tuple[str, int | None]]:
+        """(label, style) of the lines; the style is None for horizontal lines."""
+        lines: dict[tuple[str, int | None], None] = {}
+        for panel in self.panels:
+            lines |= {(line.label, line.style): None for line in panel.lines}
+            lines |= {(label, None): None for label, _ in panel.levels}
+        return list(lines)
 
 
-def group(title: str, note: str, charts: Sequence[Chart]) -> Group:
-    """Draws charts that share a legend."""
-    lines: dict[tuple[str, int | None], None] = {}
-    for chart in charts:
-        lines |= {(line.label, line.style): None for line in chart.lines} | {
-            (label, None): None for label, _ in chart.levels
-        }
-    return Group(title, note, [draw(chart) for chart in charts], list(lines))
+def by_calls(runs: Sequence[Run]) -> list[Group]:
+    """Returns each metric against the number of network calls, with its intervals, from the runs' own evaluations."""
+    shown = [(run, next(iter(run.evaluations.values()))) for run in runs if run.evaluations]
+    panels: list[Panel] = []
+    for metric, title in _titles(evaluation for _, evaluation in shown).items():
+        lines: list[Line] = []
+        for run, evaluation in shown:
+            for sampler in dict.fromkeys(row.sampler for row in evaluation.rows if row.sampler != TEACHER):
+                if len(runs) == 1 or sampler != UNTRAINED:
+                    label = sampler if len(runs) == 1 else f"{run.name}: {sampler}"
+                    rows = sorted(evaluation.of(sampler), key=lambda row: row.nfe)
+                    lines.append(_line(label, [(row.nfe, row) for row in rows if row.nfe], metric, len(lines)))
+        levels = _levels([(run.name, evaluation) for run, evaluation in shown], metric)
+        places = sorted({x for line in lines for x, _ in line.points})
+        panels += _panel(title, "NFE", lines, x_log=True, ticks=_apart(places), levels=levels)
+    return _group("Metrics against network calls", _interval_note([one for _, one in shown]), panels)
 
 
-def draw(chart: Chart) -> Drawing:
-    """Places everything in a chart."""
-    xs = [x for line in chart.lines for x, _ in line.points]
-    ys = [y for line in chart.lines for _, y in line.points] + [y for _, y in chart.levels]
-    ends = [end for line in chart.lines for pair in line.ends for end in pair]
-    ys += [end for end in ends if math.isfinite(end) and (end > 0 or not chart.y_log)]
-    x_ends, y_ends = span(xs, chart.x_log, 0), span(ys, chart.y_log, 0.04)
-    across = _scale(x_ends, LEFT, WIDTH - RIGHT, chart.x_log)
-    down = _scale(y_ends, HEIGHT - BOTTOM, TOP, chart.y_log)
-    x_places = list(chart.ticks) or ticks(*x_ends, chart.x_log)
-    return Drawing(
-        chart.title,
-        chart.x,
-        describe(chart),
-        [(across(place), short(place)) for place in x_places],
-        [(down(place), short(place)) for place in ticks(*y_ends, chart.y_log)],
-        [down(level) for _, level in chart.levels],
-        [_stroke(line, across, down) for line in chart.lines if line.points],
-    )
-
-
-def describe(chart: Chart) -> str:
-    """Returns a chart in words: where each line begins and ends."""
-    parts = []
-    for line in chart.lines:
-        if line.points:
-            (x, y), (x_last, y_last) = line.points[0], line.points[-1]
-            parts.append(f"{line.label}: {y:.4g} at {short(x)}, {y_last:.4g} at {short(x_last)}")
-    parts += [f"{label}: {value:.4g}" for label, value in chart.levels]
-    return f"{chart.title} against {chart.x}. {'; '.join(parts)}"
-
-
-def span(values: Sequence[float], logarithmic: bool, margin: float) -> tuple[float, float]:
-    """Returns the ends of an axis: those of the values, and `margin` of the length more on both sides."""
-    low, high = min(values), max(values)
-    if logarithmic:
-        if high == low:
-            return low / 2, high * 2
-        more = (high / low) ** margin
-        return low / more, high * more
-    if high == low:
-        return low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    return low - margin * (high - low), high + margin * (high - low)
-
-
-def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Returns about five round places between `low` and `high`."""
-    if logarithmic and high > _STEEP * low:
-        subs = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
-        places = LogLocator(subs=subs, numticks=6).tick_values(low, high)
-    else:
-        places = MaxNLocator(5).tick_values(low, high)
-    return [float(place) for place in np.asarray(places) if low * (1 - 1e-9) <= place <= high * (1 + 1e-9)] or [
-        low,
-        high,
+def while_training(runs: Sequence[Run]) -> list[Group]:
+    """Returns what was measured and logged during the trainings, against iterations."""
+    note = "Values of the steps that were logged; neighbours are averaged where there are many."
+    return [
+        *_group("Metrics against iterations", "Of the student, measured while it was trained.", _metrics(runs)),
+        *_group("Losses", note, _losses(runs)),
     ]
 
 
-def short(value: float) -> str:
-    """Writes a number as briefly as a tick needs.
-
-    >>> short(0.30000000000000004), short(25000), short(1e-5), short(80.0)
-    ('0.3', '25k', '1e-5', '80')
-    """
-    if 1e4 <= abs(value) < 1e7:
-        return f"{value / 1e6:.4g}M" if abs(value) >= 1e6 else f"{value / 1e3:.4g}k"
-    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
-
-
-def mark(style: int) -> str:
-    """Returns the SVG path of a style's marker, relative to its centre."""
-    return _MARKERS[style % len(_MARKERS)]
-
-
-def _scale(ends: tuple[float, float], first: float, last: float, logarithmic: bool) -> Scale:
-    """Returns the map of an axis to pixels; what lies outside of the axis is put on its end."""
-    low, high = (math.log(end) for end in ends) if logarithmic else ends
-
-    def place(value: float) -> float:
-        if logarithmic:
-            value = math.log(value) if value > 0 else low
-        return round(first + (last - first) * min(1.0, max(0.0, (value - low) / (high - low))), 1)
-
-    return place
+def _metrics(runs: Sequence[Run]) -> list[Panel]:
+    shown = [run for run in runs if len(run.logged) > 1]
+    titles = _titles(one for run in shown for one in [*run.evaluations.values(), *run.logged])
+    calls = sorted({row.nfe for run in shown for one in run.logged for row in one.of(STUDENT)})
+    panels: list[Panel] = []
+    for metric, title in titles.items():
+        if len(runs) == 1:
+            lines = [_line(f"{nfe} NFE", _by_steps(shown[0], nfe), metric, k) for k, nfe in enumerate(calls)]
+            panels += _panel(title, "iterations", lines)
+            continue
+        for nfe in calls:
+            lines = [_line(run.name, _by_steps(run, nfe), metric, runs.index(run)) for run in shown]
+            panels += _panel(f"{title}, {nfe} NFE", "iterations", lines)
+    return panels
 
 
-def _stroke(line: Line, across: Scale, down: Scale) -> Stroke:
-    spots = [(across(x), down(y)) for x, y in line.points]
-    whiskers = [(x, down(low), down(high)) for (x, _), (low, high) in zip(spots, line.ends, strict=False)]
-    few = len(spots) <= _SHOWN
-    marker = mark(line.style)
-    edge = [(x, low) for x, low, _ in whiskers] + [(x, high) for x, _, high in reversed(whiskers)]
-    return Stroke(
-        path=_path(spots) if len(spots) > 1 else "",
-        area="" if few or not edge else f"{_path(edge)}z",
-        bars="".join(f"M{x} {a}V{b}m-3 0h6M{x - 3:.1f} {a}h6" for x, a, b in whiskers) if few else "",
-        markers="".join(f"M{x} {y}{marker}" for x, y in spots) if few else "",
-        style=line.style % STYLES,
+def _losses(runs: Sequence[Run]) -> list[Panel]:
+    """Returns everything that the trainings logged and that is not zero throughout."""
+    curves = [training_curves(run.record.training) for run in runs]
+    panels: list[Panel] = []
+    for name in dict.fromkeys(name for one in curves for name in one):
+        lines: list[Line] = []
+        for number, (run, one) in enumerate(zip(runs, curves, strict=True)):
+            points = [point for point in one.get(name, []) if math.isfinite(point[1])]
+            lines.append(Line(run.name, averaged(points) if points else [], style=number))
+        if any(y for line in lines for _, y in line.points):
+            panels += _panel(name.replace("_", " "), "iterations", lines)
+    return panels
+
+
+def coefficients(runs: Sequence[Run]) -> list[Group]:
+    """Returns l, s, f and g of the runs that have a coefficient file, with two standard errors; a shared file once."""
+    files: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for run in runs:
+        if run.coefficients is not None and run.coefficients.get("table"):
+            digest = str(run.coefficients["sha256"])
+            names = f"{files[digest][0]}, {run.name}" if digest in files else run.name
+            files[digest] = names, run.coefficients
+    named = list(files.values())
+    tables: list[Panel] = []
+    for key, error, title in _TABLE:
+        lines = [_with_errors(name, file["table"], key, error, k) for k, (name, file) in enumerate(named)]
+        tables += _panel(title, "t", lines, x_log=True, linear=True)
+    jumps = [
+        panel
+        for key, error, title in _PAIRS
+        for panel in _panel(title, "t", list(_jumps(named, key, error)), x_log=True, linear=True)
+    ]
+    note = "f and g multiply x_t and D(x_t, t, s) in a jump from t to s. Bars and bands: two standard errors."
+    return [*_group("l and s", "Bands: two standard errors.", tables), *_group("f and g", note, jumps)]
+
+
+def _jumps(files: Sequence[tuple[str, Mapping[str, Any]]], key: str, error: str) -> Iterator[Line]:
+    """Yields f or g against t, to the lowest noise level and to one in the middle."""
+    style = 0
+    for name, file in files:
+        pairs, about = file.get("pairs"), f"{name}, " if len(files) > 1 else ""
+        if pairs and key in pairs:
+            ends = sorted(set(pairs["s"]))
+            for end in dict.fromkeys([ends[0], ends[len(ends) // 2]]):
+                rows = [k for k, s in enumerate(pairs["s"]) if s == end]
+                columns = {column: [values[k] for k in rows] for column, values in pairs.items()}
+                yield _with_errors(f"{about}s = {end:.3g}", columns, key, error, style)
+                style += 1
+
+
+def _with_errors(label: str, columns: Mapping[str, Sequence[float]], key: str, error: str, style: int) -> Line:
+    errors = columns.get(error) or [0.0] * len(columns["t"])
+    rows = sorted(
+        (t, value, bar)
+        for t, value, bar in zip(columns["t"], columns[key], errors, strict=True)
+        if math.isfinite(value)
     )
+    bars = [(y - 2 * bar, y + 2 * bar) if math.isfinite(bar) else (y, y) for _, y, bar in rows]
+    return Line(label, [(t, y) for t, y, _ in rows], bars if error in columns else [], style)
 
 
-def _path(spots: Sequence[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x} {y}" for x, y in spots)
+def _line(label: str, rows: Iterable[tuple[float, Row]], metric: str, style: int) -> Line:
+    """Returns the finite values of a metric, with their intervals."""
+    points = [(x, y, row.interval(metric) or (y, y)) for x, row in rows if (y := row.value(metric)) is not None]
+    return Line(label, [(x, y) for x, y, _ in points], [ends for _, _, ends in points], style)
+
+
+def _by_steps(run: Run, nfe: int) -> list[tuple[float, Row]]:
+    return [(one.step or 0, row) for one in run.logged for row in one.of(STUDENT) if row.nfe == nfe]
+
+
+def _levels(shown: Sequence[tuple[str, Evaluation]], metric: str) -> list[tuple[str, float]]:
+    """Returns the teachers' values; one that several runs agree on is named once."""
+    values: dict[tuple[int, float], list[str]] = {}
+    for name, evaluation in shown:
+        for row in evaluation.of(TEACHER):
+            if (value := row.value(metric)) is not None:
+                values.setdefault((row.nfe, value), []).append(name)
+    alone = len({nfe for nfe, _ in values}) == len(values)
+    return [
+        (f"{TEACHER}, {nfe} NFE" if alone else f"{', '.join(names)}: {TEACHER}, {nfe} NFE", value)
+        for (nfe, value), names in values.items()
+    ]
+
+
+def _panel(title: str, x: str, lines: Sequence[Line], *, x_log: bool = False, linear: bool = False,
+           ticks: Sequence[float] = (), levels: Sequence[tuple[str, float]] = ()) -> list[Panel]:  # fmt: skip
+    """Returns a panel, none where nothing can be drawn; values of more than one scale get a logarithmic axis."""
+    lines = [line for line in lines if line.points]
+    values = [y for line in lines for _, y in line.points]
+    if not values:
+        return []
+    crossing = any(low <= 0 for line in lines for low, _ in line.ends)
+    y_log = not (linear or crossing) and steep(values)
+    drawn = [(label, y) for label, y in levels if y > 0 or not y_log]
+    x_log = x_log and min(x for line in lines for x, _ in line.points) > 0
+    return [Panel(title, x, lines, x_log=x_log, y_log=y_log, ticks=ticks, levels=drawn)]
+
+
+def _group(title: str, note: str, panels: Sequence[Panel]) -> list[Group]:
+    return [Group(title, note, panels)] if panels else []
+
+
+def _titles(evaluations: Iterable[Evaluation]) -> dict[str, str]:
+    """Returns metric -> title, in the order in which they occur, from the first record that has a title."""
+    titles: dict[str, str] = {}
+    for evaluation in evaluations:
+        for metric in evaluation.names:
+            if titles.get(metric, metric) == metric:
+                titles[metric] = evaluation.title(metric)
+    return titles
+
+
+def _interval_note(evaluations: Sequence[Evaluation]) -> str:
+    if not any(row.intervals for one in evaluations for row in one.rows):
+        return "The files state no intervals."
+    levels = sorted({one.level for one in evaluations if one.level is not None})
+    stated = ", ".join(f"{100 * level:g} %" for level in levels)
+    return f"Bars and bands: {stated} intervals." if levels else "Bars and bands: intervals."
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Returns those of ascending positive places that are far enough from each other for their texts."""
+    kept: list[float] = []
+    for place in places:
+        if not kept or place >= 1.15 * kept[-1]:
+            kept.append(place)
+    return kept

@@ -1,193 +1,245 @@
-"""Which charts a page has: metrics against calls and iterations, losses, coefficients."""
+"""The paper's figures (Figs. 2c, 4 and 7) and the heat maps of `cdistill compare`, in the style of `panels`."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdistill.reporting.charts import Chart, Group, Line, group
-from cdistill.reporting.evaluations import Evaluation
-from cdistill.reporting.reading import Run
-from cdistill.reporting.records import STUDENT, TEACHER, UNTRAINED, averaged, training_curves
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
 
-_TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
-_PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))
+from cdistill.analysis.consistency_gap import Score
+from cdistill.estimation import Estimate
+from cdistill.estimation.jackknife import standard_error
+from cdistill.preconditionings import Preconditioning
+from cdistill.reporting.panels import (
+    STYLE,
+    Line,
+    Panel,
+    colour_of,
+    draw,
+    draw_panels,
+    grid,
+    log_values,
+    style_of,
+)
+from cdistill.schedule import log_uniform_grid
+
+_SAME_COLOUR = 6  # between styles that differ in dashes only
 
 
-def metrics_by_calls(runs: Sequence[Run]) -> Group | None:
-    """Draws each metric against the number of network calls, with its intervals; from the runs' own evaluations."""
-    shown = [(run, next(iter(run.evaluations.values()))) for run in runs if run.evaluations]
-    charts = []
-    for metric, title in _titles(evaluation for _, evaluation in shown).items():
-        lines: list[Line] = []
-        for run, evaluation in shown:
-            for sampler in dict.fromkeys(row.sampler for row in evaluation.rows if row.sampler != TEACHER):
-                if len(runs) == 1 or sampler != UNTRAINED:
-                    label = sampler if len(runs) == 1 else f"{run.name}: {sampler}"
-                    lines.append(_by_calls(evaluation, metric, sampler, label, len(lines)))
-        levels = _levels([(run.name, evaluation) for run, evaluation in shown], metric)
-        places = sorted({x for line in lines for x, _ in line.points})
-        charts += _chart(title, "NFE", lines, x_log=True, ticks=_apart(places), levels=levels)
-    if not charts:
-        return None
-    return group("Metrics against network calls", _interval_note([one for _, one in shown]), charts)
+@STYLE
+def draw_coefficients(title: str, estimate: Estimate, preconditionings: Mapping[str, Preconditioning]) -> Figure:
+    """Draws l and s_coef, f and g to eps and to a middle level (Fig. 2c), and g(t, s) as heat maps (Fig. 4).
+
+    Bands are two standard errors.
+
+    Args:
+        title: Heading.
+        estimate: l and s with their errors.
+        preconditionings: By name; the first two get heat maps.
+    """
+    figure, axes = grid(f"{title} (bands: 2 standard errors)", 2, 3, (4.8, 3.4))
+    table = estimate.table
+    levels = log_uniform_grid(200, float(table.t[-1]), float(table.t[0]))
+    own = (_line("", table.t, table.l, estimate.l_error, 0), _line("", table.t, table.s, estimate.s_error, 0))
+    for row, (symbol, line, jumps) in enumerate(
+        zip("ls", own, _jumps(estimate, preconditionings, levels), strict=True)
+    ):
+        _draw(axes[row][0], Panel(f"{symbol}(t)", "t", [line], x_log=True))
+        _draw(axes[row][1], Panel(f"{'fg'[row]}(t, s)", "t", jumps, x_log=True))
+        axes[row][1].legend(fontsize=8)
+    for line_of_axes, (name, preconditioning) in zip(axes, list(preconditionings.items())[:2], strict=False):
+        draw_heat_map(figure, line_of_axes[2], f"g(t, s), {name}", preconditioning, levels)
+    return figure
 
 
-def metrics_by_steps(runs: Sequence[Run]) -> Group | None:
-    """Draws what was measured during the training against iterations."""
-    shown = [run for run in runs if len(run.logged) > 1]
-    titles = _titles(one for run in shown for one in [*run.evaluations.values(), *run.logged])
-    calls = sorted({row.nfe for run in shown for one in run.logged for row in one.rows if row.sampler == STUDENT})
-    charts: list[Chart] = []
-    for metric, title in titles.items():
-        if len(runs) == 1:
-            lines = [_by_steps(shown[0], metric, nfe, f"{nfe} NFE", k) for k, nfe in enumerate(calls)]
-            charts += _chart(title, "iterations", lines)
-        else:
-            for nfe in calls:
-                lines = [_by_steps(run, metric, nfe, run.name, runs.index(run)) for run in shown]
-                charts += _chart(f"{title}, {nfe} NFE", "iterations", lines)
-    return (
-        group("Metrics against iterations", "Of the student, measured while it was trained.", charts)
-        if charts
-        else None
+def _jumps(
+    estimate: Estimate, preconditionings: Mapping[str, Preconditioning], levels: Tensor
+) -> tuple[list[Line], list[Line]]:
+    """Returns f and g of every preconditioning, of jumps to the lowest of `levels` and to the one nearest to 0.5."""
+    f_lines: list[Line] = []
+    g_lines: list[Line] = []
+    middle = levels[(levels - 0.5).abs().argmin()]
+    for end, text, more in ((levels[-1], "s = eps", 0), (middle, f"s = {float(middle):.2g}", _SAME_COLOUR)):
+        start = levels[levels >= end]
+        for name, preconditioning in preconditionings.items():
+            jump = start, end.expand(len(start))
+            errors = estimate.jump_errors(name, *jump) if preconditioning.needs_coefficients else (None, None)
+            for lines, values, error in zip((f_lines, g_lines), preconditioning(*jump), errors, strict=True):
+                lines.append(_line(f"{name}, {text}", start, values, error, style_of(name) + more))
+    return f_lines, g_lines
+
+
+@STYLE
+def draw_estimates(title: str, estimates: Mapping[str, Estimate]) -> Figure:
+    """Draws l and s_coef by several estimators from the same samples, and their differences from the first.
+
+    Args:
+        title: Heading.
+        estimates: Name -> estimate, from the same samples in the same groups.
+    """
+    first, reference = next(iter(estimates.items()))
+    values: dict[str, list[Line]] = {"l": [], "s": []}
+    differences: dict[str, list[Line]] = {"l": [], "s": []}
+    for style, (name, estimate) in enumerate(estimates.items()):
+        t = estimate.table.t
+        for key in "ls":
+            own, theirs = getattr(estimate.table, key), getattr(reference.table, key)
+            parts = torch.stack([getattr(part, key) for part in estimate.parts])
+            values[key].append(_line(name, t, own, standard_error(parts), style))
+            if name != first:
+                error = standard_error(parts - torch.stack([getattr(part, key) for part in reference.parts]))
+                differences[key].append(_line(f"{name} - {first}", t, own - theirs, error, style))
+    rows = [
+        [Panel(f"{key}(t)", "t", lines, x_log=True) for key, lines in values.items()],
+        [Panel(f"{key}(t): difference", "t", lines, x_log=True) for key, lines in differences.items()],
+    ]
+    return draw_panels(f"{title}: bands are 2 standard errors, below of the difference", rows)
+
+
+def _line(label: str, t: Tensor, values: Tensor, error: Tensor | None, style: int) -> Line:
+    """Returns a curve with a band of two standard errors."""
+    low_and_high = (
+        () if error is None else zip((values - 2 * error).tolist(), (values + 2 * error).tolist(), strict=True)
     )
+    return Line(label, list(zip(t.tolist(), values.tolist(), strict=True)), list(low_and_high), style)
 
 
-def losses(runs: Sequence[Run]) -> Group | None:
-    """Draws everything that the trainings logged and that is not zero throughout."""
-    curves = [training_curves(run.log) for run in runs]
-    charts: list[Chart] = []
-    for name in dict.fromkeys(name for one in curves for name in one):
-        lines: list[Line] = []
-        for number, (run, one) in enumerate(zip(runs, curves, strict=True)):
-            points = [point for point in one.get(name, []) if math.isfinite(point[1])]
-            lines.append(Line(run.name, averaged(points) if points else [], style=number))
-        if any(y for line in lines for _, y in line.points):
-            charts += _chart(name.replace("_", " "), "iterations", lines)
-    note = "Values of the steps that were logged; neighbours are averaged where there are many."
-    return group("Losses", note, charts) if charts else None
+def _draw(axis: Axes, panel: Panel) -> None:
+    draw(axis, panel)
+    axis.set_title(panel.title)
 
 
-def coefficients(runs: Sequence[Run]) -> list[Group]:
-    """Draws l, s, f and g of the runs that have a coefficient file, with two standard errors; a shared file once."""
-    files: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for run in runs:
-        if run.coefficients is not None and run.coefficients.get("table"):
-            digest = str(run.coefficients["sha256"])
-            names = f"{files[digest][0]}, {run.name}" if digest in files else run.name
-            files[digest] = names, run.coefficients
-    named = list(files.values())
-    tables: list[Chart] = []
-    for key, error, title in _TABLE:
-        lines = [_with_errors(name, file["table"], key, error, k) for k, (name, file) in enumerate(named)]
-        tables += _chart(title, "t", lines, x_log=True, linear=True)
-    jumps = [
-        chart for key, error, title in _PAIRS for chart in _chart(title, "t", _jumps(named, key, error), True, True)
-    ]
-    note = "f and g multiply x_t and D(x_t, t, s) in a jump from t to s. Bars: two standard errors."
-    found = [group("l and s", "Bands: two standard errors.", tables), group("f and g", note, jumps)]
-    return [one for one in found if one.drawings]
+@STYLE
+def draw_trajectories(
+    teacher: Tensor,
+    students: Mapping[str, Tensor],
+    times: Mapping[str, Tensor],
+    notes: Mapping[str, str],
+    shown: int = 40,
+) -> Figure:
+    """Draws trajectories of the 1-D mixture, a panel each for the teacher and the students, as in Fig. 7.
+
+    Args:
+        teacher: All points (k, n, 1) of the teacher's trajectories.
+        students: Name -> points (k', n, 1) from the same noise.
+        times: Name -> noise levels of those points; "teacher" for the teacher's.
+        notes: Name -> text under the panel's title.
+        shown: How many trajectories are drawn.
+    """
+    figure = Figure(figsize=(4.2 * (1 + len(students)), 6.4), layout="constrained")
+    axes = figure.subplots(2, 1 + len(students), sharey="row", squeeze=False)
+    bins = np.linspace(-6, 4, 101).tolist()
+    for column, (name, points) in enumerate({"teacher": teacher, **students}.items()):
+        axis, below = axes[:, column]
+        if name != "teacher":
+            _draw_paths(axis, times["teacher"], teacher[:, :shown, 0], "0.8")
+        _draw_paths(axis, times[name], points[:, :shown, 0], colour_of(name) if name != "teacher" else "0.3")
+        axis.set_title(f"{name}\n{notes.get(name, '')}", fontsize=10)
+        below.hist(teacher[-1, :, 0].numpy(), bins, density=True, color="0.8", label="teacher")
+        if name != "teacher":
+            ends = points[-1, :, 0].numpy()
+            below.hist(ends, bins, density=True, histtype="step", color=colour_of(name), label=name)
+        below.set_xlabel("end point")
+        below.legend(fontsize=8)
+    axes[0, 0].set_ylabel("x_t / sqrt(1 + t²)")
+    axes[1, 0].set_ylabel("density")
+    return figure
 
 
-def _jumps(files: Sequence[tuple[str, Mapping[str, Any]]], key: str, error: str) -> list[Line]:
-    """Returns f or g against t, to the lowest noise level and to one in the middle."""
-    lines: list[Line] = []
-    for name, file in files:
-        pairs, about = file.get("pairs"), f"{name}, " if len(files) > 1 else ""
-        if pairs and key in pairs:
-            ends = sorted(set(pairs["s"]))
-            for end in dict.fromkeys([ends[0], ends[len(ends) // 2]]):
-                rows = [k for k, s in enumerate(pairs["s"]) if s == end]
-                part = {column: [values[k] for k in rows] for column, values in pairs.items()}
-                lines.append(_with_errors(f"{about}s = {end:.3g}", part, key, error, len(lines)))
-    return lines
+def _draw_paths(axis: Axes, times: Tensor, points: Tensor, colour: str) -> None:
+    scaled = points / (1 + times[:, None] ** 2).sqrt()
+    axis.plot(times.numpy(), scaled.numpy(), color=colour, lw=0.7)
+    log_values(axis, horizontal=True)
+    axis.set_xlabel("t")
+    axis.set_xlim(float(times[0]), float(times[-1]))
 
 
-def _with_errors(label: str, columns: Mapping[str, Sequence[float]], key: str, error: str, style: int) -> Line:
-    errors = columns.get(error) or [0.0] * len(columns["t"])
-    rows = sorted(
-        (t, value, bar)
-        for t, value, bar in zip(columns["t"], columns[key], errors, strict=True)
-        if math.isfinite(value)
-    )
-    bars = [(y - 2 * bar, y + 2 * bar) if math.isfinite(bar) else (y, y) for _, y, bar in rows]
-    return Line(label, [(t, y) for t, y, _ in rows], bars if error in columns else [], style)
+@STYLE
+def draw_gaps(title: str, levels: Tensor, scores: Sequence[Score], bound: Score) -> Figure:
+    """Draws the consistency gap (above) and the avoidable jump error (below) of each preconditioning over (t, s).
+
+    The best f and g leave a residual that is orthogonal to x_t and D, so that squared jump errors are those of the
+    best plus what another f and g would avoid: the mean square of (f-f*) x_t + (g-g*) D.
+
+    Args:
+        title: Heading.
+        levels: Noise levels (L,), descending.
+        scores: The preconditionings, from left to right.
+        bound: The best f and g of all; the last panel below is their jump error, which no preconditioning avoids.
+    """
+    columns = [*scores, bound]
+    figure = Figure(figsize=(1.5 + 2.6 * len(columns), 6), layout="constrained")
+    axes = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
+    figure.suptitle(title)
+    least = bound.jump_error
+    avoidable = [(one.jump_error.square() - least.square()).clamp(min=0).sqrt() for one in scores]
+    for lower, panels, label in (
+        (0, [one.gap for one in scores], "consistency gap: rms of D* - D"),
+        (1, [*avoidable, least], "jump error, rms"),
+    ):
+        norm = _log_colours(panels)
+        for axis, one, values in zip(axes[lower], columns, panels, strict=False):
+            image = axis.pcolormesh(values.clamp(min=1e-300).numpy(), norm=norm, cmap="viridis")
+            axis.set_title(one.name if not lower else f"{one.name}: avoidable", fontsize=10)
+            axis.grid(visible=False)
+        figure.colorbar(image, ax=list(axes[lower]), label=label, extend="both")
+    axes[1, -1].set_title("unavoidable, by any f, g", fontsize=10)
+    axes[0, -1].axis("off")
+    _label_levels(axes, levels)
+    return figure
 
 
-def _by_calls(evaluation: Evaluation, metric: str, sampler: str, label: str, style: int) -> Line:
-    rows = sorted((row for row in evaluation.rows if row.sampler == sampler and row.nfe > 0), key=lambda row: row.nfe)
-    points = [(row.nfe, y, row.interval(metric) or (y, y)) for row in rows if (y := row.value(metric)) is not None]
-    return Line(label, [(x, y) for x, y, _ in points], [ends for _, _, ends in points], style)
+def _log_colours(panels: Sequence[Tensor]) -> LogNorm:
+    """Returns one logarithmic scale for all panels, of three decades at most."""
+    values = torch.cat([panel[panel.isfinite() & (panel > 0)] for panel in panels])
+    high = float(values.quantile(0.98)) if len(values) else 1.0
+    low = float(values.min()) if len(values) else 0.1
+    return LogNorm(min(max(low, high / 1000), 0.9 * high), high)
 
 
-def _by_steps(run: Run, metric: str, nfe: int, label: str, style: int) -> Line:
-    points = [
-        (one.step or 0, y, row.interval(metric) or (y, y))
-        for one in run.logged
-        for row in one.rows
-        if row.sampler == STUDENT and row.nfe == nfe and (y := row.value(metric)) is not None
-    ]
-    return Line(label, [(x, y) for x, y, _ in points], [ends for _, _, ends in points], style)
+def _label_levels(axes: NDArray[Any], levels: Tensor) -> None:
+    """Writes noise levels beside some cells: t from ``levels[:-1]`` grows upwards, s from ``levels[1:]`` rightwards."""
+    chosen = np.unique(np.linspace(0, len(levels) - 2, 5).round().astype(int))
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].invert_xaxis()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("t")
+        axis.set_yticks(chosen + 0.5, [f"{float(levels[k]):.2g}" for k in chosen])
+    for axis in axes[-1]:
+        axis.set_xlabel("s")
+        axis.set_xticks(chosen + 0.5, [f"{float(levels[k + 1]):.2g}" for k in chosen])
 
 
-def _levels(shown: Sequence[tuple[str, Evaluation]], metric: str) -> list[tuple[str, float]]:
-    """Returns the teachers' values; one that several runs agree on is named once."""
-    found: dict[tuple[str, int, float], list[str]] = {}
-    for name, evaluation in shown:
-        for row in evaluation.rows:
-            value = row.value(metric)
-            if row.sampler == TEACHER and value is not None:
-                found.setdefault((row.sampler, row.nfe, value), []).append(name)
-    alone = len({key[:2] for key in found}) == len(found)
-    return [
-        (f"{sampler}, {nfe} NFE" if alone else f"{', '.join(names)}: {sampler}, {nfe} NFE", value)
-        for (sampler, nfe, value), names in found.items()
-    ]
+@STYLE
+def draw_heat_maps(title: str, preconditionings: Mapping[str, Preconditioning]) -> Figure:
+    """Draws g(t, s) of each preconditioning (Fig. 4)."""
+    columns = min(len(preconditionings), 4)
+    figure, axes = grid(title, math.ceil(len(preconditionings) / columns), columns)
+    flat = [axis for line in axes for axis in line]
+    for axis, (name, preconditioning) in zip(flat, preconditionings.items(), strict=False):
+        draw_heat_map(figure, axis, name, preconditioning, log_uniform_grid(120))
+    for axis in flat[len(preconditionings) :]:
+        axis.axis("off")
+    return figure
 
 
-def _chart(
-    title: str,
-    x: str,
-    lines: Sequence[Line],
-    x_log: bool = False,
-    linear: bool = False,
-    ticks: Sequence[float] = (),
-    levels: Sequence[tuple[str, float]] = (),
-) -> list[Chart]:
-    """Returns a chart, none where nothing can be drawn; values of more than one scale get a logarithmic axis."""
-    lines = [line for line in lines if line.points]
-    values = [y for line in lines for _, y in line.points]
-    if not values:
-        return []
-    crossing = any(low <= 0 for line in lines for low, _ in line.ends)
-    steep = not (linear or crossing) and 0 < 5 * min(values) < max(values)
-    drawn = [(label, y) for label, y in levels if y > 0 or not steep]
-    return [Chart(title, x, lines, x_log and min(x for line in lines for x, _ in line.points) > 0, steep, ticks, drawn)]
-
-
-def _titles(evaluations: Iterable[Evaluation]) -> dict[str, str]:
-    """Returns metric -> title, in the order in which they occur; the first record that has a title says it."""
-    found: dict[str, str] = {}
-    for evaluation in evaluations:
-        for metric in evaluation.names:
-            if found.get(metric, metric) == metric:
-                found[metric] = evaluation.title(metric)
-    return found
-
-
-def _interval_note(evaluations: Sequence[Evaluation]) -> str:
-    if any(row.intervals for one in evaluations for row in one.rows):
-        levels = sorted({one.level for one in evaluations if one.level is not None})
-        return (
-            f"Bars: {', '.join(f'{100 * level:g} %' for level in levels)} intervals." if levels else "Bars: intervals."
-        )
-    return "The files state no intervals."
-
-
-def _apart(places: Sequence[float]) -> list[float]:
-    """Returns those of ascending positive places that are far enough from each other for their texts."""
-    kept: list[float] = []
-    for place in places:
-        if not kept or place >= 1.15 * kept[-1]:
-            kept.append(place)
-    return kept
+def draw_heat_map(figure: Figure, axis: Axes, title: str, preconditioning: Preconditioning, levels: Tensor) -> None:
+    """Draws g(t, s) for s <= t on a grid of noise levels."""
+    t, s = torch.meshgrid(levels, levels, indexing="ij")
+    values = torch.full_like(t, math.nan)
+    below = s <= t
+    values[below] = preconditioning(t[below], s[below])[1]
+    image = axis.pcolormesh(s.numpy(), t.numpy(), values.numpy(), vmin=0, vmax=1, cmap="viridis", rasterized=True)
+    log_values(axis)
+    log_values(axis, horizontal=True)
+    axis.grid(visible=False)
+    axis.set_xlabel("s")
+    axis.set_ylabel("t")
+    axis.set_title(title)
+    figure.colorbar(image, ax=axis)

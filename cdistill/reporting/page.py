@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from cdistill import __version__
 from cdistill.errors import printable
-from cdistill.reporting import charts, figures, image_grids, provenance, summary, tables
-from cdistill.reporting.evaluations import Pair
-from cdistill.reporting.reading import Run, data_uri
+from cdistill.reporting import charts, image_grids, panels, summary, tables
+from cdistill.reporting.reading import Run
+from cdistill.reporting.records import Pair
 
 _UNLIMITED = 1 << 30
 _NAME = re.compile("[^A-Za-z0-9]+")
@@ -37,22 +37,19 @@ def render(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
         lstrip_blocks=True,
     )
     environment.filters["anchor"] = anchor
-    drawn = [figures.metrics_by_steps(runs), figures.losses(runs)]
     return environment.get_template("page.html.jinja").render(
         runs=runs,
         version=__version__,
         summary=summary,
-        provenance=provenance.provenance,
-        charts=charts,
-        sheets=image_grids,
+        panels=panels,
+        image_grids=image_grids,
         results=tables.results(runs),
-        contests=tables.contests(pairs, runs),
-        by_calls=figures.metrics_by_calls(runs),
+        pairs=tables.pair_tables(pairs, runs),
+        by_calls=charts.by_calls(runs),
         comparisons=image_grids.compare_samples(runs),
-        training=[one for one in drawn if one is not None],
-        coefficients=figures.coefficients(runs),
-        differing=tables.differences({run.name: run.values for run in runs}),
-        data_uri=data_uri,
+        training=charts.while_training(runs),
+        coefficients=charts.coefficients(runs),
+        differing=tables.differences({run.name: run.record.values for run in runs}),
     )
 
 

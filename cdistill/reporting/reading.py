@@ -1,10 +1,8 @@
-"""What the folder of a run holds, checked, as records. Unfinished and old runs lack parts; damaged ones are refused."""
+"""What a page shows of a run, checked: evaluations, coefficients and pictures. Unfinished and old runs lack parts."""
 
 import io
-import tomllib
 import zipfile
 import zlib
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from cdistill.errors import CorruptFileError, MissingAssetError, brief, printable
-from cdistill.reporting.evaluations import Contest, Evaluation, Pair
-from cdistill.storage.run_folder import RunFolder
+from cdistill.reporting.records import Comparisons, Evaluation, Pair
+from cdistill.storage.run_folder import LARGEST, RunFolder, RunRecord
+from cdistill.storage.run_folder import read_run as read_record
 
-LARGEST = 64 << 20  # bytes of a file that is read, and of arrays that are unpacked
-_OBJECT = TypeAdapter(dict[str, Any])
 _PIXELS = 1 << 26
 _DAMAGE = (
     ValueError, KeyError, EOFError, RecursionError, SyntaxError, NotImplementedError, zlib.error, zipfile.BadZipFile,
@@ -47,16 +44,11 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds.
+    """What a page shows of a run.
 
     Attributes:
-        name: Told apart from the other runs of the page.
-        path: Of the folder, as it was given.
-        recipe: The resolved recipe's text.
-        values: Its values by their dotted keys.
-        status: status.json.
-        environment: env.json.
-        log: Records of metrics.jsonl, those of evaluations excepted.
+        name: Unlike those of the other runs of the page.
+        record: Its small files.
         logged: Evaluations in metrics.jsonl, by step.
         evaluations: File name -> record; evaluation.json first.
         coefficients: What `cdistill inspect` says of the coefficient file, if there is one.
@@ -65,12 +57,7 @@ class Run:
     """
 
     name: str
-    path: Path
-    recipe: str
-    values: Mapping[str, Any]
-    status: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    log: Sequence[dict[str, Any]]
+    record: RunRecord
     logged: Sequence[Evaluation]
     evaluations: Mapping[str, Evaluation]
     coefficients: Mapping[str, Any] | None
@@ -78,9 +65,19 @@ class Run:
     grid: bytes | None
 
     @property
-    def form(self) -> str:
+    def path(self) -> Path:
+        """The folder, as it was given."""
+        return self.record.folder.path
+
+    @property
+    def preconditioning(self) -> str:
         """The preconditioning's name, "" for a teacher."""
-        return str(self.values.get("preconditioning.name", ""))
+        return str(self.record.values.get("preconditioning.name", ""))
+
+    @property
+    def of_teacher(self) -> bool:
+        """Whether the run trains a teacher."""
+        return self.record.status.get("kind") == "teacher" or "network.model_channels" in self.record.values
 
 
 def read_run(folder: RunFolder, name: str, describe: Callable[[Path], dict[str, Any]]) -> Run:
@@ -95,25 +92,17 @@ def read_run(folder: RunFolder, name: str, describe: Callable[[Path], dict[str, 
         MissingAssetError: There is no run in the folder.
         CorruptFileError: One of its files is damaged.
     """
-    if not folder.recipe.is_file():
-        raise MissingAssetError(
-            f"{folder.path}: no run here, {folder.recipe.name} is missing; name the folder of a run"
-        )
-    text = _checked(folder.recipe, lambda: _bytes(folder.recipe).decode())
-    values = flat(_checked(folder.recipe, lambda: tomllib.loads(text)))
-    log = _checked(folder.path / "metrics.jsonl", folder.metrics)
-    evaluations = _evaluations(folder.path)
-    shown = next(iter(evaluations.values()), None)
-    pictures, grid = _pictures(folder.path, *next(iter(evaluations.items()))) if shown else (None, None)
+    record = read_record(folder)
+    log = folder.path / "metrics.jsonl"
+    evaluations = {
+        file: _checked(folder.path / file, partial(Evaluation.model_validate, result))
+        for file, result in record.results.items()
+    }
+    pictures, grid = _pictures(folder.path, *next(iter(evaluations.items()))) if evaluations else (None, None)
     return Run(
         name=name,
-        path=folder.path,
-        recipe=text,
-        values=values,
-        status=_json(folder.path / "status.json"),
-        environment=_json(folder.path / "env.json"),
-        log=[record for record in log if record.get("event") != "evaluation"],
-        logged=_logged(folder.path / "metrics.jsonl", log),
+        record=record,
+        logged=[_checked(log, partial(Evaluation.model_validate, logged)) for logged in record.evaluations],
         evaluations=evaluations,
         coefficients=describe(folder.coefficients) if folder.coefficients.is_file() else None,
         pictures=pictures,
@@ -130,44 +119,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; cdistill evaluate RUN_A RUN_B --out {path} writes it")
-    return _checked(path, lambda: Contest.model_validate_json(_bytes(path))).comparisons
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns nested values by their dotted keys.
-
-    >>> flat({"seed": 0, "training": {"points": 18}})
-    {'seed': 0, 'training.points': 18}
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def data_uri(png: bytes) -> str:
-    """Returns a PNG as the address of an image that is in the page itself."""
-    return f"data:image/png;base64,{b64encode(png).decode()}"
-
-
-def _evaluations(folder: Path) -> dict[str, Evaluation]:
-    paths = [folder / "evaluation.json", *sorted(folder.glob("evaluation-*.json"))]
-    found = {}
-    for path in paths:
-        if path.is_file():
-            found[path.name] = _checked(path, partial(_evaluation, path))
-    return found
-
-
-def _evaluation(path: Path) -> Evaluation:
-    return Evaluation.model_validate_json(_bytes(path))
-
-
-def _logged(path: Path, log: Sequence[dict[str, Any]]) -> list[Evaluation]:
-    """Returns the evaluations of a log by step; of two at one step the later counts."""
-    records = [record for record in log if record.get("event") == "evaluation"]
-    found = {record["step"]: _checked(path, partial(Evaluation.model_validate, record)) for record in records}
-    return [found[step] for step in sorted(found)]
+    return _checked(path, lambda: Comparisons.model_validate_json(_bytes(path))).comparisons
 
 
 def _pictures(folder: Path, file: str, evaluation: Evaluation) -> tuple[Pictures | None, bytes | None]:
@@ -203,17 +155,12 @@ def _arrays(path: Path) -> Pictures:
 
 
 def _png(path: Path) -> bytes:
-    found = _bytes(path)
-    with Image.open(io.BytesIO(found), formats=["PNG"]) as picture:
+    png = _bytes(path)
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
         if picture.width * picture.height > _PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
         picture.load()
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object, {} where there is no file."""
-    return _checked(path, lambda: _OBJECT.validate_json(_bytes(path))) if path.is_file() else {}
+    return png
 
 
 def _bytes(path: Path) -> bytes:
@@ -228,11 +175,11 @@ def _checked(path: Path, read: Callable[[], Read]) -> Read:
         return read()
     except ValidationError as error:
         first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
     except OSError as error:
         if error.errno is not None:  # of the system, not of what is in the file
             raise
-        told = brief(error)
+        reason = brief(error)
     except _DAMAGE as error:
-        told = brief(error)
-    raise CorruptFileError(f"{path}: damaged ({printable(told)}); restore it, or make it again")
+        reason = brief(error)
+    raise CorruptFileError(f"{path}: damaged ({printable(reason)}); restore it, or make it again")

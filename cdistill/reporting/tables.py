@@ -1,36 +1,28 @@
 """The tables of a page: results side by side, differences on the same seeds, what recipes differ in."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from cdistill.reporting.evaluations import Evaluation, Interval, Measured, Pair
 from cdistill.reporting.reading import Run
+from cdistill.reporting.records import Evaluation, Interval, Pair, Row
 
 COLUMNS = 6  # of values in a table; more go into another, for the sake of paper
 BEST, FIRST = "★", "☆"
+_LEGEND = {
+    BEST: f"{BEST} the best of the runs; its interval meets no other one.",
+    FIRST: f"{FIRST} the best value, but its interval meets another one, or intervals are not known: no difference "
+    "is shown by this table.",
+}
 _SHARED = (
-    "samples",
-    "seeds",
-    "split",
-    "teacher_sha256",
-    "data_sha256",
-    "quantisation",
-    "features_sha256",
-    "reference_sha256",
-)  # without these alike, values do not compare
+    "samples", "seeds", "split", "teacher_sha256", "data_sha256", "quantisation", "features_sha256", "reference_sha256",
+)  # fmt: skip
+"""Without these alike, values do not compare."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A value of a table.
-
-    Attributes:
-        text: The value, "" where it was not measured.
-        below: Its interval or standard error.
-        mark: `BEST`, `FIRST` or "".
-    """
+class Cell(NamedTuple):
+    """A value, "" where it was not measured; its interval or standard error; and a mark."""
 
     text: str
     below: str = ""
@@ -43,7 +35,7 @@ class Table:
 
     Attributes:
         caption: What it shows.
-        columns: Heads of the columns of values, and what is said below them.
+        columns: Heads of the columns of values, and the text below each.
         rows: (sampler, NFE, cells).
     """
 
@@ -51,37 +43,19 @@ class Table:
     columns: Sequence[tuple[str, str]]
     rows: Sequence[tuple[str, int, Sequence[Cell]]]
 
-    @property
-    def marks(self) -> set[str]:
-        """The marks that occur."""
-        return {cell.mark for _, _, cells in self.rows for cell in cells} - {""}
 
-
-@dataclass(frozen=True)
-class Results:
-    """Evaluations that stand side by side.
-
-    Attributes:
-        title: Heading.
-        notes: What the reader must know before comparing.
-        tables: For one run all metrics abreast, for several a table for each metric.
-    """
-
-    title: str
-    notes: Sequence[str]
-    tables: Sequence[Table]
+Results = tuple[str, list[str], list[Table]]
+"""(heading, what the reader must know before comparing, for one run all metrics abreast, else a table for each)."""
 
 
 def results(runs: Sequence[Run]) -> list[Results]:
     """Returns the runs' evaluations, those of the same file name side by side."""
-    names = list(dict.fromkeys(name for run in runs for name in run.evaluations))
-    found = [
+    names = dict.fromkeys(name for run in runs for name in run.evaluations)
+    parts = [
         _results(name, {run.name: run.evaluations[name] for run in runs if name in run.evaluations}) for name in names
     ]
     logged = {run.name: run.logged[-1] for run in runs if run.logged and not run.evaluations}
-    if logged:
-        found.append(_results("metrics.jsonl, the last evaluation while training", logged))
-    return found
+    return parts + ([_results("metrics.jsonl, the last evaluation while training", logged)] if logged else [])
 
 
 def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
@@ -90,40 +64,45 @@ def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
     notes += [f"The runs differ in {one}: their values do not compare, and none is marked." for one in differing]
     if len(evaluations) == 1:
         (evaluation,) = evaluations.values()
-        names = evaluation.names
-        tables = [_one_run(evaluation, names[k : k + COLUMNS]) for k in range(0, len(names), COLUMNS)]
+        tables = [_one_run(evaluation, metrics) for metrics in _chunks(evaluation.names)]
     else:
         metrics = dict.fromkeys(name for one in evaluations.values() for name in one.names)
-        parts = [dict(list(evaluations.items())[k : k + COLUMNS]) for k in range(0, len(evaluations), COLUMNS)]
-        tables = [_one_metric(metric, part, evaluations, not differing) for metric in metrics for part in parts]
-    notes += _legend({mark for one in tables for mark in one.marks})
-    return Results(title, notes, tables)
+        tables = [
+            _one_metric(metric, names, evaluations, not differing)
+            for metric in metrics
+            for names in _chunks(list(evaluations))
+        ]
+    marks = {cell.mark for table in tables for _, _, cells in table.rows for cell in cells}
+    return title, notes + [text for mark, text in _LEGEND.items() if mark in marks], tables
+
+
+def _chunks(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[first : first + COLUMNS] for first in range(0, len(names), COLUMNS)]
 
 
 def _one_run(evaluation: Evaluation, metrics: Sequence[str]) -> Table:
     rows = [(row.sampler, row.nfe, [_cell(row, metric) for metric in metrics]) for row in evaluation.rows]
-    caption = "Metrics" if metrics[:1] == evaluation.names[:1] else "More metrics"
-    return Table(caption, [(evaluation.title(metric), _better(evaluation, metric)) for metric in metrics], rows)
+    caption = "Metrics" if metrics[0] == evaluation.names[0] else "More metrics"
+    return Table(caption, [(evaluation.title(metric), _direction(evaluation, metric)) for metric in metrics], rows)
 
 
-def _one_metric(
-    metric: str, part: Mapping[str, Evaluation], evaluations: Mapping[str, Evaluation], comparable: bool
-) -> Table:
-    """Returns a metric of the runs in `part`; the best is that of all `evaluations`."""
+def _one_metric(metric: str, names: Sequence[str], evaluations: Mapping[str, Evaluation], comparable: bool) -> Table:
+    """Returns a metric of the runs called `names`; the best is that of all `evaluations`."""
     first = next(one for one in evaluations.values() if metric in one.names)
-    keys = dict.fromkeys((row.sampler, row.nfe) for one in evaluations.values() for row in one.rows)
     rows = []
-    for sampler, nfe in keys:
-        found = {name: _row(one, sampler, nfe) for name, one in evaluations.items()}
-        better = first.facts(metric).better
-        marks = best(metric, found, better) if comparable and not sampler.startswith("teacher") else {}
-        cells = [Cell("") if (row := found[name]) is None else _cell(row, metric, marks.get(name, "")) for name in part]
+    for sampler, nfe in dict.fromkeys((row.sampler, row.nfe) for one in evaluations.values() for row in one.rows):
+        of_run = {
+            name: next((row for row in one.of(sampler) if row.nfe == nfe), None) for name, one in evaluations.items()
+        }
+        marked = comparable and not sampler.startswith("teacher")
+        marks = best(metric, of_run, first.better(metric)) if marked else {}
+        cells = [_cell(of_run[name], metric, marks.get(name, "")) for name in names]
         rows.append((sampler, nfe, cells))
-    caption = ", ".join(text for text in (first.title(metric), _better(first, metric)) if text)
-    return Table(caption, [(name, "") for name in part], rows)
+    caption = ", ".join(text for text in (first.title(metric), _direction(first, metric)) if text)
+    return Table(caption, [(name, "") for name in names], rows)
 
 
-def best(metric: str, rows: Mapping[str, Measured | None], better: str | None) -> dict[str, str]:
+def best(metric: str, rows: Mapping[str, Row | None], better: str) -> dict[str, str]:
     """Returns the mark of the best value: `BEST` if its interval meets no other one, else `FIRST`.
 
     Args:
@@ -134,89 +113,80 @@ def best(metric: str, rows: Mapping[str, Measured | None], better: str | None) -
     Returns:
         Run -> mark; empty where fewer than two values can be compared, or the best is shared.
     """
-    values = {name: row.value(metric) for name, row in rows.items() if row is not None}
-    known = {name: value for name, value in values.items() if value is not None}
-    if len(known) < 2 or better not in ("lower", "higher"):
+    values = {name: value for name, row in rows.items() if row is not None and (value := row.value(metric)) is not None}
+    if len(values) < 2 or better not in ("lower", "higher"):
         return {}
-    extreme = min(known.values()) if better == "lower" else max(known.values())
-    winners = [name for name, value in known.items() if value == extreme]
+    extreme = min(values.values()) if better == "lower" else max(values.values())
+    winners = [name for name, value in values.items() if value == extreme]
     if len(winners) > 1:
         return {}
-    intervals = {name: row.interval(metric) for name, row in rows.items() if row is not None and name in known}
+    intervals = {name: row.interval(metric) for name, row in rows.items() if row is not None and name in values}
     own = intervals.pop(winners[0])
-    return {winners[0]: BEST if all(_apart(own, other) for other in intervals.values()) else FIRST}
+    return {winners[0]: BEST if all(_disjoint(own, other) for other in intervals.values()) else FIRST}
 
 
 def differences(values: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Returns key -> the runs' values of those keys in which they differ; None where a run has none."""
     keys = dict.fromkeys(key for one in values.values() for key in one)
-    found = {key: [one.get(key) for one in values.values()] for key in keys}
-    return {key: several for key, several in found.items() if any(value != several[0] for value in several)}
+    several = {key: [one.get(key) for one in values.values()] for key in keys}
+    return {key: column for key, column in several.items() if any(value != column[0] for value in column)}
 
 
-def contests(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
+def pair_tables(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
     """Returns the differences of runs on the same seeds, as they were measured together; a table for each pair."""
     titles = {name: one.title(name) for run in runs for one in run.evaluations.values() for name in one.names}
-    found = []
+    tables = []
     for pair in pairs:
         columns = [(text, "") for text in ("metric", pair.first, pair.second, "difference", f"{pair.second} is")]
         rows = []
         for one in pair.differences:
-            digits = decimals((one.interval[1] - one.interval[0]) / 2)
-            ends = " to ".join(_fixed(end, digits) for end in one.interval)
             texts = titles.get(one.metric, one.metric), f"{one.first:.4g}", f"{one.second:.4g}"
-            cells = [*map(Cell, texts), Cell(_fixed(one.difference, digits), ends), Cell(one.verdict)]
+            cells = [*map(Cell, texts), _with_interval(one.difference, one.interval), Cell(one.verdict)]
             rows.append((one.sampler, one.nfe, cells))
-        found.append(Table(f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
-    return found
+        tables.append(Table(f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
+    return tables
 
 
-def _row(evaluation: Evaluation, sampler: str, nfe: int) -> Measured | None:
-    return next((row for row in evaluation.rows if (row.sampler, row.nfe) == (sampler, nfe)), None)
-
-
-def _apart(one: Interval | None, other: Interval | None) -> bool:
+def _disjoint(one: Interval | None, other: Interval | None) -> bool:
     return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
 
 
-def _cell(row: Measured, metric: str, mark: str = "") -> Cell:
-    value, ends, error = row.value(metric), row.interval(metric), row.errors.get(metric)
-    if value is None:
-        return Cell("not finite" if metric in row.values else "")
-    if ends is None:
+def _cell(row: Row | None, metric: str, mark: str = "") -> Cell:
+    if row is None or (value := row.value(metric)) is None:
+        return Cell("not finite" if row is not None and metric in row.values else "")
+    interval, error = row.interval(metric), row.errors.get(metric)
+    if interval is None:
         return Cell(f"{value:.4g}", f"± {error:.2g}" if error is not None else "", mark)
-    digits = decimals((ends[1] - ends[0]) / 2)
-    return Cell(_fixed(value, digits), f"{_fixed(ends[0], digits)} to {_fixed(ends[1], digits)}", mark)
+    return _with_interval(value, interval)._replace(mark=mark)
 
 
-def decimals(half: float) -> int | None:
-    """Returns how many decimals two digits of half an interval's width have; None where it has no width.
+def _with_interval(value: float, interval: Interval) -> Cell:
+    """Returns a value above its interval, both with two digits of half its width.
 
-    >>> decimals(0.12), decimals(0.0034), decimals(25.0), decimals(0.0)
-    (2, 4, 0, None)
+    >>> _with_interval(4.0, (3.95, 4.05)), _with_interval(0.5, (0.5, 0.5))
+    (Cell(text='4.000', below='3.950 to 4.050', mark=''), Cell(text='0.5', below='0.5 to 0.5', mark=''))
     """
-    return max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else None
+    half = (interval[1] - interval[0]) / 2
+    digits = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 99
+    texts = [f"{x:.4g}" if digits > 8 or abs(x) >= 1e6 else f"{x:.{digits}f}" for x in (value, *interval)]
+    return Cell(texts[0], f"{texts[1]} to {texts[2]}")
 
 
-def _fixed(value: float, digits: int | None) -> str:
-    return f"{value:.4g}" if digits is None or digits > 8 or abs(value) >= 1e6 else f"{value:.{digits}f}"
+def _direction(evaluation: Evaluation, metric: str) -> str:
+    better = evaluation.better(metric)
+    return f"{better} is better" if better else ""
 
 
-def _better(evaluation: Evaluation, metric: str) -> str:
-    better = evaluation.facts(metric).better
-    return f"{better} is better" if better in ("lower", "higher") else ""
-
-
-def _conflicts(evaluations: Mapping[str, Evaluation]) -> list[str]:
+def _conflicts(evaluations: Mapping[str, Evaluation]) -> Iterable[str]:
     """Returns in what evaluations differ that makes their values incomparable; what one does not state is no reason."""
     values = {name: one.model_dump(include=set(_SHARED)) | (one.model_extra or {}) for name, one in evaluations.items()}
     stated = [key for key in _SHARED if all(one.get(key) is not None for one in values.values())]
-    found = differences({name: {key: one[key] for key in stated} for name, one in values.items()})
-    return [f"{key} ({', '.join(str(value)[:12] for value in several)})" for key, several in found.items()]
+    several = differences({name: {key: one[key] for key in stated} for name, one in values.items()})
+    return [f"{key} ({', '.join(str(value)[:12] for value in column)})" for key, column in several.items()]
 
 
 def _about(name: str, one: Evaluation) -> str:
-    """Says on what a run was measured, and whether intervals are stated."""
+    """Returns on what a run was measured, and whether intervals are stated."""
     parts = [f"{name}:" + (f" step {one.step}" if one.step is not None else " a step that is not stated")]
     parts += [f"{one.samples} samples of seeds {one.seeds}"] if one.samples is not None else []
     parts += [f"against the {one.split} data"] if one.split else []
@@ -227,12 +197,3 @@ def _about(name: str, one: Evaluation) -> str:
     else:
         parts.append("no intervals in this record")
     return ", ".join(parts) + "."
-
-
-def _legend(marks: set[str]) -> list[str]:
-    texts = {
-        BEST: f"{BEST} the best of the runs; its interval meets no other one.",
-        FIRST: f"{FIRST} the best value, but its interval meets another one, or intervals are not known: no difference "
-        "is shown by this table.",
-    }
-    return [text for mark, text in texts.items() if mark in marks]

@@ -196,12 +196,13 @@ def report(
     ranks: Sequence[Rank],
 ) -> None:
     """Writes the record and the picture, and prints the ranking."""
-    from cdistill.reporting.plots import plot_gaps
+    from cdistill.reporting.figures import draw_gaps
+    from cdistill.reporting.panels import save_figure
 
     by_name = {one.name: one for one in scores}
     ordered = [by_name[place.name] for place in ranks]
     write_text(out / "compare.json", json.dumps(record, indent=1) + "\n")
-    plot_gaps(out / "compare.png", title, moments.levels, ordered, bound)
+    save_figure(draw_gaps(title, moments.levels, ordered, bound), out / "compare.png")
     print_ranking(title, ordered, bound, ranks, record["nfe"])
     if record["left_out"]:
         facts("left out", list(record["left_out"].items()))

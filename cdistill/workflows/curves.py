@@ -1,56 +1,67 @@
 """``cdistill plot curves``: what runs measured against iterations (Figs. 2 and 3), and which reaches a value sooner.
 
-Runs may be unfinished. Nothing here needs torch before the picture is drawn.
+Runs may be unfinished. Nothing here needs torch.
 """
 
 import csv
 import io
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, suggest
+from cdistill.errors import RecipeError, suggest
+from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
 from cdistill.reporting.records import (
     STUDENT,
     TEACHER,
     Points,
     averaged,
     crossing,
+    direction,
     evaluation_curves,
     training_curves,
 )
-from cdistill.runtime.console import say, table
 from cdistill.storage.files import write_text
-from cdistill.storage.run_folder import RunFolder, run_names
+from cdistill.storage.run_folder import RunFolder, RunRecord, read_run, run_names
 
 _SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # where they differ, values do not compare
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run folder tells.
+class CurvesOfRun:
+    """The curves of a run.
 
     Attributes:
         name: The folder's name, or its path where two folders have the same name.
-        recipe: The resolved recipe's values: "teacher", "preconditioning.name" and so on.
-        evaluations: (NFE, metric) -> points (step, value) of the student.
-        losses: Name -> points (step, value) that the training logged.
-        teacher: (NFE, metric) -> the teacher's value, where the run got so far.
+        record: What its folder holds.
     """
 
     name: str
-    recipe: Mapping[str, Any]
-    evaluations: Mapping[tuple[int, str], Points]
-    losses: Mapping[str, Points]
-    teacher: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    record: RunRecord
+
+    @cached_property
+    def evaluations(self) -> Mapping[tuple[int, str], Points]:
+        """(NFE, metric) -> points (step, value) of the student."""
+        return evaluation_curves(self.record.evaluations)
+
+    @cached_property
+    def losses(self) -> Mapping[str, Points]:
+        """Name -> points (step, value) that the training logged."""
+        return training_curves(self.record.training)
+
+    def teacher(self, metric: str) -> dict[int, float]:
+        """NFE -> the teacher's value, once the run is evaluated."""
+        results = [self.record.results[name] for name in ("evaluation.json",) if name in self.record.results]
+        curves = evaluation_curves(results, TEACHER)
+        return {nfe: points[-1][1] for (nfe, name), points in curves.items() if name == metric}
 
     @property
     def label(self) -> str:
         """Name and preconditioning; once where they are the same."""
-        form = self.recipe.get("preconditioning.name")
-        return f"{self.name} ({form})" if form not in (None, self.name) else self.name
+        preconditioning = self.record.values.get("preconditioning.name")
+        return f"{self.name} ({preconditioning})" if preconditioning not in (None, self.name) else self.name
 
     @property
     def metrics(self) -> list[str]:
@@ -63,7 +74,7 @@ class Run:
 
     def scaled(self, points: Points, images: bool) -> Points:
         """Returns points (iterations, value), or (images, value)."""
-        size = int(self.recipe["training.batch_size"]) if images else 1
+        size = int(self.record.values["training.batch_size"]) if images else 1
         return [(step * size, value) for step, value in points]
 
 
@@ -90,38 +101,19 @@ class Arrival:
     ratio: float | None = None
 
 
-def read_runs(paths: Sequence[Path]) -> list[Run]:
+def read_runs(paths: Sequence[Path]) -> list[CurvesOfRun]:
     """Reads runs, finished or not.
 
     Raises:
         RecipeError: One is named twice.
         MissingAssetError: There is no run in a folder.
-        CorruptFileError: A recipe is no TOML.
+        CorruptFileError: A file of a run is damaged.
     """
     names = run_names(paths, "plot curves")
-    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [CurvesOfRun(name, read_run(RunFolder(path))) for path, name in zip(paths, names, strict=True)]
 
 
-def _read_run(path: Path, name: str) -> Run:
-    folder = RunFolder(path)
-    if not folder.recipe.is_file():
-        raise MissingAssetError(f"{path}: no run here, {folder.recipe.name} is missing; name the folder of a run")
-    try:
-        recipe = tomllib.loads(folder.recipe.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CorruptFileError(f"{folder.recipe}: not TOML: {error}; restore it, or leave this run out") from error
-    records = folder.metrics()
-    flat = {key: value for key, value in recipe.items() if not isinstance(value, dict)} | {
-        f"{name}.{key}": value
-        for name, section in recipe.items()
-        if isinstance(section, dict)
-        for key, value in section.items()
-    }
-    heun = {key: points[-1][1] for key, points in evaluation_curves([folder.results()], TEACHER).items()}
-    return Run(name, flat, evaluation_curves(records), training_curves(records), heun)
-
-
-def choose_metric(runs: Sequence[Run], wanted: str | None = None) -> str:
+def choose_metric(runs: Sequence[CurvesOfRun], wanted: str | None = None) -> str:
     """Returns `wanted`, or the first metric of the first run that all runs have.
 
     Raises:
@@ -141,7 +133,7 @@ def choose_metric(runs: Sequence[Run], wanted: str | None = None) -> str:
     return wanted or common[0]
 
 
-def choose_calls(runs: Sequence[Run], metric: str, wanted: Sequence[int] | None = None) -> list[int]:
+def choose_calls(runs: Sequence[CurvesOfRun], metric: str, wanted: Sequence[int] | None = None) -> list[int]:
     """Returns `wanted`, or the numbers of network calls at which all runs measured a metric.
 
     Raises:
@@ -156,79 +148,83 @@ def choose_calls(runs: Sequence[Run], metric: str, wanted: Sequence[int] | None 
     return sorted(set(wanted or common))
 
 
-def arrivals(nfe: int, lines: Mapping[str, Points], value: float, logarithmic: bool) -> list[Arrival]:
+def arrivals(
+    nfe: int, lines: Mapping[str, Points], value: float, logarithmic: bool, higher: bool = False
+) -> list[Arrival]:
     """Returns when each line reached `value`; the first line is what the others are compared with."""
-    found: list[Arrival] = []
+    reached: list[Arrival] = []
     for label, points in lines.items():
-        at = crossing(points, value, logarithmic)
+        at = crossing(points, value, logarithmic, higher)
         at_most = at is not None and 0 < at == points[0][0]
         ratio = None
-        if at and not at_most and not (found and found[0].at_most):
-            first = found[0].at if found else at
+        if at and not at_most and not (reached and reached[0].at_most):
+            first = reached[0].at if reached else at
             ratio = None if first is None else first / at
-        found.append(Arrival(nfe, value, label, at, at_most, points[-1][0], ratio))
-    return found
+        reached.append(Arrival(nfe, value, label, at, at_most, points[-1][0], ratio))
+    return reached
 
 
 def draw_evaluations(
-    runs: Sequence[Run], metric: str | None, nfe: Sequence[int] | None, reach: float | None, images: bool, out: Path
+    runs: Sequence[CurvesOfRun],
+    metric: str | None,
+    nfe: Sequence[int] | None,
+    reach: float | None,
+    images: bool,
+    out: Path,
 ) -> dict[str, Any]:
-    """Draws the runs' evaluations, writes them as CSV, and prints when each run reached a value.
+    """Draws the runs' evaluations, writes them as CSV, and finds when each run reached a value.
 
     Args:
         runs: The first is what the others are compared with.
         metric: Name; the first that all share by default.
         nfe: Network calls; all that the runs share by default.
-        reach: Value to reach; by default, for each NFE, the best of the first run. Lower is better in all metrics.
+        reach: Value to reach; by default, for each NFE, the best of the first run.
         images: Count images seen instead of iterations.
         out: PNG; the CSV has the same name.
 
     Returns:
-        What was drawn and reached, as JSON.
+        What was drawn and reached, as JSON; "notes" are what makes the runs hard to compare.
 
     Raises:
         RecipeError: The runs have nothing in common, or nothing at all.
     """
     name = choose_metric(runs, metric)
     chosen = choose_calls(runs, name, nfe)
-    _warn(runs, images)
+    higher = _higher_is_better(runs, name)
     logarithmic = all(value > 0 for run in runs for calls in chosen for _, value in run.evaluations[calls, name])
     logarithmic = logarithmic and (reach is None or reach > 0)
-    from cdistill.reporting.plots import Panel, plot_curves
-
-    panels, reached = [], []
-    heights = [value for run in runs for (_, key), value in run.teacher.items() if key == name]
-    for calls in chosen:
-        lines = {run.label: run.scaled(run.evaluations[calls, name], images) for run in runs}
-        goal = min(value for _, value in lines[runs[0].label]) if reach is None else reach
-        found = arrivals(calls, lines, goal, logarithmic)
-        reached += found
-        ends = [one.at for one in found if one.at is not None]
-        panels.append(Panel(f"{calls} NFE", lines, logarithmic, heights, goal, ends))
     unit = "images" if images else "iterations"
-    plot_curves(out, unit, name, panels)
+    heights = [("teacher", value) for run in runs for value in run.teacher(name).values()]
+    panels, reached = [], []
+    for calls in chosen:
+        curves = {run.label: run.scaled(run.evaluations[calls, name], images) for run in runs}
+        first = [value for _, value in curves[runs[0].label]]
+        goal = (max(first) if higher else min(first)) if reach is None else reach
+        found = arrivals(calls, curves, goal, logarithmic, higher)
+        reached += found
+        panels.append(
+            Panel(
+                f"{calls} NFE", unit, _lines(curves), y=name, y_log=logarithmic,
+                levels=[(label, y) for label, y in heights if y > 0 or not logarithmic],
+                reached=[(one.at, goal) for one in found if one.at is not None],
+            )
+        )  # fmt: skip
+    save_figure(draw_panels("", in_rows(panels)), out)
     rows = [
         [run.name, step, STUDENT, calls, name, value]
         for run in runs
         for calls in chosen
         for step, value in run.evaluations[calls, name]
     ]
-    rows += [
-        [run.name, "", TEACHER, calls, key, value]
-        for run in runs
-        for (calls, key), value in run.teacher.items()
-        if key == name
-    ]
-    _print_arrivals(
-        f"{name}: {unit} until a value is reached\nratio: those of {runs[0].label} over the run's", unit, reached
-    )
+    rows += [[run.name, "", TEACHER, calls, name, value] for run in runs for calls, value in run.teacher(name).items()]
     return {
-        **_write_csv(out, rows), "metric": name, "nfe": chosen, "unit": unit, "runs": [run.label for run in runs],
-        "reached": [asdict(one) for one in reached],
+        **_write_csv(out, rows), "metric": name, "better": "higher" if higher else "lower", "nfe": chosen, "unit": unit,
+        "runs": [run.label for run in runs], "reached": [asdict(one) for one in reached],
+        "notes": _notes(runs, images),
     }  # fmt: skip
 
 
-def draw_losses(runs: Sequence[Run], images: bool, out: Path) -> dict[str, Any]:
+def draw_losses(runs: Sequence[CurvesOfRun], images: bool, out: Path) -> dict[str, Any]:
     """Draws what the trainings logged, a panel for each name, and writes it as CSV; see `draw_evaluations`.
 
     Raises:
@@ -236,14 +232,13 @@ def draw_losses(runs: Sequence[Run], images: bool, out: Path) -> dict[str, Any]:
     """
     if empty := [run.name for run in runs if not run.losses]:
         raise RecipeError(f"{empty[0]}: no losses in its metrics.jsonl yet; they come every logging.every steps")
-    from cdistill.reporting.plots import Panel, plot_curves
-
     panels = []
     for name in dict.fromkeys(name for run in runs for name in run.losses):
-        lines = {run.label: averaged(run.scaled(run.losses[name], images)) for run in runs if name in run.losses}
-        values = [value for points in lines.values() for _, value in points]
-        panels.append(Panel(name, lines, 0 < 10 * min(values) < max(values)))
-    plot_curves(out, "images" if images else "iterations", "", panels)
+        curves = {run.label: averaged(run.scaled(run.losses[name], images)) for run in runs if name in run.losses}
+        values = [value for points in curves.values() for _, value in points]
+        steep = 0 < 10 * min(values) < max(values)
+        panels.append(Panel(name, "images" if images else "iterations", _lines(curves), y_log=steep))
+    save_figure(draw_panels("", in_rows(panels)), out)
     rows = [
         [run.name, step, "", "", name, value]
         for run in runs
@@ -251,19 +246,45 @@ def draw_losses(runs: Sequence[Run], images: bool, out: Path) -> dict[str, Any]:
         for step, value in points
     ]
     names = [panel.title for panel in panels]
-    return {**_write_csv(out, rows), "losses": names, "runs": [run.label for run in runs]}
+    return {**_write_csv(out, rows), "losses": names, "runs": [run.label for run in runs], "notes": []}
 
 
-def _warn(runs: Sequence[Run], images: bool) -> None:
-    """Says what makes the runs' values or iterations hard to compare, and which runs have no curve."""
-    for run in runs:
-        if all(len(points) == 1 for points in run.evaluations.values()):
-            say(f"plot curves: {run.name} has one evaluation so far; a curve needs --set evaluation.every=N")
+def arrivals_table(record: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Returns title, columns and rows of what `draw_evaluations` found."""
+    rows = []
+    for one in record["reached"]:
+        at = f"not by {one['last']:.0f}" if one["at"] is None else f"{'<= ' if one['at_most'] else ''}{one['at']:.0f}"
+        ratio = "-" if one["ratio"] is None else f"{one['ratio']:.2f}"
+        rows.append([one["run"], str(one["nfe"]), f"{one['value']:.4g}", at, ratio])
+    title = f"{record['metric']}, {record['better']} is better: {record['unit']} until a value is reached\n"
+    title += f"ratio: those of {record['runs'][0]} over the run's"
+    return title, ["run", "NFE", "value", record["unit"], "ratio"], rows
+
+
+def _lines(curves: Mapping[str, Points]) -> list[Line]:
+    return [Line(label, points, style=style) for style, (label, points) in enumerate(curves.items())]
+
+
+def _higher_is_better(runs: Sequence[CurvesOfRun], metric: str) -> bool:
+    """Whether the runs' records say so of a metric; those of version 0.1 lack it."""
+    records = [record for run in runs for record in (*run.record.evaluations, *run.record.results.values())]
+    facts = {name: fact for record in records for name, fact in record.get("metrics", {}).items()}
+    return direction(metric, facts) == "higher"
+
+
+def _notes(runs: Sequence[CurvesOfRun], images: bool) -> list[str]:
+    """Returns what makes the runs' values or iterations hard to compare, and which runs have no curve."""
+    notes = [
+        f"plot curves: {run.name} has one evaluation so far; a curve needs --set evaluation.every=N"
+        for run in runs
+        if all(len(points) == 1 for points in run.evaluations.values())
+    ]
     for key in (*_SHARED, *(() if images else ("training.batch_size",))):
-        values = [str(run.recipe.get(key)) for run in runs]
+        values = [str(run.record.values.get(key)) for run in runs]
         if len(set(values)) > 1:
             advice = "--images compares images seen" if key == "training.batch_size" else "values do not compare"
-            say(f"plot curves: the runs differ in {key} ({', '.join(values)}); {advice}")
+            notes.append(f"plot curves: the runs differ in {key} ({', '.join(values)}); {advice}")
+    return notes
 
 
 def _write_csv(picture: Path, rows: Sequence[Sequence[Any]]) -> dict[str, str]:
@@ -275,11 +296,3 @@ def _write_csv(picture: Path, rows: Sequence[Sequence[Any]]) -> dict[str, str]:
     path = picture.with_suffix(".csv")
     write_text(path, text.getvalue())
     return {"plot": str(picture), "csv": str(path)}
-
-
-def _print_arrivals(title: str, unit: str, found: Sequence[Arrival]) -> None:
-    rows = []
-    for one in found:
-        at = f"not by {one.last:.0f}" if one.at is None else f"{'<= ' if one.at_most else ''}{one.at:.0f}"
-        rows.append([one.run, str(one.nfe), f"{one.value:.4g}", at, "-" if one.ratio is None else f"{one.ratio:.2f}"])
-    table(title, ["run", "NFE", "value", unit, "ratio"], rows)

@@ -192,12 +192,14 @@ def _with_errors(values: Tensor, errors: Tensor) -> list[str]:
 
 def draw_coefficients(path: Path, found: Found) -> None:
     """Draws l, s, f and g next to CTM's (Figs. 2c and 4)."""
-    from cdistill.reporting.plots import plot_coefficients
+    from cdistill.reporting import figures
+    from cdistill.reporting.panels import save_figure
 
     header, samples = found.header, found.statistics.samples
     count = f"{int(samples.min())} to {int(samples.max())}" if samples.min() < samples.max() else str(int(samples[0]))
     forms = {name: make_preconditioning(name, table=found.estimate.table) for name in ("analytic", "ctm")}
-    plot_coefficients(path, f"{header['teacher']}: {header['estimator']}, {count} samples", found.estimate, forms)
+    title = f"{header['teacher']}: {header['estimator']}, {count} samples"
+    save_figure(figures.draw_coefficients(title, found.estimate, forms), path)
 
 
 def compare_estimators(
@@ -216,9 +218,10 @@ def compare_estimators(
     for name, rows in deviations.items():
         print_deviations(teacher.name, first, name, rows)
     if accelerator.is_main_process:
-        from cdistill.reporting.plots import plot_estimates
+        from cdistill.reporting import figures
+        from cdistill.reporting.panels import save_figure
 
-        plot_estimates(plot, teacher.name, {name: one.estimate for name, one in found.items()})
+        save_figure(figures.draw_estimates(teacher.name, {name: one.estimate for name, one in found.items()}), plot)
     compared = {name: [asdict(row) for row in rows] for name, rows in deviations.items()}
     estimates = {name: _as_lists(one) for name, one in found.items()}
     files = " ".join(str(_file_of(out, name)) for name in found)

@@ -13,7 +13,8 @@ from cdistill.estimation.files import read_found
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import ESTIMATORS
-from cdistill.reporting.plots import plot_trajectories
+from cdistill.reporting import figures
+from cdistill.reporting.panels import save_figure
 from cdistill.runtime.console import progress, table
 from cdistill.runtime.randomness import generator
 from cdistill.sampling import teacher_trajectories, trajectories
@@ -81,7 +82,7 @@ def draw_trajectories(
         students[name], times[name] = points, sampling_grid(nfe)
         notes[name] = f"{nfe} steps, MSE {result.mse_end:.4g}, Wasserstein {result.wasserstein:.4f}"
         results.append(result)
-    plot_trajectories(out, truth, students, times, notes)
+    save_figure(figures.draw_trajectories(truth, students, times, notes), out)
     return results
 
 

@@ -46,7 +46,9 @@ const channel = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) *
 const light = t => { const [r, g, b] = t.match(/[\\d.]+/g).map(Number);
   return 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b); };
 const back = light(getComputedStyle(document.body).backgroundColor);
-return [...document.querySelectorAll('svg .line, svg .level')].map(one => light(getComputedStyle(one).stroke))
+return [...document.querySelectorAll('.chart svg path')]
+  .filter(one => /stroke: var\\(--c\\d\\)/.test(one.getAttribute('style')))
+  .map(one => light(getComputedStyle(one).stroke))
   .map(front => (Math.max(front, back) + 0.05) / (Math.min(front, back) + 0.05)).sort((a, b) => a - b);
 """
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cdistill.cli.app import run
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError
-from cdistill.reporting import records
+from cdistill.reporting import panels, records
+from cdistill.reporting.panels import Line, Panel
 from cdistill.reporting.records import averaged
 from cdistill.workflows import curves
 from cdistill.workflows.curves import Arrival, arrivals, choose_calls, choose_metric, crossing, read_runs
@@ -58,7 +59,7 @@ def called(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_doctests():
-    assert doctest.testmod(records) == (0, 2)
+    assert doctest.testmod(records) == (0, 3)
 
 
 @pytest.mark.parametrize("rate", [50.0, 100.0, 173.0])
@@ -159,22 +160,41 @@ def colours(path: Path) -> set[tuple[int, ...]]:
 
 
 def test_the_picture_shows_a_line_for_every_run(capsys):
-    blue, orange, green = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)
+    first, second, third = (tuple(bytes.fromhex(colour[1:])) for colour in panels.COLOURS[:3])
     make_run("a", rate=100)
     make_run("b", rate=200)
     assert called(capsys, "a", "b")[0] == 0
-    assert colours(Path("plots/curves.png")) >= {blue, orange}
-    assert green not in colours(Path("plots/curves.png"))
+    assert colours(Path("plots/curves.png")) >= {first, second}
+    assert third not in colours(Path("plots/curves.png"))
 
 
 def test_every_number_of_panels_can_be_drawn(tmp_path):
-    from cdistill.reporting.plots import Panel, plot_curves
-
     for count in range(1, 8):
-        panels = [Panel(f"{k} NFE", {"run": [(0, 2.0), (1, 0.0)]}, False, [0.0], 1.0, [0.5]) for k in range(count)]
-        plot_curves(tmp_path / f"{count}.png", "iterations", "fid", panels)
+        lines = [Line("run", [(0, 2.0), (1, 0.0)])]
+        shown = [
+            Panel(f"{k} NFE", "iterations", lines, levels=[("teacher", 0.0)], reached=[(0.5, 1)]) for k in range(count)
+        ]
+        panels.save_figure(panels.draw_panels("", panels.in_rows(shown)), tmp_path / f"{count}.png")
         with Image.open(tmp_path / f"{count}.png") as picture:
             assert picture.size >= (640, 340)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_higher_is_better_where_the_metric_says_so(capsys, said):
+    """Recall rises from 0 to 1; that of the second run twice as fast."""
+    for name, rate in (("a", 100), ("b", 50)):
+        folder = make_run(name, metrics=("recall",), nfe=(2,), rate=rate, teacher=None)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for record in records:
+            for row in record.get("rows", []):
+                row["values"] = {"recall": 1 - row["values"]["recall"] / 32}
+                record |= {"metrics": {"recall": {"title": "Recall", "better": "higher"}}} if said else {}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    record = json.loads(called(capsys, "a", "b", "--json")[1])
+    assert record["better"] == "higher"
+    assert record["reached"][0]["value"] == pytest.approx(1 - math.exp(-4))
+    assert [one["at"] for one in record["reached"]] == [400, pytest.approx(200)]
+    assert record["reached"][1]["ratio"] == pytest.approx(2)
 
 
 def test_an_unfinished_run_with_a_half_written_line_is_read_up_to_there(capsys):
@@ -244,7 +264,7 @@ def test_the_default_is_what_all_runs_share():
         (["a", "--losses", "--nfe", "2"], 2, "--losses: goes with none of"),
         (["new", "--losses"], 2, "new: no losses in its metrics.jsonl yet"),
         (["a", "--out", "a.pdf"], 2, "ends in .png"),
-        (["broken"], 4, "not TOML"),
+        (["broken"], 4, "broken/recipe.resolved.toml: damaged (Invalid value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

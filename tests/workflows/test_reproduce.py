@@ -17,6 +17,7 @@ from cdistill.evaluation.estimates import quantile
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.recipe.schema import DistillRecipe, differences
 from cdistill.registry import METRICS, PRECONDITIONINGS
+from cdistill.reporting.panels import draw_panels, save_figure
 from cdistill.runtime import signals as stopping
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.workflows.reproduce import claims, experiments, outcomes
@@ -38,7 +39,7 @@ from cdistill.workflows.reproduce.claims import (
     superior,
 )
 from cdistill.workflows.reproduce.experiments import ARMS, EXPERIMENTS, NFE, DataSet, Trial, choose_data, trials
-from cdistill.workflows.reproduce.figures import Mark, panel, plot_panels, plot_study
+from cdistill.workflows.reproduce.figures import draw_study, panel
 from cdistill.workflows.reproduce.outcomes import Outcome, Outcomes, Ratio, geometric, read_outcome
 from cdistill.workflows.reproduce.page import markdown_table, write_page
 from cdistill.workflows.reproduce.request import Request
@@ -417,11 +418,13 @@ def test_the_page_shows_the_figures_and_what_is_missing():
 def test_panels_are_drawn_with_arms_that_were_not_run(tmp_path):
     found = toy(analytic_half=4.5, alignment=0.9)
     one, none = panel(found, ("ctm", "analytic"), 2), panel(found, ("gan-ctm",), 2)
-    assert list(one.arms) == ["ctm", "analytic"]
-    assert len(one.arms["ctm"]) == 3
-    assert none.arms == {}
-    plot_panels(tmp_path / "a.png", "title", [[one, none]])
-    plot_study(tmp_path / "b.png", {"x": [Mark("toy", "analytic", 0.9, Ratio(0.8, 0.7, 0.9, 3))]})
+    assert [line.label for line in one.lines] == ["CTM", "Analytic"]
+    middle, (low, high) = one.lines[0].points[3][1], one.lines[0].ends[3]
+    assert low < middle < high
+    assert none.lines == []
+    save_figure(draw_panels("title", [[one, none]]), tmp_path / "a.png")
+    comparison = Comparison("toy", "analytic", 2, "fid", {"untrained MSE": 0.9}, Ratio(0.8, 0.7, 3))
+    save_figure(draw_study([comparison]), tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
     assert (tmp_path / "b.png").stat().st_size > 5000
 

@@ -75,6 +75,11 @@ class DataSet:
     cost: float = 1.0
     threads: int = 1
 
+    @property
+    def teacher(self) -> str:
+        """Name of the teacher."""
+        return str(Trial(self, self.arms[0], 0).load().teacher)
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -1,184 +1,165 @@
 """The paper's Figures 2 to 6 and the study's picture, from the outcomes of trials."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cdistill.preconditionings import Preconditioning
-from cdistill.reporting.plots import COLOURS, draw_heat_map, log_axis, log_values, save_figure
+from cdistill.preconditionings import Preconditioning, load_preconditioning
+from cdistill.reporting.figures import draw_heat_maps
+from cdistill.reporting.panels import (
+    STYLE,
+    Line,
+    Panel,
+    add_legend,
+    colour_of,
+    draw_panels,
+    grid,
+    in_rows,
+    log_values,
+    save_figure,
+    style_of,
+)
 from cdistill.reporting.records import Points
 from cdistill.schedule import EPS, log_uniform_grid
-from cdistill.workflows.reproduce.experiments import ARMS
-from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio
+from cdistill.teachers import load_teacher
+from cdistill.workflows.reproduce.claims import ALIGNMENT
+from cdistill.workflows.reproduce.experiments import ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
+from cdistill.workflows.reproduce.outcomes import Outcomes
+from cdistill.workflows.reproduce.request import Request
+from cdistill.workflows.reproduce.study import Comparison
 
-_SIDE = 3.6  # inches
 _EDGE = 3.0  # of the study's picture
+_SAME_COLOUR = 6  # between styles that differ in dashes and markers only
+_SHAPES = "osD^v<>Ph*"
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Training curves of several arms.
-
-    Attributes:
-        title: Heading.
-        metric: Label of the vertical axis.
-        arms: Arm -> curves, one for each seed.
-        teacher: The teacher's value.
-    """
-
-    title: str
-    metric: str
-    arms: Mapping[str, Sequence[Points]]
-    teacher: float | None
+def draw_all(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comparison]) -> list[str]:
+    """Draws Figures 2 to 6 and the study's; returns the names of all that are there, Figure 7 too."""
+    figures = {
+        "figure-2": _single_step(request, found),
+        "figure-3": _curves("Fig. 3: two steps", found, TRAJECTORY[:-1], (2,)),
+        "figure-4": _heat_maps(request),
+        "figure-5": _curves("Fig. 5: BCM's preconditioning", found, ("ctm", "bcm"), (1, 2)),
+        "figure-6": _curves("Fig. 6: with the GAN loss", found, GAN, (1, 2)),
+        "study": draw_study(comparisons) if comparisons else None,
+    }
+    folder = request.out / "figures"
+    for name, figure in figures.items():
+        if figure is not None:
+            save_figure(figure, folder / f"{name}.png")
+    return sorted(path.stem for path in folder.glob("*.png") if "seed" not in path.stem)
 
 
 def panel(found: Outcomes, arms: Sequence[str], nfe: int) -> Panel:
-    """Returns the curves of arms at a number of network calls, as far as there are such."""
-    metric = found.data.metric
+    """Returns the curves of arms at a number of network calls, as far as there are such.
+
+    Lines are geometric means over the seeds, bands go from the least to the greatest.
+    """
+    metric, teacher = found.data.metric, found.teacher(found.data.metric)
     curves = {arm: list(found.curves(arm, nfe, metric).values()) for arm in arms}
-    teacher = found.teacher(metric)
-    title = f"{found.data.name}{', CM' if 'cm' in arms else ''}, {nfe} NFE"
-    shown = {arm: lines for arm, lines in curves.items() if lines}
-    return Panel(title, metric, shown, None if teacher is None else teacher.value)
+    lines = [_mean_line(arm, seeds) for arm, seeds in curves.items() if seeds]
+    return Panel(
+        f"{found.data.name}{', CM' if 'cm' in arms else ''}, {nfe} NFE",
+        "iterations",
+        lines,
+        y=metric,
+        y_log=all(y > 0 for line in lines for _, y in line.points),
+        levels=[] if teacher is None else [("teacher", teacher.value)],
+    )
 
 
-def plot_panels(path: Path, title: str, rows: Sequence[Sequence[Panel]]) -> None:
-    """Draws panels in rows: for each arm the geometric mean over its seeds, and a band from least to greatest."""
-    figure, axes = _grid(title, len(rows), max(map(len, rows)))
-    for line, panels in zip(axes, rows, strict=True):
-        for axis, one in zip(line, panels, strict=False):
-            _draw(axis, one)
-        for axis in line[len(panels) :]:
-            axis.axis("off")
-    _legend(figure, axes)
-    save_figure(figure, path)
+def _mean_line(arm: str, curves: Sequence[Points]) -> Line:
+    shared = sorted(set.intersection(*[{step for step, _ in points} for points in curves]))
+    values = np.array([[dict(points)[step] for step in shared] for points in curves])
+    middle = np.exp(np.log(np.maximum(values, 1e-300)).mean(0))
+    ends = zip(values.min(0).tolist(), values.max(0).tolist(), strict=True)
+    style = style_of(ARMS[arm].form)
+    return Line(ARMS[arm].title, list(zip(shared, middle.tolist(), strict=True)), list(ends), style)
 
 
-def plot_single_step(path: Path, rows: Sequence[tuple[Panel, Panel, str, Mapping[str, Preconditioning]]]) -> None:
-    """Fig. 2: training curves of CM and of CTM in one step, and f and g of jumps to eps.
-
-    Args:
-        path: PNG.
-        rows: For each data set the two panels, its name, and name -> preconditioning.
-    """
-    figure, axes = _grid("Fig. 2: one step", len(rows), 3)
-    grid = log_uniform_grid(200)
-    for line, (consistency, trajectory, name, forms) in zip(axes, rows, strict=True):
-        _draw(line[0], consistency)
-        _draw(line[1], trajectory)
-        for label, preconditioning in forms.items():
-            f, g = preconditioning(grid, grid.new_full(grid.shape, EPS))
-            colour = COLOURS[label]
-            line[2].plot(grid.numpy(), g.numpy(), color=colour, lw=1.2, label=f"{label}: g")
-            line[2].plot(grid.numpy(), f.numpy(), color=colour, lw=1.2, ls="--", label=f"{label}: f")
-        log_axis(line[2], "t", f"{name}: f(t, eps), g(t, eps)")
-        line[2].legend(fontsize=7)
-    _legend(figure, [line[:2] for line in axes])
-    save_figure(figure, path)
+def _curves(title: str, found: Sequence[Outcomes], arms: Sequence[str], calls: Sequence[int]) -> Figure | None:
+    rows = [[panel(one, arms, nfe) for nfe in calls] for one in found]
+    rows = [row for row in rows if all(one.lines for one in row)]
+    if not rows:
+        return None
+    return draw_panels(title, rows if len(calls) > 1 else in_rows([row[0] for row in rows]))
 
 
-def plot_heat_maps(path: Path, forms: Mapping[str, Preconditioning]) -> None:
-    """Fig. 4: g(t, s) of each form."""
-    columns = min(len(forms), 4)
-    figure, axes = _grid("Fig. 4: g(t, s)", math.ceil(len(forms) / columns), columns)
-    flat = [axis for line in axes for axis in line]
-    for axis, (name, form) in zip(flat, forms.items(), strict=False):
-        draw_heat_map(figure, axis, name, form, log_uniform_grid(120))
-    for axis in flat[len(forms) :]:
-        axis.axis("off")
-    save_figure(figure, path)
+def _single_step(request: Request, found: Sequence[Outcomes]) -> Figure | None:
+    """Fig. 2: training curves of CM and of CTM in one step, and f and g of jumps to eps, a row for each data set."""
+    rows = [
+        [panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY[:-1], 1), _jumps(request, one.data)]
+        for one in found
+        if set(CONSISTENCY) <= {arm for arm, _ in one.found} and request.coefficients(one.data.teacher).is_file()
+    ]
+    return draw_panels("Fig. 2: one step", rows) if rows else None
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A preconditioning on a data set, before and after the training, compared with CTM's.
-
-    Attributes:
-        data: The data set.
-        form: The preconditioning.
-        before: Ratio before the training.
-        after: Ratio after it.
-    """
-
-    data: str
-    form: str
-    before: float
-    after: Ratio
+def _jumps(request: Request, data: DataSet) -> Panel:
+    levels = log_uniform_grid(200)
+    lines = []
+    for name, preconditioning in load_all(request, data, ("cm", "ctm", "analytic")).items():
+        f, g = preconditioning(levels, levels.new_full(levels.shape, EPS))
+        for symbol, values, more in (("g", g, 0), ("f", f, _SAME_COLOUR)):
+            points = list(zip(levels.tolist(), values.tolist(), strict=True))
+            lines.append(Line(f"{name}: {symbol}", points, style=style_of(name) + more))
+    return Panel(f"{data.name}: f(t, eps), g(t, eps)", "t", lines, x_log=True)
 
 
-def plot_study(path: Path, marks: Mapping[str, Sequence[Mark]]) -> None:
-    """Draws ratios in the second half of the training against those before it, a panel for each title.
+def _heat_maps(request: Request) -> Figure | None:
+    """Fig. 4: g(t, s) of CTM, and of Analytic for each teacher whose coefficients are there."""
+    shown = {
+        "g(t, s), CTM" if name == "ctm" else f"g(t, s), {name}: {data.name}": one
+        for data in request.data
+        if request.coefficients(data.teacher).is_file()
+        for name, one in load_all(request, data, ("ctm", "analytic")).items()
+    }
+    return draw_heat_maps("Fig. 4: g(t, s)", shown) if shown else None
+
+
+def load_all(request: Request, data: DataSet, names: Sequence[str]) -> dict[str, Preconditioning]:
+    """Returns preconditionings with the coefficients of a data set's teacher."""
+    teacher = load_teacher(data.teacher)
+    return {name: load_preconditioning(name, teacher, request.coefficients(data.teacher)) for name in names}
+
+
+@STYLE
+def draw_study(comparisons: Sequence[Comparison]) -> Figure:
+    """Draws ratios in the second half of the training against those before it, from 2 NFE on.
 
     A colour is a preconditioning, a shape a data set; what lies beyond a factor of `_EDGE` is drawn at the edge.
     """
     title = f"before and in the second half of the training, over CTM (beyond {_EDGE:g} times: at the edge)"
-    figure, (line,) = _grid(title, 1, len(marks), 4.4)
-    names = dict.fromkeys(mark.data for part in marks.values() for mark in part)
-    shapes = dict(zip(names, "osD^v<>Ph*", strict=False))
-    for axis, (heading, part) in zip(line, marks.items(), strict=True):
-        for mark in part:
-            low, middle, high = (_clip(value) for value in (mark.after.low, mark.after.value, mark.after.high))
+    figure, ((left, right),) = grid(title, 1, 2, (5.5, 4.4))
+    shown = [one for one in comparisons if one.nfe > 1]
+    shapes = dict(zip(dict.fromkeys(one.data for one in shown), _SHAPES, strict=False))
+    for axis, heading, part in (
+        (left, ALIGNMENT, [one for one in shown if one.metric == ALIGNMENT]),
+        (right, "distance to the data", [one for one in shown if one.metric != ALIGNMENT]),
+    ):
+        for one in part:
+            low, middle, high = (_clip(value) for value in (one.after.low, one.after.value, one.after.high))
             axis.errorbar(
-                _clip(mark.before), middle, [[middle - low], [high - middle]], marker=shapes[mark.data],
-                color=COLOURS[mark.form], ls="", ms=5, lw=0.7,
+                _clip(one.scores["untrained MSE"]), middle, [[middle - low], [high - middle]],
+                marker=shapes[one.data], color=colour_of(one.form), ls="", ms=5, lw=0.7,
             )  # fmt: skip
         axis.axhline(1, color="0.6", lw=0.8)
         axis.axvline(1, color="0.6", lw=0.8)
-        for limits in (axis.set_xlim, axis.set_ylim):
-            limits(0.94 / _EDGE, 1.06 * _EDGE)
+        axis.set_xlim(0.94 / _EDGE, 1.06 * _EDGE)
+        axis.set_ylim(0.94 / _EDGE, 1.06 * _EDGE)
         log_values(axis)
         log_values(axis, horizontal=True)
         axis.set_xlabel("untrained, over CTM: MSE to the teacher")
         axis.set_ylabel("trained, over CTM")
-        axis.set_title(heading, fontsize=10)
+        axis.set_title(f"{heading}, 2 to 10 NFE")
     for name, shape in shapes.items():
-        line[0].plot([], [], shape, color="0.4", label=name)
-    for form in dict.fromkeys(mark.form for part in marks.values() for mark in part):
-        line[0].plot([], [], lw=4, color=COLOURS[form], label=form)
-    _legend(figure, [line[:1]])
-    save_figure(figure, path)
+        left.plot([], [], ls="", marker=shape, color="0.4", label=name)
+    for name in dict.fromkeys(one.form for one in shown):
+        left.plot([], [], lw=4, color=colour_of(name), label=name)
+    add_legend(figure, [left])
+    return figure
 
 
 def _clip(value: float) -> float:
     return min(max(value, 1 / _EDGE), _EDGE)
-
-
-def _grid(title: str, rows: int, columns: int, side: float = _SIDE) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(max(6.4, 1.25 * side * columns), side * rows + 0.9), layout="constrained")
-    figure.suptitle(title)
-    return figure, [list(line) for line in figure.subplots(rows, columns, squeeze=False)]
-
-
-def _draw(axis: Axes, one: Panel) -> None:
-    for arm, curves in one.arms.items():
-        shared = sorted(set.intersection(*[{step for step, _ in points} for points in curves]))
-        values = np.array([[dict(points)[step] for step in shared] for points in curves])
-        colour = COLOURS[ARMS[arm].form]
-        middle = np.exp(np.log(np.maximum(values, 1e-300)).mean(0))
-        axis.plot(shared, middle, ".-", color=colour, lw=1.4, ms=4, label=ARMS[arm].title)
-        axis.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
-    if not one.arms:
-        axis.text(0.5, 0.5, "not run", ha="center", transform=axis.transAxes)
-    if one.teacher is not None:
-        axis.axhline(one.teacher, color="0.35", ls="--", lw=1, label="teacher")
-    if one.arms:
-        log_values(axis)
-    axis.set_title(one.title, fontsize=10)
-    axis.set_xlabel("iterations")
-    axis.set_ylabel(one.metric)
-    axis.grid(alpha=0.25)
-
-
-def _legend(figure: Figure, axes: Sequence[Sequence[Axes]]) -> None:
-    handles = {
-        name: handle
-        for line in axes
-        for axis in line
-        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)

@@ -27,12 +27,12 @@ from cdistill.workflows.reproduce.claims import (
     judge_mixture,
 )
 from cdistill.workflows.reproduce.experiments import NFE, DataSet, Trial, choose_data, trials
+from cdistill.workflows.reproduce.figures import draw_all
 from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio, geometric, read_outcome
 from cdistill.workflows.reproduce.page import write_page
-from cdistill.workflows.reproduce.paper_figures import draw, spans, teacher_of
 from cdistill.workflows.reproduce.request import Request
 from cdistill.workflows.reproduce.running import Job, run_jobs
-from cdistill.workflows.reproduce.study import Comparison, compare, predict
+from cdistill.workflows.reproduce.study import Comparison, compare, predict, spans
 
 _TRAJECTORIES = 4096  # of Fig. 7, for each seed
 
@@ -149,7 +149,7 @@ def conclude(request: Request) -> dict[str, Any]:
     if MIXTURE in asked.letters or (request.out / "figures" / "figure-7.png").exists():
         findings += judge_mixture(measure_mixture(request))
     comparisons = study(request, found)
-    pictures = draw(request, found, comparisons)
+    pictures = draw_all(request, found, comparisons)
     record = as_record(request, found, findings, comparisons)
     write_text(request.out / "reproduction.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     title = f"Experiments `{request.kind}`; every training is a folder in `runs`, its command stands in the JSON."
@@ -193,7 +193,7 @@ def study(request: Request, found: Sequence[Outcomes]) -> list[Comparison]:
     """Returns how the forms compare with CTM's before and after the training, on the data sets with a laboratory."""
     comparisons = []
     for outcomes in found:
-        laboratory = read_json(request.laboratory(teacher_of(outcomes.data)) / "compare.json")
+        laboratory = read_json(request.laboratory(outcomes.data.teacher) / "compare.json")
         if laboratory:
             comparisons += compare(outcomes, laboratory)
     return comparisons

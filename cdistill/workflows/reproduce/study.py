@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from cdistill.preconditionings.coefficients import Coefficients
+from cdistill.preconditionings.coefficients import Coefficients, load_coefficients
 from cdistill.workflows.reproduce.claims import ALIGNMENT
 from cdistill.workflows.reproduce.experiments import NFE
 from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio
+from cdistill.workflows.reproduce.request import Request
 
 FORMS = ("analytic", "analytic-forward", "analytic-bounded")  # BCM's is CTM's
 BASELINE = "ctm"
@@ -114,6 +115,12 @@ def predict(comparisons: Iterable[Comparison]) -> list[Prediction]:
                 correlation = float(spearmanr(before, after)[0])
             found.append(Prediction(score, metric, sum(map(bool, told)), len(told), correlation))
     return found
+
+
+def spans(request: Request) -> dict[str, float]:
+    """Returns over how many decades of t each data set's l falls from 0.9 to 0.1."""
+    files = {data.name: request.coefficients(data.teacher) for data in request.data}
+    return {name: decades(load_coefficients(file)[0]) for name, file in files.items() if file.is_file()}
 
 
 def decades(table: Coefficients, high: float = 0.9, low: float = 0.1) -> float:
