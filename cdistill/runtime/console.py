@@ -27,20 +27,20 @@ Advance = Callable[[int, str], None]
 
 
 def set_verbosity(level: int) -> None:
-    """-1 says errors and results only, 0 is normal."""
+    """Sets what is printed: -1 for errors and results only, 0 for everything."""
     global _verbosity
     _verbosity = level
 
 
 def say(message: str) -> None:
-    """Prints a line on stderr from the main process, unless it shall be quiet."""
+    """Prints a line on stderr from the main process, unless `set_verbosity` asked for quiet."""
     if is_main_process() and _verbosity >= 0:
         err.print(message, highlight=False, soft_wrap=True, markup=False)
 
 
 @cache
 def say_once(message: str) -> None:
-    """Prints a line on stderr as `say` does, the first time that it comes."""
+    """Prints a line on stderr as `say` does, but only the first time."""
     say(message)
 
 
@@ -70,15 +70,13 @@ def progress(total: int, title: str, unit: str, done: int = 0) -> Iterator[Advan
 
 
 def _bar(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-    ]
+    title_column, rate_column, note_column = (
+        TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[rate]", "fields[note]")
+    )
+    columns = [title_column, BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn(), note_column]
     start = time.monotonic()
     counted = 0
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=err) as bar:
+    with Progress(*columns, console=err) as bar:
         task = bar.add_task(title, total=total, completed=done, rate="", note="")
 
         def advance(count: int, note: str) -> None:
@@ -103,7 +101,7 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
             rate = max(counted, 1) / (now - start + 1e-9)
             left = (total - done - counted) / rate
             line = f"{title} {done + counted}/{total} {rate:.3g} {unit}/s {left:.0f}s left {note}"
-            err.print(line, highlight=False, soft_wrap=True)
+            err.print(line, highlight=False, soft_wrap=True, markup=False)
 
     yield advance
 
@@ -115,7 +113,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
     below = None if caption is None else Text(caption)
     drawn = Table(title=Text(title), title_justify="left", title_style="bold", caption=below, caption_justify="left")
     for index, column in enumerate(columns):
-        drawn.add_column(column, justify="right" if index else "left")
+        drawn.add_column(Text(column), justify="right" if index else "left")
     for row in rows:
         drawn.add_row(*map(Text, row))
     _tables.print(drawn)
