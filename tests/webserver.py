@@ -1,6 +1,5 @@
 """A web server on this machine that serves one file as badly as it is told to."""
 
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +16,6 @@ class Site:
 
     Attributes:
         content: The file.
-        tag: Its ETag; none is sent if empty.
-        date: Its Last-Modified; none is sent if empty.
-        ranges: Whether the server knows ranges.
-        conditions: Whether it heeds If-Range.
         status: What it answers instead of 200.
         kind: The content type.
         extra: How many bytes more than it has it says it has; None says nothing.
@@ -37,10 +32,6 @@ class Site:
     """
 
     content: bytes
-    tag: str = '"one"'
-    date: str = ""
-    ranges: bool = True
-    conditions: bool = True
     status: int = 200
     kind: str = "application/octet-stream"
     extra: int | None = 0
@@ -65,23 +56,17 @@ def _answer(handler: BaseHTTPRequestHandler, site: Site) -> None:
     if site.drip and handler.command == "GET":
         _drip(handler, site)
         return
-    begin = _begin(handler, site)
     if handler.command == "GET":
         site.asked.append(handler.headers)
         site.sent.append(0)
-    if begin >= len(site.content) > 0:
-        handler.send_error(416)
-        return
-    handler.send_response(site.status if site.status != 200 else 206 if begin else 200, site.reason)
-    if begin:
-        handler.send_header("Content-Range", f"bytes {begin}-{len(site.content) - 1}/{len(site.content)}")
-    length = site.length or ("" if site.extra is None else str(len(site.content) - begin + site.extra))
-    headers = {"ETag": site.tag, "Last-Modified": site.date, "Content-Type": site.kind, "Content-Length": length}
+    handler.send_response(site.status, site.reason)
+    length = site.length or ("" if site.extra is None else str(len(site.content) + site.extra))
+    headers = {"Content-Type": site.kind, "Content-Length": length}
     for name in filter(headers.get, headers):
         handler.send_header(name, headers[name])
     handler.end_headers()
     if handler.command == "GET":
-        _send(handler, site, begin)
+        _send(handler, site)
 
 
 def _drip(handler: BaseHTTPRequestHandler, site: Site) -> None:
@@ -99,15 +84,9 @@ def _redirect(handler: BaseHTTPRequestHandler, location: str) -> None:
     handler.end_headers()
 
 
-def _begin(handler: BaseHTTPRequestHandler, site: Site) -> int:
-    wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
-    same = not site.conditions or handler.headers.get("If-Range") in (site.tag, site.date)
-    return int(wanted[1]) if wanted and site.ranges and same else 0
-
-
-def _send(handler: BaseHTTPRequestHandler, site: Site, begin: int) -> None:
+def _send(handler: BaseHTTPRequestHandler, site: Site) -> None:
     number = len(site.sent) - 1
-    body = site.content[begin:][: site.cut]
+    body = site.content[: site.cut]
     for start in range(0, len(body), 65536):
         piece = body[start : start + 65536]
         handler.wfile.write(piece)

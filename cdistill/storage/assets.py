@@ -1,4 +1,4 @@
-"""Files that the package does not bring: weights that others publish. Each is fetched once and checked at every use."""
+"""Files that the package does not ship: weights that others publish. Each is fetched once and checked at every use."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.runtime.console import say_once
-from cdistill.storage.download import FetchError, alone, beside, discard, download, reach, remains
-from cdistill.storage.files import asset_folder, file_digest, read_json, sync, write_text
+from cdistill.storage.download import FetchError, alone, download, reach
+from cdistill.storage.files import asset_folder, file_digest, read_json, replacing, write_text
 
-LEAST = 2**20  # bytes that a download has at the very least, if nothing is known by which to check it
+LEAST = 2**20  # bytes that a download must have if neither its size nor its digest is known
 _digests: dict[tuple[int, ...], str] = {}
 
 
@@ -41,7 +41,7 @@ class Asset:
     @property
     def record(self) -> Path:
         """Where its digest is recorded, if none is published."""
-        return beside(self.path, ".json")
+        return self.path.with_name(f"{self.path.name}.json")
 
     def find(self, hint: str = "") -> Path:
         """Returns the path of the file, downloaded if need be, after checking its digest.
@@ -49,13 +49,13 @@ class Asset:
         A digest is computed once in a process, as long as the file stays as it is.
 
         Args:
-            hint: Another way to mend a missing file, such as "or give its path with --weights FILE".
+            hint: Another remedy for a missing file, such as "or give its path with --weights FILE".
 
         Raises:
-            MissingAssetError: It is not there and cannot be downloaded; the message says what to put where. Without a
+            MissingAssetError: It is missing and cannot be downloaded; the message says what to put where. Without a
                 network it comes within two seconds.
-            CorruptFileError: Its digest is another: a broken download, or another file of that name; or the record of
-                its digest cannot be read, which is said before anything is fetched.
+            CorruptFileError: Its digest differs: a broken download, or another file of that name; or the record of its
+                digest cannot be read, which is reported before anything is fetched.
             DiskFullError: The download did not fit.
             StoppedError: A signal came during the download.
         """
@@ -72,61 +72,59 @@ class Asset:
         try:
             if folder.exists() and not folder.is_dir():
                 raise FetchError(f"{folder} is no folder")
-            for path in (self.path, *remains(self.path)):
-                if path.is_dir():
-                    raise FetchError(f"{path} is a folder, move it away")
+            if self.path.is_dir():
+                raise FetchError(f"{self.path} is a folder, move it away")
             reach(self.address)
             folder.mkdir(parents=True, exist_ok=True)
             with alone(self.path):
+                for left in folder.glob(f".tmp-*-{self.path.name}"):  # by a process that was killed
+                    left.unlink()
                 if not self.path.is_file():
-                    self._accept(download(self.address, self.path, self.size), expected)
+                    with replacing(self.path) as temporary:
+                        download(self.address, temporary, self.path.name, self.size)
+                        self._accept(temporary, expected)
         except FetchError as error:
             raise self._missing(str(error), hint) from error
         except OSError as error:
             raise self._missing(f"{folder}: {error.strerror or error}", hint) from error
 
-    def _accept(self, part: Path, expected: str | None) -> None:
-        """Puts a whole download in its place; one with a wrong digest, or far too small to be true, is removed."""
-        size = part.stat().st_size
+    def _accept(self, path: Path, expected: str | None) -> None:
+        """Refuses a download with a wrong digest, or one far too small to be true."""
+        size = path.stat().st_size
         if expected is None and self.size is None and size < LEAST:
-            with part.open("rb") as file:
+            with path.open("rb") as file:
                 begin = file.read(40)
-            discard(self.path)
             raise FetchError(f"only {size} bytes came, which begin with {ascii(begin)[1:]}")
         try:
-            self._check(part, expected)
+            self._check(path, expected)
         except CorruptFileError as error:
-            discard(self.path)
-            raise CorruptFileError(f"{self.name}: the download is thrown away: {error}") from error
-        part.replace(self.path)
-        sync(self.path.parent)
-        discard(self.path)
+            raise CorruptFileError(f"{self.name}: the download is discarded: {error}") from error
 
     def _check(self, path: Path, expected: str | None) -> None:
         """Raises CorruptFileError if `path` has another size or digest than it should."""
         size = path.stat().st_size
         if self.size not in (None, size):
             raise CorruptFileError(f"{path}: {size} bytes, not {self.size}; fetch {self.address} again")
-        found = digest(path)
-        if expected not in (None, found):
+        actual = digest(path)
+        if expected not in (None, actual):
             remedy = f"fetch {self.address} again"
             if self.sha256 is None:
                 remedy = (
                     f"{self.record} recorded that at first use: remove it if the change is wanted, or both and {remedy}"
                 )
-            raise CorruptFileError(f"{path}: sha256 is {found[:12]}..., not {str(expected)[:12]}...; {remedy}")
+            raise CorruptFileError(f"{path}: sha256 is {actual[:12]}..., not {str(expected)[:12]}...; {remedy}")
 
     def _expected(self) -> str | None:
         """Returns the digest that was published, or else recorded at first use, if any."""
         try:
             if self.sha256 is not None or not self.record.exists():
                 return self.sha256
-            found = read_json(self.record).get("sha256")
+            recorded = read_json(self.record).get("sha256")
         except OSError as error:
-            raise CorruptFileError(f"{self.record}: cannot be read ({error.strerror}); mend or remove it") from error
-        if not isinstance(found, str) or not re.fullmatch("[0-9a-f]{64}", found):
+            raise CorruptFileError(f"{self.record}: cannot be read ({error.strerror}); fix or remove it") from error
+        if not isinstance(recorded, str) or not re.fullmatch("[0-9a-f]{64}", recorded):
             raise CorruptFileError(f"{self.record}: not the record of a digest; remove it")
-        return found
+        return recorded
 
     def _remember(self) -> None:
         facts = {
@@ -138,7 +136,7 @@ class Asset:
         try:
             write_text(self.record, json.dumps(facts, indent=1) + "\n")
         except OSError as error:
-            say_once(f"{self.record}: {error.strerror}: the digest of {self.name} is not recorded, nor checked later")
+            say_once(f"{self.record}: {error.strerror}; the digest of {self.name} is not recorded, nor checked later")
 
     def _missing(self, reason: str, hint: str) -> MissingAssetError:
         known = f" (sha256 {self.sha256[:12]}...)" if self.sha256 else ""
