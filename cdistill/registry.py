@@ -126,17 +126,17 @@ TEACHERS = Registry(
 SOURCES = Registry(
     "data source",
     {
-        "afhqv2-64": "cdistill.data.standard:load_afhqv2",
-        "cifar10": "cdistill.data.standard:load_cifar10",
-        "digits": "cdistill.data.digits:load_digits",
-        "ffhq64": "cdistill.data.standard:load_ffhq",
-        "imagenet64": "cdistill.data.standard:load_imagenet",
+        "afhqv2-64": "cdistill.data.named:load_afhqv2",
+        "cifar10": "cdistill.data.named:load_cifar10",
+        "digits": "cdistill.data.named:load_digits",
+        "ffhq64": "cdistill.data.named:load_ffhq",
+        "imagenet64": "cdistill.data.named:load_imagenet",
         "mixture-1d": "cdistill.teachers.mixture:draw_mixture_1d",
         "mixture-broad": "cdistill.teachers.mixture:draw_broad",
         "mixture-broad-cond": "cdistill.teachers.mixture:draw_broad_cond",
         "mixture-narrow": "cdistill.teachers.mixture:draw_narrow",
         "mixture-narrow-cond": "cdistill.teachers.mixture:draw_narrow_cond",
-        "patches": "cdistill.data.patches:load_patches",
+        "patches": "cdistill.data.named:load_patches",
     },
     "cdistill.sources",
 )

@@ -4,6 +4,10 @@
 held-out one; the Python edition has the same names without ``.bin``, in a folder ``cifar-10-batches-py``.
 """
 
+import gzip
+import tarfile
+import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,7 @@ import torch
 
 from cdistill.data.labels import check_classes
 from cdistill.data.source import Source
-from cdistill.data.tars import read_tar
-from cdistill.errors import CdistillError, CorruptFileError
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
 from cdistill.formats.images import Pixels
 from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
 from cdistill.formats.pickle_values import shown
@@ -25,6 +28,11 @@ _STEMS = {"train": [f"data_batch_{k}" for k in range(1, 6)], "heldout": ["test_b
 _FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py", ".")
 _RECORD = 1 + 3 * 32 * 32
 _MOST_BYTES = 64 * 2**20  # of one batch; the real ones have 30 MB
+_MOST_TOTAL = 2**29  # of everything that comes out of the archive; the real one has 180 MB
+_MOST_MEMBERS = 1000
+_MOST_PAX = 2**16
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE)
 
 
 def find_cifar(path: Path) -> Path | None:
@@ -47,12 +55,12 @@ def load_cifar(path: Path, split: str = "train") -> Source:
     stems = _STEMS[split]
     folder = find_cifar(path) if path.is_dir() else None
     wanted = {*stems, *[f"{stem}.bin" for stem in stems]}
-    found = read_tar(path, wanted) if folder is None else _read_folder(folder, wanted)
-    suffix = ".bin" if f"{stems[0]}.bin" in found else ""
-    if missing := [stem + suffix for stem in stems if stem + suffix not in found]:
+    contents = _read_tar(path, wanted) if folder is None else _read_folder(folder, wanted)
+    suffix = ".bin" if f"{stems[0]}.bin" in contents else ""
+    if missing := [stem + suffix for stem in stems if stem + suffix not in contents]:
         raise CorruptFileError(f"{path}: no {missing[0]} in it; needs CIFAR-10's binary or Python edition, whole")
     read = _read_binary if suffix else _read_python
-    parts = [read(found[stem + suffix], f"{path}: {stem}{suffix}") for stem in stems]
+    parts = [read(contents[stem + suffix], f"{path}: {stem}{suffix}") for stem in stems]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Source(str(path), torch.from_numpy(images), torch.from_numpy(labels), CLASSES, flips=True)
 
@@ -89,16 +97,85 @@ def _check_list(labels: Any, count: int) -> Any:
 
 def _entry(batch: Any, name: str) -> Any:
     """Returns an entry of the dict; Python 2 wrote its keys as bytes."""
-    found = batch.get(name, batch.get(name.encode())) if isinstance(batch, dict) else None
-    if found is None:
+    value = batch.get(name, batch.get(name.encode())) if isinstance(batch, dict) else None
+    if value is None:
         raise CorruptFileError(f"has no {name!r}")
-    return found
+    return value
 
 
 def _read_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
-    found = {}
+    contents = {}
     for name in sorted(wanted):
         if (folder / name).is_file():
             with (folder / name).open("rb") as file:
-                found[name] = file.read(_MOST_BYTES)
-    return found
+                contents[name] = file.read(_MOST_BYTES)
+    return contents
+
+
+def _read_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    """Reads the members called as in `wanted`, in whatever folder, from a .tar or .tar.gz; nothing is extracted.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: Damaged, larger than CIFAR-10, with entries of another kind, or with two of one name.
+    """
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            return _read_members(_Bounded(stream), wanted)
+    except FileNotFoundError as error:
+        raise MissingAssetError(f"{path}: no such file; check the path") from error
+    except (CorruptFileError, tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path}: not a sound tar archive ({error}); fetch it again") from error
+
+
+def _read_members(stream: Any, wanted: set[str]) -> dict[str, bytes]:
+    """Reads the wanted members of a `_Bounded` stream, to its very end."""
+    contents: dict[str, bytes] = {}
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_PlainMember) as archive:
+        for count, member in enumerate(archive):
+            name = member.name.rpartition("/")[2]
+            if count == _MOST_MEMBERS:
+                raise CorruptFileError(f"more than {_MOST_MEMBERS:,} entries, no CIFAR-10")
+            if name not in wanted or member.isdir():
+                continue
+            if member.size > _MOST_BYTES:
+                raise CorruptFileError(f"{name} has {member.size:,} bytes; at most {_MOST_BYTES:,} are read")
+            if any(name.removesuffix(".bin") == other.removesuffix(".bin") for other in contents):
+                raise CorruptFileError(f"{name} is in it twice")
+            content = archive.extractfile(member)
+            assert content is not None
+            contents[name] = content.read()
+    while stream.read(_MOST_PAX):  # the end is where gzip compares the CRC-32
+        pass
+    return contents
+
+
+class _PlainMember(tarfile.TarInfo):
+    """A file or a folder with a short name; other kinds are refused by their header, before anything of them is read.
+
+    Long names, sparse maps and headers of any length and depth are what has made `tarfile` hang or fill the memory.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in (*_PLAIN, *_PAX) or self.size < 0 or (self.type in _PAX and self.size > _MOST_PAX):
+            kind = self.type.decode("latin-1")
+            raise CorruptFileError(f"an entry of kind {kind!a}, {self.size:,} bytes; only files and folders are read")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
+
+
+class _Bounded:
+    """A stream that raises CorruptFileError once more than `_MOST_TOTAL` bytes came out of it."""
+
+    def __init__(self, stream: gzip.GzipFile | BufferedReader) -> None:
+        self._stream, self._left = stream, _MOST_TOTAL
+
+    def read(self, size: int) -> bytes:
+        """Returns `size` bytes, or what is left."""
+        content = self._stream.read(min(size, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise CorruptFileError(f"more than {_MOST_TOTAL:,} bytes, no CIFAR-10")
+        return content

@@ -73,8 +73,8 @@ def _as_dictionary(pairs: Any) -> dict[str, Any]:
 
 def _match(names: list[str], given: dict[str, Any], where: str) -> Tensor:
     """Returns the labels in the order of the images."""
-    if lacking := [name for name in names if name not in given]:
-        raise MismatchError(f"{where}: no label for {lacking[0]} ({len(lacking)} of {len(names)} images); add them")
+    if missing := [name for name in names if name not in given]:
+        raise MismatchError(f"{where}: no label for {missing[0]} ({len(missing)} of {len(names)} images); add them")
     if extra := sorted(set(given) - set(names)):
         raise MismatchError(
             f"{where}: a label for {_shown(extra[0])}, which is missing ({len(extra)} such); remove them"
@@ -94,14 +94,14 @@ def _shown(value: Any) -> str:
 
 def _folder_classes(images: Images) -> Tensor | None:
     folders = [name.removeprefix("./").rpartition("/")[0] for name in images.names]
-    found = sorted(set(folders))
-    if len(found) < 2 or all(_SHARD.fullmatch(folder.rpartition("/")[2]) for folder in found):
+    distinct = sorted(set(folders))
+    if len(distinct) < 2 or all(_SHARD.fullmatch(folder.rpartition("/")[2]) for folder in distinct):
         return None
-    if not all(found) or any("/" in folder for folder in found):
+    if not all(distinct) or any("/" in folder for folder in distinct):
         say(
-            f"{images.path}: no classes: {len(found)} folders ({_shown(found[-1])}, ...) are ignored; classes are "
-            "folders at the top, with all the images right in them"
+            f"{images.path}: no classes: {len(distinct)} folders ({_shown(distinct[-1])}, ...) are ignored; "
+            "classes are folders at the top, with all the images right in them"
         )
         return None
-    number = {folder: k for k, folder in enumerate(found)}
+    number = {folder: k for k, folder in enumerate(distinct)}
     return torch.tensor([number[folder] for folder in folders])

@@ -1,13 +1,35 @@
-"""Whether images fit in memory."""
+"""Images in memory; those that do not fit are decoded once into a file that is mapped into memory.
 
+The file lies in the asset folder under the digest of the data, is written beside its place and put there whole, and is
+used by every process and every later run. It may be removed whenever no run uses it.
+"""
+
+import io
 import os
-from collections.abc import Iterator
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
-from cdistill.errors import CdistillError
-from cdistill.runtime.processes import local_processes
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
 
+from cdistill.errors import DiskFullError
+from cdistill.formats.images import Pixels
+from cdistill.runtime import signals
+from cdistill.runtime.console import progress, say
+from cdistill.runtime.processes import is_main_process, local_processes
+from cdistill.storage.download import alone
+from cdistill.storage.files import asset_folder, replacing
+
+FEW = 4096  # images that are read too soon for a progress line
+_VERSION = 1  # of the decoded files; another one where the same data decode to other pixels
+_HEAD_START = 0.5  # seconds for the main process, which shows the progress
 _CGROUPS = Path("/sys/fs/cgroup")
 _COUNTERS = (  # of version 2 and 1: folder, limit, use, and of that the cached files that are given up when needed
     (".", "memory.max", "memory.current", "inactive_file"),
@@ -15,24 +37,34 @@ _COUNTERS = (  # of version 2 and 1: folder, limit, use, and of that the cached 
 )
 
 
-def memory_limit() -> float:
-    """Returns how many bytes of images may be held in memory.
+def hold_images(
+    origin: Path, shape: tuple[int, ...], blocks: Callable[[], Iterator[Pixels]], digest: Callable[[], str]
+) -> Tensor:
+    """Returns images as a uint8 tensor, to be read only: in memory, or mapped from a file if they do not fit there.
 
-    ``$CDISTILL_DATA_MEMORY`` in GiB, or half of what is free, divided among the processes on this machine.
+    Args:
+        origin: Where they come from, for messages.
+        shape: (N, C, H, W).
+        blocks: Yields them in their order, (n, C, H, W) at a time.
+        digest: Computes a SHA-256 that stands for them; asked for only if they do not fit.
 
     Raises:
-        CdistillError: The variable is no number.
+        DiskFullError: They fit neither in memory nor on the disk.
+        StoppedError: A signal came.
+        CdistillError: What `blocks` raises; nothing that is incomplete is left to be read.
     """
-    text = os.environ.get("CDISTILL_DATA_MEMORY")
-    if not text:
-        return free_memory() / 2 / local_processes()
-    try:
-        limit = float(text)
-    except ValueError:
-        limit = -1
-    if not limit >= 0:
-        raise CdistillError(f"$CDISTILL_DATA_MEMORY: got {text!r}; needs a number of GiB, 0 or more")
-    return limit * 2**30
+    if prod(shape) > memory_limit():
+        return _map_images(origin, shape, blocks, asset_folder() / "decoded" / f"{digest()}-{_VERSION}.npy")
+    whole, start = np.empty(shape, np.uint8), 0
+    for block in _with_progress(origin, shape[0], blocks()):
+        whole[start : start + len(block)] = block
+        start += len(block)
+    return torch.from_numpy(whole)
+
+
+def memory_limit() -> float:
+    """Returns how many bytes of images may be held in memory: half of what is free, divided among the processes."""
+    return free_memory() / 2 / local_processes()
 
 
 def free_memory() -> int:
@@ -56,3 +88,60 @@ def _left_in_container() -> Iterator[int]:
             counts = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
             in_use = int((place / used).read_text()) - int(counts[cached])
             yield max(0, int((place / limit).read_text()) - in_use)
+
+
+def _with_progress(origin: Path, count: int, blocks: Iterator[Pixels]) -> Iterator[Pixels]:
+    """Yields the blocks, shows how far they are, and stops on a signal."""
+    if count <= FEW:
+        yield from blocks
+        return
+    with progress(count, f"reading {origin.name}", "img") as advance:
+        for block in blocks:
+            signals.check("reading the data")
+            yield block
+            advance(len(block), "")
+
+
+def _map_images(origin: Path, shape: tuple[int, ...], blocks: Callable[[], Iterator[Pixels]], path: Path) -> Tensor:
+    header = _header(shape)
+    if not _is_whole(path, header, shape):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        time.sleep(0 if is_main_process() else _HEAD_START)
+        with alone(path):
+            if not _is_whole(path, header, shape):
+                say(f"{origin}: {shape[0]:,} images do not fit in memory: decoded once into {path}")
+                _write(path, header, shape, _with_progress(origin, shape[0], blocks()))
+    pixels = np.memmap(path, np.uint8, "r", len(header), shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors, and says so
+        return torch.from_numpy(pixels)
+
+
+def _write(path: Path, header: bytes, shape: tuple[int, ...], blocks: Iterator[Pixels]) -> None:
+    """Writes a file in NumPy's format; plain writing, because a full disk kills a process that writes to a mapping."""
+    for rest in path.parent.glob(f".tmp-*-{path.name}"):  # of a process that was killed
+        rest.unlink(missing_ok=True)
+    needed, free = len(header) + prod(shape), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise DiskFullError(
+            f"{path}: {needed / 2**30:.1f} GiB to write, {free / 2**30:.1f} GiB free; free some room, or set "
+            "$CDISTILL_ASSETS to a folder on a larger disk"
+        )
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).data)
+
+
+def _is_whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
+    """Whether a file begins as it should and has its size; one that is there was put there whole."""
+    if not path.is_file() or path.stat().st_size != len(header) + prod(shape):
+        return False
+    with path.open("rb") as file:
+        return file.read(len(header)) == header
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()

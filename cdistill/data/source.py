@@ -6,17 +6,11 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from cdistill.data.lazy import LazySamples
 from cdistill.errors import CdistillError
-from cdistill.registry import SOURCES, is_data_path
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 QUANTISATION = "uint8 = clamp(127.5 x + 128)"  # what `to_uint8` does, as records of samples state it
 
@@ -33,19 +27,19 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Source:
-    """Samples, in memory or read when they are asked for.
+    """Samples with their labels; what a loader returns, see `cdistill/data/README.md`.
 
     Attributes:
         name: Name in the registry, or the absolute path of a file or folder.
-        samples: uint8 images (N, C, H, W), or float64 vectors (N, d).
+        samples: uint8 images (N, C, H, W), or float64 vectors (N, d); read only, they may be mapped from a file.
         labels: Class indices (N,), int64, or None.
         num_classes: Number of classes, 0 without labels.
         flips: Whether a horizontally flipped sample is as good as the sample.
-        content: Computes a SHA-256 that stands for the samples, where reading them all would be dear.
+        content: Computes a SHA-256 that stands for the samples, where reading them all would take long.
     """
 
     name: str
-    samples: Tensor | LazySamples
+    samples: Tensor
     labels: Tensor | None = None
     num_classes: int = 0
     flips: bool = False
@@ -62,36 +56,23 @@ class Source:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the samples and labels."""
-        found = hashlib.sha256(
-            self.content().encode() if self.content else self.samples[:].contiguous().numpy().tobytes()
-        )
+        content = self.content().encode() if self.content else self.samples.contiguous().numpy().tobytes()
+        digest = hashlib.sha256(content)
         if self.labels is not None:
-            found.update(self.labels.numpy().tobytes())
-        return found.hexdigest()
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """Yields all samples in their order, `size` at a time and the rest at the end."""
         for start in range(0, len(self), size):
             yield self.samples[start : start + size]
 
-    @property
-    def lazy(self) -> bool:
-        """Whether the samples are read when they are asked for."""
-        return isinstance(self.samples, LazySamples)
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Says that the samples at `indices` will be asked for next, so that they can be read meanwhile."""
-        if isinstance(self.samples, LazySamples):
-            self.samples.prefetch(indices)
-
     def resident(self, device: torch.device) -> Source:
-        """Returns the source with its samples on a GPU, if they are in memory and take a quarter of what is free there.
+        """Returns the source with its samples on a GPU, if they take a quarter of what is free there.
 
         Itself otherwise. Eight bits a value: CIFAR-10 takes 150 MB.
         """
-        if device.type != "cuda" or isinstance(self.samples, LazySamples):
-            return self
-        if self.samples.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+        if device.type != "cuda" or self.samples.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
             return self
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, samples=self.samples.to(device), labels=labels)
@@ -106,34 +87,13 @@ class Source:
         Returns:
             x (B, ...), float32 in [-1, 1] for images, float64 for vectors; labels (B,) int64 or None.
         """
-        place = "cpu" if isinstance(self.samples, LazySamples) else self.samples.device
+        place = self.samples.device
         indices = indices.to(place, non_blocking=True)  # the copy of a few bytes is never waited for
         chosen = self.samples[indices]
         x = from_uint8(chosen) if chosen.dtype == torch.uint8 else chosen
         if flip is not None and self.flips:
             x = torch.where(flip.to(place, non_blocking=True)[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[indices]
-
-
-def load_source(name: str, split: str = "train") -> Source:
-    """Loads a data source.
-
-    Args:
-        name: A name in the registry, or the path of a file or folder (see `cdistill.data.files`).
-        split: "train", or "heldout" where the source has such a part.
-
-    Raises:
-        UnknownNameError: No such source.
-        MissingAssetError: There is no such file.
-        CorruptFileError: The file is damaged.
-        CdistillError: The source has no such part.
-    """
-    if is_data_path(name):
-        from cdistill.data.files import load_file
-
-        return load_file(Path(name).absolute(), split)
-    found: Source = SOURCES.get(name)(split)
-    return found
 
 
 def only_train(name: str, split: str) -> None:

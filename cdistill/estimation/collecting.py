@@ -168,7 +168,6 @@ class _Collection:
         for start in starts[position.chunk :]:
             count = min(self.chunk, end - start)
             points, owners = self.draw(start, count)
-            self.source.prefetch(self._rows(start + self.world * self.chunk))
             for level in active[position.level :]:
                 if stopping.requested():
                     self.stopped = True

@@ -6,24 +6,21 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.formats.images import SUFFIXES, Pixels, decode
 
 MOST_BYTES = 64 * 2**20  # of one image
 _LABELS = "dataset.json"
-_UNREAD = (".gif", ".tif", ".tiff", ".npy")  # pictures that are not read: better refused than left out unseen
+_UNREAD = (".gif", ".tif", ".tiff", ".npy")  # pictures that are not read: better refused than left out unnoticed
 _ENCRYPTED = 1
 _METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
-
-Job = list[Any]
-"""How to read one image, as JSON: its name, then what `read_jobs` needs; a decoding process knows nothing else."""
 
 
 class Images(ABC):
@@ -43,11 +40,25 @@ class Images(ABC):
         return len(self.names)
 
     @abstractmethod
-    def jobs(self, indices: Sequence[int]) -> list[Job]:
-        """Returns how to read the images at `indices`."""
+    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+        """Yields the files of the images at `indices`."""
+
+    def decode(self, indices: Sequence[int], shape: tuple[int, ...] | None = None) -> list[Pixels]:
+        """Decodes images.
+
+        Args:
+            indices: Which.
+            shape: (C, H, W) that all must have, see `cdistill.formats.images.decode`.
+
+        Raises:
+            CorruptFileError: An image is damaged or changed; the message names it.
+            MismatchError: One has another shape.
+        """
+        files = zip(indices, self.read(indices), strict=True)
+        return [decode(content, f"{self.path}: {self.names[k]}", shape) for k, content in files]
 
     def most_label_bytes(self) -> int:
-        """Returns how large ``dataset.json`` may be: a name, a class and some air for every image.
+        """Returns how large ``dataset.json`` may be: for every image its name, a class and room for spaces.
 
         JSON may write what is not ASCII as twelve bytes.
         """
@@ -58,11 +69,11 @@ class Images(ABC):
         """Returns the content of ``dataset.json``, or None."""
 
     @abstractmethod
-    def digest(self, tell: Callable[[], None]) -> str:
+    def digest(self, advance: Callable[[], None]) -> str:
         """Returns a SHA-256 that changes with every image, name and label.
 
         Args:
-            tell: Called after every file that had to be read.
+            advance: Called after every file that had to be read.
         """
 
 
@@ -83,30 +94,32 @@ class ZipImages(Images):
             raise _missing(path, error) from error
         except Exception as error:  # zipfile raises several kinds on damaged directories
             raise CorruptFileError(f"{path}: not a sound zip archive ({error}); make or fetch it again") from error
-        self._labels = next((_zip_job(path, member) for member in members if member.filename == _LABELS), None)
+        self._labels = next((_locate(path, member) for member in members if member.filename == _LABELS), None)
         pictures = [member for member in members if not member.is_dir() and is_picture(path, member.filename)]
         self.names = [member.filename for member in pictures]
         _check_names(path, self.names)
         # Numbers in an array: ImageNet has a million members.
-        self._table = np.array([_zip_job(path, member)[1:] for member in pictures], dtype=np.int64)
+        self._places = np.array([_locate(path, member) for member in pictures], dtype=np.int64)
 
-    def jobs(self, indices: Sequence[int]) -> list[Job]:
-        """See :class:`Images`."""
-        return [[self.names[k], *self._table[k].tolist()] for k in indices]
+    @override
+    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+        places = zip([self.names[k] for k in indices], self._places[list(indices)].tolist(), strict=True)
+        return _read_members(self.path, places, MOST_BYTES)
 
+    @override
     def label_file(self) -> bytes | None:
-        """See :class:`Images`."""
         if self._labels is None:
             return None
-        return next(_read_zip(self.path, [self._labels], self.most_label_bytes()))
+        return next(_read_members(self.path, [(_LABELS, self._labels)], self.most_label_bytes()))
 
-    def digest(self, tell: Callable[[], None]) -> str:
+    @override
+    def digest(self, advance: Callable[[], None]) -> str:
         """SHA-256 of names, sizes and CRC-32s, and of the labels."""
-        found = hashlib.sha256(b"zip")
-        for name, (_, _, size, crc, _) in zip(self.names, self._table.tolist(), strict=True):
-            found.update(f"{name}\0{size}\0{crc}\0".encode())
-        found.update(self.label_file() or b"")
-        return found.hexdigest()
+        digest = hashlib.sha256(b"zip")
+        for name, (_, _, size, crc, _) in zip(self.names, self._places.tolist(), strict=True):
+            digest.update(f"{name}\0{size}\0{crc}\0".encode())
+        digest.update(self.label_file() or b"")
+        return digest.hexdigest()
 
 
 class FolderImages(Images):
@@ -119,46 +132,32 @@ class FolderImages(Images):
         self.names = sorted(name for name in _walk(path) if is_picture(path, name))
         _check_names(path, self.names)
 
-    def jobs(self, indices: Sequence[int]) -> list[Job]:
-        """See :class:`Images`."""
-        return [[self.names[k]] for k in indices]
+    @override
+    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+        return (_read_file(self.path / self.names[k], MOST_BYTES) for k in indices)
 
+    @override
     def label_file(self) -> bytes | None:
-        """See :class:`Images`."""
         file = self.path / _LABELS
         return _read_file(file, self.most_label_bytes()) if file.is_file() else None
 
-    def digest(self, tell: Callable[[], None]) -> str:
+    @override
+    def digest(self, advance: Callable[[], None]) -> str:
         """SHA-256 of names and contents, and of the labels."""
-        found = hashlib.sha256(b"folder")
+        digest = hashlib.sha256(b"folder")
         for name in self.names:
             content = _read_file(self.path / name, MOST_BYTES)
-            found.update(f"{name}\0{len(content)}\0".encode() + content)
-            tell()
-        found.update(self.label_file() or b"")
-        return found.hexdigest()
-
-
-def decode_jobs(path: Path, jobs: Sequence[Job], shape: tuple[int, ...] | None) -> list[Pixels]:
-    """Reads and decodes images of an archive or folder.
-
-    Args:
-        path: The archive or folder.
-        jobs: See :meth:`Images.jobs`.
-        shape: (C, H, W) that all must have, see `decode`.
-
-    Raises:
-        CorruptFileError: An image is damaged or changed; the message names it.
-    """
-    contents = _read_folder(path, jobs) if path.is_dir() else _read_zip(path, jobs, MOST_BYTES)
-    return [decode(content, f"{path}: {job[0]}", shape) for job, content in zip(jobs, contents, strict=True)]
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            advance()
+        digest.update(self.label_file() or b"")
+        return digest.hexdigest()
 
 
 def is_picture(path: Path, name: str) -> bool:
     """Whether a member is an image to read, judging by its name.
 
     Raises:
-        CorruptFileError: It is one that cannot be read, or labels where nobody looks for them.
+        CorruptFileError: It is one that cannot be read, or labels in a folder, where they are not looked for.
     """
     folder, _, last = name.rpartition("/")
     if any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in name.split("/")):
@@ -173,8 +172,8 @@ def is_picture(path: Path, name: str) -> bool:
     return suffix in SUFFIXES
 
 
-def _zip_job(path: Path, member: zipfile.ZipInfo) -> Job:
-    """Returns name, offset, stored size, size, CRC-32 and whether it is deflated."""
+def _locate(path: Path, member: zipfile.ZipInfo) -> list[int]:
+    """Returns offset, stored size, size, CRC-32 and whether it is deflated."""
     if member.flag_bits & _ENCRYPTED:
         raise CorruptFileError(f"{path}: {member.filename}: encrypted; make the archive without a password")
     if member.compress_type not in _METHODS:
@@ -182,14 +181,14 @@ def _zip_job(path: Path, member: zipfile.ZipInfo) -> Job:
     if member.header_offset < 0 or max(member.header_offset, member.compress_size, member.file_size) >= 2**62:
         raise CorruptFileError(f"{path}: {member.filename}: an impossible size or place; make or fetch the file again")
     deflated = _METHODS[member.compress_type]
-    return [member.filename, member.header_offset, member.compress_size, member.file_size, member.CRC, int(deflated)]
+    return [member.header_offset, member.compress_size, member.file_size, member.CRC, int(deflated)]
 
 
-def _read_zip(path: Path, jobs: Sequence[Job], most: int) -> Iterator[bytes]:
+def _read_members(path: Path, places: Iterable[tuple[str, list[int]]], most: int) -> Iterator[bytes]:
     """Reads members; what the directory says about a member is a bound that its content must meet exactly."""
     try:
         with path.open("rb") as file:
-            for name, offset, stored, size, crc, deflated in jobs:
+            for name, (offset, stored, size, crc, deflated) in places:
                 if max(stored, size) > most:
                     raise CorruptFileError(f"{path}: {name}: {size:,} bytes; at most {most:,} are read; remove it")
                 file.seek(offset)
@@ -227,11 +226,6 @@ def _walk(path: Path) -> Iterator[str]:
                     f"{Path(folder) / name}: a link to a folder is not followed; move the folder here"
                 )
         yield from (name if inside == "." else f"{inside}/{name}" for name in files)
-
-
-def _read_folder(path: Path, jobs: Sequence[Job]) -> Iterator[bytes]:
-    for (name,) in jobs:
-        yield _read_file(path / name, MOST_BYTES)
 
 
 def _read_file(path: Path, most: int) -> bytes:

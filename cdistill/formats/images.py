@@ -1,4 +1,4 @@
-"""Decoding of one image, bounded by its header. Needs no torch, so that decoding processes start fast.
+"""Decoding of one image, bounded by its header.
 
 Images are grey (1 channel) or RGB (3). What can be converted without loss is: black and white becomes grey, a palette
 becomes RGB, and a grey image among RGB ones is repeated. Anything that would lose something is refused: transparency,
@@ -7,6 +7,8 @@ becomes RGB, and a grey image among RGB ones is repeated. Anything that would lo
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MOST_PIXELS = 16 * 2**20
 _MOST_SCANS = 100  # of a progressive JPEG, each of which passes over all pixels; usual are ten
 _SCAN = b"\xff\xda"  # within pixels 0xff is followed by 0
-_BYTES, _BYTES_A_PIXEL = 2**18, 8  # of a file: for what is beside the pixels, and for them
+_BYTES, _BYTES_A_PIXEL = 2**18, 8  # of a file: for metadata, and for the pixels
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 
@@ -41,10 +43,7 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
         CdistillError: There is too little memory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound of `_check` is lower
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        with image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             wanted = _check(image, where, shape)
             _check_work(image, data, where)
             pixels = np.asarray(image.convert("RGB" if wanted[0] == 3 else "L"))
@@ -55,6 +54,17 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
         raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
+
+
+@contextmanager
+def without_bomb_warnings() -> Iterator[None]:
+    """Keeps Pillow's warnings of large images off the screen; what `decode` accepts is far smaller.
+
+    Around the whole of the decoding, because Python's filters of warnings belong to all threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -83,7 +93,7 @@ def _check_work(image: Image.Image, data: bytes, where: str) -> None:
     if len(data) > most:
         raise CorruptFileError(
             f"{where}: {len(data):,} bytes for {image.width}x{image.height} pixels; at most {most:,} are read; "
-            "store it again without what is beside the pixels"
+            "store it again without metadata"
         )
     if image.format == "JPEG" and (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise CorruptFileError(f"{where}: a JPEG of {scans:,} scans; at most {_MOST_SCANS} are read; store it again")

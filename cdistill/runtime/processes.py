@@ -53,14 +53,6 @@ def local_processes() -> int:
     return max(1, _number("LOCAL_WORLD_SIZE", 1))
 
 
-def worker_count() -> int:
-    """Returns how many processes decode images: ``$CDISTILL_WORKERS``, or this process's cores but one, at most 8.
-
-    With 0 this process decodes itself.
-    """
-    return _number("CDISTILL_WORKERS", max(0, min(8, _cores() // local_processes() - 1)))
-
-
 def calm_threads() -> None:
     """Makes waiting OpenMP threads sleep soon; must run before torch is imported.
 

@@ -144,10 +144,7 @@ def draw_data(
     """
     order = shuffled_indices(len(source), seed, index * size, size)[rows]
     flip = (torch.rand(size, generator=generator(seed, "flips", index)) < 0.5)[rows] if flips else None
-    batch = source.batch(order, flip)
-    if source.lazy:
-        source.prefetch(shuffled_indices(len(source), seed, (index + 1) * size, size)[rows])
-    return batch
+    return source.batch(order, flip)
 
 
 def draw_batches(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdistill.data.source import Source, from_uint8, load_source
+from cdistill.data import Source, load_source
+from cdistill.data.source import from_uint8
 from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.preconditionings import Preconditioning
@@ -52,7 +53,7 @@ def invert_images(
     """Inverts the images of a file or folder, writes their latents and says how well they lead back.
 
     Args:
-        images: See `cdistill.data.files`; with labels where the network needs them.
+        images: See `cdistill.data.loading`; with labels where the network needs them.
         run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.

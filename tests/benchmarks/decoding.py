@@ -1,4 +1,4 @@
-"""What decoding costs: batches of images in memory against decoding them from a zip archive when they are asked for.
+"""What decoding costs: images a second while an archive is read, and batches from memory and from a mapped file.
 
 python -m tests.benchmarks.decoding
 """
@@ -10,25 +10,27 @@ from pathlib import Path
 
 import torch
 
-from cdistill.data import Source, load_source
+from cdistill.data import Source, load_source, memory
+from cdistill.runtime.processes import thread_count
 from cdistill.training.step_data import draw_data
 from tests.archives import members, random_images, write_zip
 
 COUNT = 8192
 BATCH = 512
 SECONDS = 3.0
-PAUSE = 0.5  # what a step computes meanwhile
 
 
-def load(path: Path, memory: str, workers: int) -> Source:
-    """Loads an archive with `memory` GiB for its images."""
-    os.environ |= {"CDISTILL_DATA_MEMORY": memory, "CDISTILL_WORKERS": str(workers)}
-    return load_source(str(path))
+def load(path: Path, fits: bool) -> tuple[Source, float]:
+    """Loads an archive into memory or into a mapped file; returns how many images a second were decoded, too."""
+    memory.memory_limit = lambda: float("inf") if fits else 0.0
+    start = time.monotonic()
+    source = load_source(str(path))
+    return source, len(source) / (time.monotonic() - start)
 
 
 def rate(source: Source) -> float:
     """Returns how many images a second come as training asks for them."""
-    draw_data(source, 0, 0, BATCH, True)  # decoding processes start here
+    draw_data(source, 0, 0, BATCH, True)
     step, start = 1, time.monotonic()
     while time.monotonic() - start < SECONDS:
         draw_data(source, 0, step, BATCH, True)
@@ -36,36 +38,22 @@ def rate(source: Source) -> float:
     return (step - 1) * BATCH / (time.monotonic() - start)
 
 
-def waiting(source: Source, pause: float) -> float:
-    """Returns the seconds that a step waits for its batch when it computes for `pause` seconds meanwhile."""
-    draw_data(source, 0, 0, BATCH, True)
-    waited = 0.0
-    for step in range(1, 6):
-        time.sleep(pause)
-        start = time.monotonic()
-        draw_data(source, 0, step, BATCH, True)
-        waited += time.monotonic() - start
-    return waited / 5
-
-
 def main() -> None:
-    """Prints the rates and their ratios."""
+    """Prints the rates."""
     from cdistill.runtime.console import table
 
     torch.set_num_threads(1)
     rows = []
-    for side in (32, 64):
+    for side in (32, 64, 256):
         with tempfile.TemporaryDirectory() as folder:
-            path = write_zip(Path(folder) / "x.zip", members(random_images(COUNT, side), None))
-            sources = {"in memory": load(path, "4", 0)}
-            sources |= {f"decoded, {workers} workers": load(path, "0", workers) for workers in (0, 1, 2)}
-            rates = {name: rate(source) for name, source in sources.items()}
-            for name, found in rates.items():
-                slower = f"{rates['in memory'] / found:.1f}"
-                waits = f"{1000 * waiting(sources[name], PAUSE):.1f}"
-                rows.append([f"{side}x{side}, {name}", f"{found:.0f}", slower, waits])
-    columns = ["images", "img/s", "times slower", f"ms to wait for a batch after {PAUSE} s"]
-    table(f"batches of {BATCH} PNG images of noise, flips included", columns, rows)
+            os.environ["CDISTILL_ASSETS"] = folder
+            images = random_images(COUNT // (side // 32), side)
+            path = write_zip(Path(folder) / "x.zip", members(images, None))
+            for name, fits in (("in memory", True), ("mapped", False)):
+                source, decoded = load(path, fits)
+                rows.append([f"{side}x{side}, {name}", f"{decoded:.0f}", f"{rate(source):.0f}"])
+    columns = ["images", "decoded, img/s", "in batches, img/s"]
+    table(f"PNG images of noise by {thread_count()} threads; batches of {BATCH}, flips included", columns, rows)
 
 
 if __name__ == "__main__":

@@ -27,34 +27,6 @@ def test_sources_come_out_scaled_and_are_the_same_twice(name):
     assert (labels is None) == (first.num_classes == 0)
 
 
-def test_digits_are_scikit_learns():
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    source = load_source("digits")
-    assert len(source) == 1797
-    torch.testing.assert_close(
-        (source.samples.double() * 16 / 255).flatten(1), torch.from_numpy(pixels), atol=0.04, rtol=0
-    )
-    assert source.labels.tolist() == labels.tolist()
-
-
-def test_patches_are_held_out_by_pixels():
-    """No held-out patch occurs in the training part: every patch lies inside stripes of its own."""
-    import numpy as np
-
-    from cdistill.data.patches import SIDE, _corners
-
-    draw = np.random.RandomState(0)
-    columns = {
-        split: {c for _, left in _corners((213, 320), split, 4000, draw) for c in range(left, left + SIDE)}
-        for split in ("train", "heldout")
-    }
-    assert columns["train"].isdisjoint(columns["heldout"])
-    assert columns["train"] | columns["heldout"] == set(range(320))
-    assert (len(load_source("patches")), len(load_source("patches", "heldout"))) == (16384, 4096)
-
-
 def test_flips_mirror_what_may_be_mirrored():
     patches, digits = load_source("patches"), load_source("digits")
     index = torch.arange(2)
