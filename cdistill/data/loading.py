@@ -12,8 +12,7 @@ into memory if they take at most half of what is free, otherwise once into a fil
 changes nothing but the time. Flips are allowed; a recipe's `training.flips` asks for them.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,13 +25,12 @@ from cdistill.data.memory import FEW, hold_images
 from cdistill.data.source import Source, only_train
 from cdistill.errors import CdistillError, MissingAssetError
 from cdistill.formats.archives import FolderImages, Images, ZipImages
-from cdistill.formats.images import Pixels, without_bomb_warnings
+from cdistill.formats.images import Pixels
 from cdistill.registry import DATA_SUFFIXES, SOURCES, is_data_path
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress
-from cdistill.runtime.processes import thread_count
 
-_AT_ONCE = 512  # images that a thread decodes before signals are answered
+_AT_ONCE = 512  # images that are decoded before signals are answered
 
 
 def load_source(name: str, split: str = "train") -> Source:
@@ -85,23 +83,16 @@ def load_file(path: Path, split: str = "train") -> Source:
 def _load_images(images: Images) -> Source:
     labels = read_labels(images)
     digest = cache(partial(_digest, images))
-    with without_bomb_warnings():
-        shape = tuple(images.decode([0])[0].shape)
-        samples = hold_images(images.path, (len(images), *shape), lambda: _decode(images, shape), digest)
+    shape = tuple(images.decode([0])[0].shape)
+    samples = hold_images(images.path, (len(images), *shape), lambda: _decode(images, shape), digest)
     return Source(str(images.path), samples, labels, count_classes(labels), flips=True, content=digest)
 
 
 def _decode(images: Images, shape: tuple[int, ...]) -> Iterator[Pixels]:
-    """Yields all images (n, C, H, W) at a time, decoded by this process's threads: Pillow frees Python meanwhile."""
-
-    def block(indices: Sequence[int]) -> Pixels:
-        return np.stack(images.decode(indices, shape))
-
-    threads, every = thread_count(), range(len(images))
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(images), threads * _AT_ONCE):
-            turn = every[start : start + threads * _AT_ONCE]
-            yield from pool.map(block, (turn[k : k + _AT_ONCE] for k in range(0, len(turn), _AT_ONCE)))
+    """Yields all images (n, C, H, W) at a time; by this thread alone, because Pillow keeps Python's lock."""
+    indices = range(len(images))
+    for start in range(0, len(images), _AT_ONCE):
+        yield np.stack(images.decode(indices[start : start + _AT_ONCE], shape))
 
 
 def _digest(images: Images) -> str:

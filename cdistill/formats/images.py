@@ -7,8 +7,6 @@ becomes RGB, and a grey image among RGB ones is repeated. Anything that would lo
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +41,10 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
         CdistillError: There is too little memory.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound of `_check` is lower
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        with image:
             wanted = _check(image, where, shape)
             _check_work(image, data, where)
             pixels = np.asarray(image.convert("RGB" if wanted[0] == 3 else "L"))
@@ -54,17 +55,6 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
         raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
-
-
-@contextmanager
-def without_bomb_warnings() -> Iterator[None]:
-    """Keeps Pillow's warnings of large images off the screen; what `decode` accepts is far smaller.
-
-    Around the whole of the decoding, because Python's filters of warnings belong to all threads.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
 
 
 def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:

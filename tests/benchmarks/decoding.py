@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from cdistill.data import Source, load_source, memory
-from cdistill.runtime.processes import thread_count
 from cdistill.training.step_data import draw_data
 from tests.archives import members, random_images, write_zip
 
@@ -53,7 +52,7 @@ def main() -> None:
                 source, decoded = load(path, fits)
                 rows.append([f"{side}x{side}, {name}", f"{decoded:.0f}", f"{rate(source):.0f}"])
     columns = ["images", "decoded, img/s", "in batches, img/s"]
-    table(f"PNG images of noise by {thread_count()} threads; batches of {BATCH}, flips included", columns, rows)
+    table(f"PNG images of noise; batches of {BATCH}, flips included", columns, rows)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,7 @@ def test_every_way_of_storing_gives_the_same_images_and_labels(tmp_path, kind):
     assert source.name == str(path)
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_many_images_are_decoded_in_order_by_threads(tmp_path, monkeypatch, capsys, threads):
-    monkeypatch.setenv("CDISTILL_THREADS", threads)
+def test_many_images_are_read_in_order_and_with_progress(tmp_path, capsys):
     images = random_images(4100, 2, 1)
     source = load_source(str(write_zip(tmp_path / "many.zip", members(images, None))))
     assert source.samples.equal(torch.from_numpy(images))
