@@ -183,7 +183,7 @@ DISCRIMINATORS = Registry(
     "discriminator",
     {
         "small": "cdistill.networks.discriminator:ImageDiscriminator",
-        "vgg16": "cdistill.networks.vgg:VGG16Discriminator",
+        "vgg16": "cdistill.networks.discriminator:VGG16Discriminator",
     },
     "cdistill.discriminators",
 )

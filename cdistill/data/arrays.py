@@ -19,7 +19,7 @@ from cdistill.data.memory import hold_images
 from cdistill.data.source import Source
 from cdistill.errors import CorruptFileError, MismatchError
 from cdistill.formats.images import Pixels
-from cdistill.formats.npz import read_header, sound
+from cdistill.formats.npz import npz_errors, read_header
 from cdistill.runtime.console import say
 from cdistill.storage.files import file_digest
 
@@ -37,7 +37,7 @@ def load_npz(path: Path) -> Source:
         MismatchError: Not one label for every image.
     """
     digest = cache(partial(file_digest, path))
-    with sound(path), zipfile.ZipFile(path) as archive:
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
         arrays = set(archive.namelist())
         images = next((name for name in _IMAGES if f"{name}.npy" in arrays), None)
         labels = next((name for name in _LABELS if f"{name}.npy" in arrays), None)

@@ -1,7 +1,7 @@
 """CIFAR-10's own archives and folders, in the binary and the Python edition (Krizhevsky 2009).
 
-``cifar-10-batches-bin/data_batch_1.bin`` ... ``data_batch_5.bin`` are the training part, ``test_batch.bin`` the
-held-out one; the Python edition has the same names without ``.bin``, in a folder ``cifar-10-batches-py``.
+``cifar-10-batches-bin/data_batch_1.bin`` ... ``data_batch_5.bin`` are the split "train", ``test_batch.bin`` is
+"heldout"; the Python edition has the same names without ``.bin``, in a folder ``cifar-10-batches-py``.
 """
 
 import gzip
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from cdistill.data.labels import check_classes
-from cdistill.data.source import Source
-from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
+from cdistill.data.source import Source, check_split
+from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.formats.images import Pixels
 from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
 from cdistill.formats.pickle_values import shown
@@ -50,8 +50,7 @@ def load_cifar(path: Path, split: str = "train") -> Source:
         CorruptFileError: Damaged, or without CIFAR-10's batches.
         CdistillError: `split` is neither "train" nor "heldout".
     """
-    if split not in _STEMS:
-        raise CdistillError(f"data {str(path)!r}: has no part {split!r}; only 'train' and 'heldout'")
+    check_split(str(path), split, _STEMS)
     stems = _STEMS[split]
     folder = find_cifar(path) if path.is_dir() else None
     wanted = {*stems, *[f"{stem}.bin" for stem in stems]}
@@ -89,7 +88,7 @@ def _read_python(content: bytes, where: str) -> tuple[Pixels, Any]:
 def _check_list(labels: Any, count: int) -> Any:
     """Returns a list of classes as int64; NumPy would unfold lists in lists, which may hold themselves."""
     if type(labels) is not list or len(labels) != count:
-        raise CorruptFileError(f"its labels are no list of {count} numbers, one for every image")
+        raise CorruptFileError(f"its labels are no list of {count} numbers, one for each image")
     if wrong := [label for label in labels if type(label) is not int or not 0 <= label < CLASSES]:
         raise CorruptFileError(f"label {shown(wrong[0])}; classes are whole numbers from 0 to {CLASSES - 1}")
     return np.array(labels, np.int64)
@@ -127,7 +126,7 @@ def _read_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
     except FileNotFoundError as error:
         raise MissingAssetError(f"{path}: no such file; check the path") from error
     except (CorruptFileError, tarfile.TarError, EOFError, zlib.error, OSError, ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: not a sound tar archive ({error}); fetch it again") from error
+        raise CorruptFileError(f"{path}: not a valid tar archive ({error}); fetch it again") from error
 
 
 def _read_members(stream: Any, wanted: set[str]) -> dict[str, bytes]:

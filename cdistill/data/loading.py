@@ -22,7 +22,7 @@ from cdistill.data.arrays import load_npz
 from cdistill.data.cifar import find_cifar, load_cifar
 from cdistill.data.labels import count_classes, read_labels
 from cdistill.data.memory import FEW, hold_images
-from cdistill.data.source import Source, only_train
+from cdistill.data.source import Source, check_split
 from cdistill.errors import CdistillError, MissingAssetError
 from cdistill.formats.archives import FolderImages, Images, ZipImages
 from cdistill.formats.images import Pixels
@@ -38,13 +38,13 @@ def load_source(name: str, split: str = "train") -> Source:
 
     Args:
         name: A name in the registry, or the path of a file or folder.
-        split: "train", or "heldout" where the source has such a part.
+        split: "train", or "heldout" where the source has that split.
 
     Raises:
         UnknownNameError: No such source.
         MissingAssetError: There is no such file.
         CorruptFileError: The file, an image in it, or its labels are damaged.
-        CdistillError: The source has no such part.
+        CdistillError: The source has no such split.
     """
     if is_data_path(name):
         return load_file(Path(name).absolute(), split)
@@ -62,7 +62,7 @@ def load_file(path: Path, split: str = "train") -> Source:
     Raises:
         MissingAssetError: Nothing is there.
         CorruptFileError: The archive, an image or the labels are damaged.
-        CdistillError: It is of no known kind, or has no such part.
+        CdistillError: It is of no known kind, or has no such split.
     """
     if not path.exists():
         raise MissingAssetError(f"{path}: no such file or folder; check the path")
@@ -70,14 +70,14 @@ def load_file(path: Path, split: str = "train") -> Source:
         raise CdistillError(f"{path}: neither a file nor a folder; give one of the two")
     if path.name.endswith((".tar", ".tar.gz", ".tgz")) or (path.is_dir() and find_cifar(path)):
         return load_cifar(path, split)
-    only_train(str(path), split)
+    check_split(str(path), split)
     if path.is_dir():
         return _load_images(FolderImages(path))
     if path.suffix.lower() == ".zip":
         return _load_images(ZipImages(path))
     if path.suffix.lower() == ".npz":
         return load_npz(path)
-    raise CdistillError(f"{path}: not a kind of data that is read; give a folder, or {', '.join(DATA_SUFFIXES)}")
+    raise CdistillError(f"{path}: not a known kind of data; give a folder, or {', '.join(DATA_SUFFIXES)}")
 
 
 def _load_images(images: Images) -> Source:

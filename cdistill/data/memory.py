@@ -134,7 +134,7 @@ def _write(path: Path, header: bytes, shape: tuple[int, ...], blocks: Iterator[P
 
 
 def _is_whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
-    """Whether a file begins as it should and has its size; one that is there was put there whole."""
+    """Whether a file has the header and the size of `shape`; it was put there whole, under the digest of its data."""
     if not path.is_file() or path.stat().st_size != len(header) + prod(shape):
         return False
     with path.open("rb") as file:

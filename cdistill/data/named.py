@@ -2,7 +2,7 @@
 
 ``digits`` are 1,797 real handwritten digits of 8x8 pixels (UCI Machine Learning Repository, CC BY 4.0). ``patches`` are
 grey 12x12 patches of two photographs (CC BY): reduced to half size and divided into vertical stripes, of which every
-third is held out, so that both photographs are in both parts and no pixel is.
+third is held out, so that both photographs are in both splits and no pixel is.
 
 EDM's are looked for in ``$CDISTILL_DATA`` under the names that EDM gives their files. FFHQ and AFHQv2 are used without
 classes, as EDM does, even if their files hold some. Horizontal flips are allowed in these and in the patches; whether
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from cdistill.data.loading import load_file
-from cdistill.data.source import Source, only_train
-from cdistill.errors import CdistillError, MismatchError, MissingAssetError
+from cdistill.data.source import Source, check_split
+from cdistill.errors import MismatchError, MissingAssetError
 from cdistill.storage.files import data_folder
 
 SIDE = 12  # of a patch
@@ -34,7 +34,7 @@ def load_digits(split: str = "train") -> Source:
     """
     from sklearn.datasets import load_digits as bundled
 
-    only_train("digits", split)
+    check_split("digits", split)
     pixels, labels = bundled(return_X_y=True)
     images = torch.from_numpy(pixels).reshape(-1, 1, 8, 8)
     return Source("digits", (images * 255 / 16).round().to(torch.uint8), torch.from_numpy(labels).long(), 10)
@@ -44,8 +44,7 @@ def load_patches(split: str = "train") -> Source:
     """Returns 16,384 patches ("train") or 4,096 ("heldout") cut at random, half from each photograph."""
     from sklearn.datasets import load_sample_image
 
-    if split not in _COUNTS:
-        raise CdistillError(f"data 'patches': has no part {split!r}; only 'train' and 'heldout'")
+    check_split("patches", split, _COUNTS)
     # RandomState, not default_rng: NumPy keeps its stream for ever, so the patches stay the same.
     draw = np.random.RandomState(0 if split == "train" else 1)
     cuts = []
@@ -65,19 +64,19 @@ def load_cifar10(split: str = "train") -> Source:
 
 def load_ffhq(split: str = "train") -> Source:
     """Returns the 70,000 faces of FFHQ at 64x64 pixels."""
-    only_train("ffhq64", split)
+    check_split("ffhq64", split)
     return _load_published("ffhq64", ("ffhq-64x64.zip",), 64, 0, _made_from("FFHQ"), split)
 
 
 def load_afhqv2(split: str = "train") -> Source:
     """Returns the 15,803 animal faces of AFHQv2 at 64x64 pixels."""
-    only_train("afhqv2-64", split)
+    check_split("afhqv2-64", split)
     return _load_published("afhqv2-64", ("afhqv2-64x64.zip",), 64, 0, _made_from("AFHQv2"), split)
 
 
 def load_imagenet(split: str = "train") -> Source:
     """Returns ImageNet's 1,281,167 training photographs at 64x64 pixels in 1,000 classes."""
-    only_train("imagenet64", split)
+    check_split("imagenet64", split)
     advice = _made_from("ImageNet (ILSVRC 2012)")
     return _load_published("imagenet64", ("imagenet-64x64.zip",), 64, 1000, advice, split)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -96,7 +96,7 @@ class Source:
         return x, None if self.labels is None else self.labels[indices]
 
 
-def only_train(name: str, split: str) -> None:
-    """Raises CdistillError if `split` is not "train", for sources too small to be divided."""
-    if split != "train":
-        raise CdistillError(f"data {name!r}: has no part {split!r}; only 'train'")
+def check_split(name: str, split: str, allowed: Collection[str] = ("train",)) -> None:
+    """Raises CdistillError unless the source called `name` has the split; it lists the `allowed` ones."""
+    if split not in allowed:
+        raise CdistillError(f"data {name!r}: has no split {split!r}; only {' and '.join(map(repr, allowed))}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
-from cdistill.formats.npz import read_array, sound
+from cdistill.formats.npz import npz_errors, read_array
 from cdistill.runtime.console import say_once
 from cdistill.storage.assets import EDM_STATISTICS, digest
 from cdistill.storage.files import replacing
@@ -91,7 +91,7 @@ def read_statistics(path: Path) -> Statistics:
             f"{path}: a pickle (EDM2's format), which is never opened; take the .npz of EDM, or make one by "
             "cdistill reference-stats"
         )
-    with sound(path), zipfile.ZipFile(path) as archive:
+    with npz_errors(path), zipfile.ZipFile(path) as archive:
         held = {name.removesuffix(".npy") for name in archive.namelist()}
         if not {"mu", "sigma"} <= held:
             raise CorruptFileError(f"{path}: holds {sorted(held)[:5]}; reference statistics are arrays mu and sigma")

@@ -93,7 +93,7 @@ class ZipImages(Images):
         except OSError as error:
             raise _missing(path, error) from error
         except Exception as error:  # zipfile raises several kinds on damaged directories
-            raise CorruptFileError(f"{path}: not a sound zip archive ({error}); make or fetch it again") from error
+            raise CorruptFileError(f"{path}: not a valid zip archive ({error}); make or fetch it again") from error
         self._labels = next((_locate(path, member) for member in members if member.filename == _LABELS), None)
         pictures = [member for member in members if not member.is_dir() and is_picture(path, member.filename)]
         self.names = [member.filename for member in pictures]
@@ -160,7 +160,7 @@ def is_picture(path: Path, name: str) -> bool:
         CorruptFileError: It is one that cannot be read, or labels in a folder, where they are not looked for.
     """
     folder, _, last = name.rpartition("/")
-    if any(part == "__MACOSX" or (part[:1] == "." and part not in (".", "..")) for part in name.split("/")):
+    if any(step == "__MACOSX" or (step[:1] == "." and step not in (".", "..")) for step in name.split("/")):
         return False
     if last == _LABELS and folder:
         raise CorruptFileError(f"{path}: {name!r}: labels must lie beside the folders, at the top; move everything up")

@@ -53,17 +53,17 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except MemoryError as error:
         raise CdistillError(f"{where}: too little memory to decode it; end other programs and try again") from error
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
-        raise CorruptFileError(f"{where}: not a sound image ({_brief(error)}); replace it") from error
+        raise CorruptFileError(f"{where}: not a valid image ({_brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
 
 
 def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Returns the shape that the image shall have, judging by its header."""
+    """Returns the shape that the image must have, judging by its header."""
     width, height = image.size
     if width * height > MOST_PIXELS:
         raise CorruptFileError(f"{where}: {width}x{height} pixels; at most {MOST_PIXELS:,} are read; make it smaller")
     if getattr(image, "n_frames", 1) > 1:
-        raise CorruptFileError(f"{where}: has several frames; store one image a file")
+        raise CorruptFileError(f"{where}: has several frames; store one image per file")
     if image.mode not in _CHANNELS or "transparency" in image.info:
         mode = f"mode {image.mode}" + (" with transparency" if "transparency" in image.info else "")
         raise CorruptFileError(f"{where}: {mode}; images must be grey or RGB, 8 bits, without transparency; convert it")

@@ -66,16 +66,16 @@ def read_array(archive: zipfile.ZipFile, name: str, where: str, most: int) -> ND
         content = bytearray(size)
         with memoryview(content) as target:
             place = 0
-            while place < size and (part := file.read(min(size - place, _AT_ONCE))):
-                target[place : place + len(part)] = part
-                place += len(part)
+            while place < size and (block := file.read(min(size - place, _AT_ONCE))):
+                target[place : place + len(block)] = block
+                place += len(block)
         if place < size or file.read(1):  # the end is where zipfile compares the CRC-32
             raise CorruptFileError(f"{where}: ends too early; save it again")
     return np.frombuffer(content, dtype).reshape(shape)
 
 
 @contextmanager
-def sound(path: Path) -> Iterator[None]:
+def npz_errors(path: Path) -> Iterator[None]:
     """Turns whatever zipfile and NumPy raise on damaged files into an error that names the file."""
     try:
         yield
@@ -84,5 +84,5 @@ def sound(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingAssetError(f"{path}: no such file; check the path") from error
     except Exception as error:
-        said = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CorruptFileError(f"{path}: not a sound .npz ({said}); save it again") from error
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise CorruptFileError(f"{path}: not a valid .npz ({reason}); save it again") from error

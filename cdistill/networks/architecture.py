@@ -17,7 +17,7 @@ Factor = Annotated[int, Field(ge=1, le=64)]
 
 
 class _Description(BaseModel):
-    """What every network is described by; the bounds are those of reason, so that a file cannot ask for too much."""
+    """What every network is described by; bounded, so that a file cannot ask for too much memory."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -85,8 +85,8 @@ def describe(architecture: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return _ANY.validate_python(dict(architecture)).model_dump()
     except ValidationError as error:
-        found = [f"{'.'.join(map(str, item['loc'])) or 'network'}: {item['msg']}" for item in error.errors()]
-        raise ValueError("; ".join(found)) from error
+        problems = [f"{'.'.join(map(str, item['loc'])) or 'network'}: {item['msg']}" for item in error.errors()]
+        raise ValueError("; ".join(problems)) from error
 
 
 def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDenoiser:

@@ -76,7 +76,7 @@ class Denoiser(nn.Module, ABC):
         return self
 
     def compile_body(self) -> None:
-        """Compiles the network but for its last layer, whose gradient is then had without the others'."""
+        """Compiles the network except for its last layer, whose gradient can then be computed alone."""
 
 
 class FreeNetwork(nn.Module, ABC):
@@ -99,7 +99,7 @@ class FreeNetwork(nn.Module, ABC):
         """Returns the weight of the output layer."""
 
     def compile_body(self) -> None:
-        """Compiles what comes before the output layer, where the two can be told apart."""
+        """Compiles what comes before the output layer, where a network separates the two."""
 
     def unused(self) -> list[nn.Parameter]:
         """Returns parameters that no output depends on; they stay frozen in a student."""

@@ -1,4 +1,4 @@
-"""Discriminators of CTM's GAN loss: a small one from scratch, and heads on the features of a frozen network.
+"""Discriminators of CTM's GAN loss: a small one from scratch, and heads on the features of a frozen VGG-16.
 
 Every layer has a spectral norm (Miyato et al. 2018), and the class enters as a projection (Miyato & Koyama 2018). A
 discriminator stays in evaluation mode, in which a call changes nothing; its spectral norms follow its weights with
@@ -7,13 +7,22 @@ discriminator stays in evaluation mode, in which a call changes nothing; its spe
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 from typing_extensions import override
 
+from cdistill.errors import CorruptFileError
+from cdistill.formats.torch_files import read_torch_file
+from cdistill.storage import assets
+
+RESOLUTION = 224  # of the images that VGG-16 sees
+_LAYERS = (8, 15, 22, 29)  # relu2_2, relu3_3, relu4_3 and relu5_3 of torchvision's VGG-16
+_CHANNELS = (128, 256, 512, 512)
 _WIDTH = 64  # of a head on features
 _NARROW, _WIDE = 32, 128  # of the small discriminator, at its first layer and at most
 _SLOPE = 0.2
@@ -22,8 +31,8 @@ _SLOPE = 0.2
 class Discriminator(nn.Module, ABC):
     """d_k(x, c), high for real images. One from another package derives from this class.
 
-    Built with the shape (C, H, W) of an image, C = 1 or 3, and the number of classes, 0 when unconditional. What it
-    needs (weights, say) is loaded then, so that a lack shows before training.
+    Built with the shape (C, H, W) of an image, C = 1 or 3, and the number of classes, 0 when unconditional. Weights
+    that it needs are loaded then, so that a missing file is reported before training.
     """
 
     @abstractmethod
@@ -45,18 +54,18 @@ class Discriminator(nn.Module, ABC):
             return cls(shape, num_classes)
 
     def frozen(self) -> list[nn.Parameter]:
-        """Returns the weights that it holds beside its own."""
+        """Returns the weights that are frozen inside it, besides its own."""
         return []
 
 
 @torch.no_grad()
 def power_iteration(module: nn.Module) -> None:
     """Moves every spectral norm's singular vectors by one step of the power iteration."""
-    for part in module.modules():
-        if parametrize.is_parametrized(part, "weight"):
-            part.train()
-            _ = part.weight
-            part.eval()
+    for layer in module.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.train()
+            _ = layer.weight
+            layer.eval()
 
 
 class Projection(nn.Module):
@@ -107,51 +116,77 @@ class ImageDiscriminator(Discriminator):
         return [self.head(self.trunk(x).sum((2, 3), keepdim=True), labels)]
 
 
-class Backbone(nn.Module, ABC):
-    """A frozen network whose features tell images apart.
-
-    Attributes:
-        channels: Of each feature map.
-        sides: Of each feature map, about; heads of larger maps get more layers.
-    """
-
-    channels: tuple[int, ...]
-    sides: tuple[int, ...]
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps images (B, 1 or 3, H, W), values about [-1, 1], to feature maps, the finest first."""
-
-
-class FeatureDiscriminator(Discriminator):
-    """A small head on each feature map of a frozen backbone (projected GAN, Sauer et al. 2021).
-
-    The heads look at the maps themselves, without the random mixing of channels and scales of that paper. The backbone
-    is no submodule: it is moved with the heads, but neither trained, nor saved, nor counted with them.
+class VGG16(nn.Module):
+    """Four feature maps of a frozen VGG-16 (Simonyan & Zisserman 2015), images enlarged to 224x224 bilinearly.
 
     Args:
-        backbone: The frozen network.
-        num_classes: Number of classes, 0 when unconditional.
+        layers: The beginning of torchvision's `features`.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
-        self._backbone = [backbone.eval().requires_grad_(False)]
-        pairs = zip(backbone.channels, backbone.sides, strict=True)
-        self.trunks = nn.ModuleList(_trunk(channels, side) for channels, side in pairs)
+        self.layers = layers
+        for name, values in (("mean", [0.485, 0.456, 0.406]), ("std", [0.229, 0.224, 0.225])):
+            self.register_buffer(name, torch.tensor(values)[:, None, None])  # ImageNet's, of RGB in [0, 1]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps images (B, 1 or 3, H, W), values about [-1, 1], to feature maps, the finest first."""
+        rgb = ((x + 1) / 2).expand(-1, 3, -1, -1)
+        h = F.interpolate((rgb - self.mean) / self.std, size=RESOLUTION, mode="bilinear", align_corners=False)
+        maps = []
+        for place, layer in enumerate(self.layers):
+            h = layer(h)
+            if place in _LAYERS:
+                maps.append(h)
+        return maps
+
+
+class VGG16Discriminator(Discriminator):
+    """A small head on each of four feature maps of a frozen VGG-16 (projected GAN, Sauer et al. 2021).
+
+    The heads look at the maps themselves, without the random mixing of channels and scales of that paper; CTM has them
+    on DeiT and EfficientNet-lite0. The VGG-16 is no submodule: it is moved with the heads, but neither trained, nor
+    saved, nor counted with them.
+
+    Args:
+        shape: (C, H, W) of an image, C = 1 or 3.
+        num_classes: Number of classes, 0 when unconditional.
+        layers: Of the VGG-16; those of the published weights when None.
+
+    Raises:
+        MissingAssetError: The weights are not in the asset folder; the message says where to put them.
+        CorruptFileError: The file there is not the published one.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int, layers: nn.Sequential | None = None) -> None:
+        super().__init__()
+        layers = _load_layers(assets.VGG16.find()) if layers is None else layers
+        self._backbone = [VGG16(layers).eval().requires_grad_(False)]
+        sides = [RESOLUTION // 2 ** (k + 1) for k in range(len(_LAYERS))]
+        self.trunks = nn.ModuleList(_trunk(channels, side) for channels, side in zip(_CHANNELS, sides, strict=True))
         self.heads = nn.ModuleList(Projection(_WIDTH, num_classes) for _ in self.trunks)
 
     @override
     def forward(self, x: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """One head for each map, one logit for each place."""
+        """One head for each feature map, one logit for each place."""
         maps = self._backbone[0](x)
-        return [head(trunk(part), labels) for trunk, head, part in zip(self.trunks, self.heads, maps, strict=True)]
+        return [head(trunk(h), labels) for trunk, head, h in zip(self.trunks, self.heads, maps, strict=True)]
+
+    @override
+    @classmethod
+    def meta(cls, shape: tuple[int, ...], num_classes: int) -> Discriminator:
+        with torch.device("meta"):
+            return cls(shape, num_classes, _empty_layers())
 
     @override
     def frozen(self) -> list[nn.Parameter]:
         return list(self._backbone[0].parameters())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FeatureDiscriminator":
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VGG16Discriminator":
         self._backbone[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
@@ -168,3 +203,25 @@ def _trunk(channels: int, side: int) -> nn.Sequential:
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2))
+
+
+def _load_layers(path: Path) -> nn.Sequential:
+    """Returns the layers of VGG-16 that are needed, with the weights of torchvision's file at `path`."""
+    layers = _empty_layers()
+    try:
+        weights = read_torch_file(path)
+        layers.load_state_dict({name: weights[f"features.{name}"] for name in layers.state_dict()}, assign=True)
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
+        ) from error
+    return layers
+
+
+def _empty_layers() -> nn.Sequential:
+    """Returns the layers on the meta device."""
+    from torchvision.models import vgg16
+
+    with torch.device("meta"):
+        layers: nn.Sequential = vgg16(weights=None).features[: _LAYERS[-1] + 1]
+    return layers

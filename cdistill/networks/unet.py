@@ -22,14 +22,14 @@ from cdistill.networks.denoiser import FreeNetwork
 
 @dataclass(frozen=True)
 class Style:
-    """What tells the blocks of one family of U-Nets from those of another.
+    """The conventions in which the families of U-Nets differ.
 
     Attributes:
         init: Fills the weights of a layer, times a gain, and returns the layer.
         zero: Gain of the layers that begin at, or next to, zero.
         attention: Gain of the layer that makes queries, keys and values.
         eps: Of the group norms.
-        skip_scale: Factor behind every residual sum.
+        skip_scale: Factor on every residual sum.
         head: Channels of an attention head; None for a single head.
         scales: Whether the noise scales the activations too, besides shifting them.
         projects: Whether the skip of every resampling block has a convolution.
@@ -103,7 +103,7 @@ class Resampling(nn.Module):
 
 
 class ResamplingConv(nn.Conv2d):
-    """Resampling, and a convolution behind it.
+    """Resampling followed by a convolution.
 
     Args:
         inputs: Channels in.
@@ -126,7 +126,7 @@ class ResamplingConv(nn.Conv2d):
 
 
 class FusedDownConv(ResamplingConv):
-    """The other order: a convolution, and halving behind it. The zeros are put around the image once, in front."""
+    """The other order: a convolution, then halving; the image is padded once, before both."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, inputs, H, W) to (B, outputs, H/2, W/2)."""
@@ -147,8 +147,8 @@ class Attention(nn.Module):
     """Self-attention over the pixels, softmax(q k' / sqrt(d)) v.
 
     The channels of `qkv` lie as (heads, d, 3), q, k and v innermost. Torch's fused attention has no forward-mode
-    derivative, so tensors that carry a tangent take the plain way; so do half precisions on a CPU, where it is twice as
-    fast. For second derivatives, wrap the call in
+    derivative, so tensors that carry a tangent go through `plain_attention`; so do half precisions on a CPU, where it
+    is twice as fast. For second derivatives, wrap the call in
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
 
     Args:
@@ -181,13 +181,13 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, (resample,) conv, noise, norm, SiLU, dropout, conv; attention behind it.
+    """Residual block: norm, SiLU, (resample,) conv, noise, norm, SiLU, dropout, conv; then attention.
 
     Args:
         inputs: Channels in.
         outputs: Channels out.
         embedding: Channels of the noise embedding.
-        dropout: Probability of dropping an activation in front of the second convolution.
+        dropout: Probability of dropping an activation before the second convolution.
         style: The family's conventions.
         resample: "up", "down" or "" for none.
         attention: Whether self-attention follows.
@@ -259,7 +259,7 @@ class UNet(FreeNetwork):
     Attributes:
         num_classes: Classes, 0 when unconditional.
         map_augment: Layer of EDM's augmentation labels, kept for the files' sake: distillation never has such labels.
-        map_layer0_s: First layer of the s-branch, once there is one.
+        map_layer0_s: First layer of the s-branch, None before `add_s_branch`.
         map_layer1_s: Second layer of the s-branch.
     """
 
@@ -352,7 +352,7 @@ class UNet(FreeNetwork):
         Args:
             resolution: Side of the images.
             channels: Colours.
-            first: Width behind the first convolution.
+            first: Width after the first convolution.
             widths: Width of each level, from the highest resolution.
             num_blocks: Blocks a level in the encoder; the decoder has one more.
             attention: (side, every) -> whether a block has attention; `every` holds for all blocks of the encoder

@@ -59,7 +59,7 @@ class Foreign:
     """A network out of someone else's file.
 
     Attributes:
-        what: What it is, for people.
+        what: What it is, for messages.
         architecture: Description of the network, see `cdistill.networks.architecture`.
         sigma_data: Standard deviation of the data that it was scaled for.
         tensors: Its weights under the names of :class:`EDMDenoiser`, in float32.
@@ -81,20 +81,20 @@ def read_foreign(path: Path, flavour: str | None = None) -> Foreign:
     """Reads a file of EDM, CTM or OpenAI without executing anything in it.
 
     Args:
-        path: The file; what it is, is told by its content.
+        path: The file; its kind is recognised by its content.
         flavour: For OpenAI's ImageNet-64 files, whose keys are all the same: "edm" (a diffusion model), "cd" or "ct"
             (consistency models).
 
     Raises:
         MissingAssetError: There is no such file.
         CorruptFileError: It is damaged, unsafe, or nothing that is known.
-        RecipeError: `flavour` is missing where it is needed, or there where it is not.
+        RecipeError: `flavour` is missing where it is needed, or given where it is not.
     """
     if path.suffix == ".safetensors":
         raise CorruptFileError(f"{path}: safetensors; only .pkl, .pt and .pth are converted, from EDM, CTM or OpenAI")
-    found = read_network(path)
+    network = read_network(path)
     try:
-        result = _from_edm(found) if isinstance(found, EDMNetwork) else _from_state(_tensors_only(found), flavour)
+        result = _from_edm(network) if isinstance(network, EDMNetwork) else _from_state(_tensors_only(network), flavour)
         if flavour is not None and "flavour" not in result.facts:
             raise RecipeError("--as: only OpenAI's ImageNet-64 files need it")
         describe_network(result.architecture)
@@ -115,11 +115,13 @@ def official_data(architecture: Mapping[str, Any], file: str) -> str:
     return ""
 
 
-def disagreements(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def disagreements(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> list[str]:
     """Returns the parts of two descriptions that differ, except dropout and OpenAI's scale of the noise input."""
-    expected, found = describe_network(expected), describe_network(found)
-    keys = sorted({*expected, *found} - {"dropout", "noise_scale"})
-    return [f"{key}: {found.get(key)}, not {expected.get(key)}" for key in keys if found.get(key) != expected.get(key)]
+    expected, actual = describe_network(expected), describe_network(actual)
+    keys = sorted({*expected, *actual} - {"dropout", "noise_scale"})
+    return [
+        f"{key}: {actual.get(key)}, not {expected.get(key)}" for key in keys if actual.get(key) != expected.get(key)
+    ]
 
 
 def _from_edm(network: EDMNetwork) -> Foreign:
@@ -164,7 +166,7 @@ def _from_state(state: dict[str, Tensor], flavour: str | None) -> Foreign:
 def _from_openai(state: dict[str, Tensor], flavour: str | None) -> Foreign:
     if flavour is None:
         raise RecipeError(
-            "an ImageNet-64 file of OpenAI; EDM, CD and CT look alike in it: say --as edm, --as cd or --as ct"
+            "an ImageNet-64 file of OpenAI; EDM, CD and CT look alike in it: add --as edm, --as cd or --as ct"
         )
     return Foreign(
         f"OpenAI, ImageNet-64, {flavour.upper()}",
@@ -194,7 +196,7 @@ def unet_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     unit = noise if adm else first
     lasts = [len(state[f"model.enc.{side}x{side}_block0.conv1.weight"]) for side in sides]
     none = torch.empty(0, 0)
-    found = {
+    architecture = {
         "network": "adm" if adm else "song",
         "resolution": sides[0],
         "channels": state[f"model.enc.{sides[0]}x{sides[0]}_conv.weight"].shape[1],
@@ -206,7 +208,7 @@ def unet_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "dropout": 0.0,
         "augment_dim": state.get("model.map_augment.weight", none).shape[1],
     }
-    return found if adm else {**found, **_song_only(state, noise // unit)}
+    return architecture if adm else {**architecture, **_song_only(state, noise // unit)}
 
 
 def _song_only(state: Mapping[str, Tensor], channel_mult_noise: int) -> dict[str, Any]:
@@ -221,7 +223,7 @@ def _song_only(state: Mapping[str, Tensor], channel_mult_noise: int) -> dict[str
 
 
 def _tensors_only(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Returns the state dict if it is one; a file of another known kind is told by its keys first."""
+    """Returns the state dict if it is one; a file of another known kind is recognised by its keys first."""
     describe(state)
     other = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if other:

@@ -74,5 +74,5 @@ def test_damaged_npz_files_are_refused(tmp_path):
     data = path.read_bytes()
     for damaged in (data[:500], b"hello", data[:900] + bytes([data[900] ^ 1]) + data[901:]):
         path.write_bytes(damaged)
-        with pytest.raises(CorruptFileError, match=r"x\.npz: not a sound"):
+        with pytest.raises(CorruptFileError, match=r"x\.npz: not a valid"):
             load_source(str(path))

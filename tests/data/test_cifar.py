@@ -153,7 +153,7 @@ def test_tar_archives_of_another_kind_are_refused(tmp_path, words, suffix):
     with pytest.raises(CorruptFileError) as caught:
         load_source(str(path))
     assert words in str(caught.value)
-    assert str(caught.value).startswith(f"{path}: not a sound tar archive (")
+    assert str(caught.value).startswith(f"{path}: not a valid tar archive (")
 
 
 def test_what_comes_out_of_a_tar_archive_is_bounded(tmp_path, monkeypatch, cifar):

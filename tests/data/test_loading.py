@@ -274,11 +274,11 @@ def picture(mode: str, form: str = "PNG", **options: object) -> bytes:
 
 PNG = FILES[FIRST]
 BAD_IMAGES = {
-    "truncated": (PNG[:-40], "not a sound image"),
-    "flipped": (PNG[:99] + bytes([PNG[99] ^ 8]) + PNG[100:], "not a sound image"),
-    "text": (b"hello", "not a sound image"),
-    "empty": (b"", "not a sound image"),
-    "svg": (b"<svg/>", "not a sound image"),
+    "truncated": (PNG[:-40], "not a valid image"),
+    "flipped": (PNG[:99] + bytes([PNG[99] ^ 8]) + PNG[100:], "not a valid image"),
+    "text": (b"hello", "not a valid image"),
+    "empty": (b"", "not a valid image"),
+    "svg": (b"<svg/>", "not a valid image"),
     "bomb": (bomb(50_000, 50_000), "decompression bomb"),
     "smaller bomb": (bomb(12_000, 10_000), "12000x10000 pixels; at most"),
     "large": (bomb(8192, 4096), "8192x4096 pixels; at most 16,777,216"),
@@ -383,7 +383,7 @@ def test_damaged_members_and_directories_are_refused(tmp_path):
         ],
         "encrypted": [with_bytes(one("encrypted"), (DIRECTORY, 8, b"\1"))],
         "compressed in a way": [write_zip(tmp_path / "bz.zip", {"a.png": PNG}, zipfile.ZIP_BZIP2)],
-        "not a sound zip archive": [
+        "not a valid zip archive": [
             write_folder(tmp_path, {"cut.zip": one("cut").read_bytes()[:-30]}) / "cut.zip",
             write_folder(tmp_path, {"text.zip": b"hello"}) / "text.zip",
             write_folder(tmp_path, {"none.zip": b""}) / "none.zip",
@@ -465,7 +465,7 @@ def test_missing_and_unknown_files(tmp_path):
         with pytest.raises(MissingAssetError, match="no such file"):
             load_source(str(tmp_path / name))
     (tmp_path / "x.mat").write_bytes(b"")
-    with pytest.raises(CdistillError, match=r"x\.mat: not a kind of data"):
+    with pytest.raises(CdistillError, match=r"x\.mat: not a known kind of data"):
         load_source(str(tmp_path / "x.mat"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorruptFileError, match="no images in it"):
@@ -522,7 +522,7 @@ def test_the_command_line_takes_a_path(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "held.safetensors").read_bytes() == (tmp_path / "mapped.safetensors").read_bytes()
     write_zip(tmp_path / "bad.zip", {**FILES, FIRST: b"hello"})
     capsys.readouterr()
-    for path, code, words in (("none.zip", 3, "no such file"), ("bad.zip", 4, "not a sound image")):
+    for path, code, words in (("none.zip", 3, "no such file"), ("bad.zip", 4, "not a valid image")):
         assert run([*estimate, path]) == code
         error = capsys.readouterr().err.strip()
         assert words in error

@@ -166,7 +166,7 @@ def test_edms_own_files_are_of_one_network(tmp_path, monkeypatch):
         ({"mu": np.array([print, 1, 2], dtype=object), "sigma": np.eye(3)}, "Python objects, which is never read"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "features": np.zeros((2, 4))}, "features of shape"),
         ({"mu": np.zeros(3), "sigma": np.eye(3), "provenance": np.array("[1]")}, "no JSON object"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3), "provenance": np.array("{")}, "not a sound"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3), "provenance": np.array("{")}, "not a valid"),
     ],
 )
 def test_files_that_hold_no_moments(arrays, words, tmp_path):
@@ -179,7 +179,7 @@ def test_files_that_are_damaged(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:500], b"hello", whole[:900] + b"\1" + whole[901:]):
         path.write_bytes(content)
-        with pytest.raises(CorruptFileError, match="not a sound"):
+        with pytest.raises(CorruptFileError, match="not a valid"):
             read_statistics(path)
     with pytest.raises(MissingAssetError, match="no such file"):
         read_statistics(tmp_path / "y.npz")

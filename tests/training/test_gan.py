@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdistill.analysis.cost import gan_cost
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError
-from cdistill.networks import vgg as backbones
+from cdistill.networks import discriminator
 from cdistill.networks.denoiser import count_parameters, freeze
 from cdistill.networks.discriminator import ImageDiscriminator, power_iteration
 from cdistill.objectives.losses import balance, discriminator_hinge, gan_weight, generator_hinge, mean_logit
@@ -249,7 +249,7 @@ def vgg(vgg_file, monkeypatch):
     path, layers = vgg_file
     monkeypatch.setenv("CDISTILL_ASSETS", str(path.parent))
     monkeypatch.setattr(assets, "VGG16", Asset(path.name, "https://x", file_digest(path)))
-    monkeypatch.setattr(backbones, "RESOLUTION", 64)
+    monkeypatch.setattr(discriminator, "RESOLUTION", 64)
     return layers
 
 
