@@ -200,12 +200,12 @@ ESTIMATORS = Registry(
 SAMPLERS = Registry(
     "sampler",
     {
-        "cm": "cdistill.sampling.students:Multistep",
-        "ctm": "cdistill.sampling.students:Jumps",
-        "dpmpp-2m": "cdistill.sampling.teachers:DPMSolverPP2M",
-        "euler": "cdistill.sampling.teachers:Euler",
-        "gamma": "cdistill.sampling.students:GammaSampling",
-        "heun": "cdistill.sampling.teachers:Heun",
+        "cm": "cdistill.sampling.samplers:Multistep",
+        "ctm": "cdistill.sampling.samplers:Jumps",
+        "dpmpp-2m": "cdistill.sampling.samplers:DPMSolverPP2M",
+        "euler": "cdistill.sampling.samplers:Euler",
+        "gamma": "cdistill.sampling.samplers:GammaSampling",
+        "heun": "cdistill.sampling.samplers:Heun",
     },
     "cdistill.samplers",
 )

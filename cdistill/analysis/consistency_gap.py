@@ -24,7 +24,7 @@ from torch import Tensor
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.runtime import signals as stopping
-from cdistill.sampling import Chunk, Sampler, draw_chunks
+from cdistill.sampling.drawing import Chunk, Sampler, draw_chunks
 from cdistill.sampling.solvers import Denoise, heun_step
 from cdistill.schedule import rho_grid
 

@@ -15,7 +15,7 @@ from cdistill.objectives.cost import step_cost
 from cdistill.objectives.losses import Distance
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import teacher_data_count
-from cdistill.sampling import TEACHER_POINTS
+from cdistill.sampling.samplers import TEACHER_POINTS
 from cdistill.settings import Precision
 from cdistill.training.gan import check_discriminator
 from cdistill.training.settings import GanSection, precision_of_teacher

@@ -13,7 +13,6 @@ from cdistill.cli.options import (
     FeaturesOption,
     GammaOption,
     JsonOption,
-    OptimiseOption,
     ProcessesOption,
     RunOption,
     SamplerOption,
@@ -64,7 +63,6 @@ def evaluate(
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
-    optimise_steps: OptimiseOption = False,
     check: Annotated[
         Path | None, typer.Option(help="Repeat what this record describes, and compare every figure with it.")
     ] = None,
@@ -87,7 +85,7 @@ def evaluate(
     changes = {key: value for key, value in values.items() if value is not None}
     known_step(step)
     paths = [*(runs or []), *([run] if run else [])]
-    if check is not None and (paths or changes or any((sampler, times, gamma, optimise_steps, teacher, data, out))):
+    if check is not None and (paths or changes or any((sampler, times, gamma, teacher, data, out))):
         raise RecipeError("--check: repeats what the record says; leave the other options out")
     if out is not None and len(paths) < 2:
         raise RecipeError("--out: goes with several runs, for their comparison; a record lies beside its run")
@@ -95,7 +93,7 @@ def evaluate(
         paths = [latest_run().path]
     start_processes(processes)
     start()
-    from cdistill.sampling import SamplerChoice
+    from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.evaluate import check as run_check
     from cdistill.workflows.evaluate import evaluate as run_evaluate
     from cdistill.workflows.targets import Target
@@ -106,7 +104,7 @@ def evaluate(
             record = run_check(check)
         else:
             chosen: list[str | None] = [*map(str, paths)] or [None]
-            targets = [Target(path, teacher, data, where, step, optimise_steps, changes) for path in chosen]
+            targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
             record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
     finish(as_json, record, "")
 

@@ -65,9 +65,6 @@ FEATURES_OPTION = typer.Option(
     "the last two run code that you name."
 )
 FeaturesOption = Annotated[str, FEATURES_OPTION]
-OptimiseOption = Annotated[
-    bool, typer.Option("--optimise-steps", help="Choose the times that end nearest to the teacher; FID may differ.")
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.")]
 
 

@@ -9,7 +9,6 @@ from cdistill.cli.execution import finish, start, start_processes
 from cdistill.cli.options import (
     GammaOption,
     JsonOption,
-    OptimiseOption,
     ProcessesOption,
     RunOption,
     SamplerOption,
@@ -41,7 +40,6 @@ def sample(
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
-    optimise_steps: OptimiseOption = False,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
     form: Annotated[
@@ -74,8 +72,6 @@ def sample(
     wanted = distinct(numbers(seeds)), None if classes is None else numbers(classes)
     counts = calls(nfe) if nfe else None
     chosen = None if teacher is not None else run_or_file(run)
-    if optimise_steps and not isinstance(chosen, RunFolder):
-        raise RecipeError("--optimise-steps: needs the folder of a run, whose teacher the student shall follow")
     if known_step(step) != "last" and not isinstance(chosen, RunFolder):
         raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
     if teacher is not None:
@@ -84,13 +80,12 @@ def sample(
         find_weights(teacher, weights)
     start_processes(processes)
     start()
-    from cdistill.sampling import SamplerChoice
+    from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.sample import sample as run_sample
-    from cdistill.workflows.samplers import Request
 
-    request = Request(SamplerChoice(sampler, None, times, gamma), counts, optimise_steps)
+    choice = SamplerChoice(sampler, None, times, gamma)
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    record = run_sample(chosen, teacher, weights, step, request, *wanted, form, out, batch_size)
+    record = run_sample(chosen, teacher, weights, step, choice, counts, *wanted, form, out, batch_size)
     finish(as_json, record, "\n".join(record["files"]))
 
 
@@ -117,10 +112,9 @@ def invert(
     counts, file = calls(nfe) if nfe else None, with_suffix(out, ".npz")
     chosen = None if teacher is not None else run_or_file(run)
     start()
-    from cdistill.sampling import SamplerChoice
+    from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.invert import invert_images
-    from cdistill.workflows.samplers import Request
 
-    found = invert_images(images, chosen, teacher, weights, Request(SamplerChoice(times=times), counts), file)
+    found = invert_images(images, chosen, teacher, weights, SamplerChoice(times=times), counts, file)
     text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents {latent_rms:.3g} T"
     finish(as_json, found, text.format(**found))

@@ -15,7 +15,8 @@ from cdistill.evaluation.references import Reference
 from cdistill.evaluation.results import Row, choose_metrics
 from cdistill.evaluation.teacher_ends import PIECE, TeacherEnds
 from cdistill.runtime.console import progress, say
-from cdistill.sampling import TEACHER_POINTS, Sampler, stream
+from cdistill.sampling.drawing import Sampler, stream
+from cdistill.sampling.samplers import TEACHER_POINTS
 from cdistill.teachers import Teacher
 
 TEACHER = "teacher (Heun)"

@@ -12,7 +12,8 @@ from cdistill import __version__
 from cdistill.errors import CdistillError, CorruptFileError
 from cdistill.networks.denoiser import chunk_size
 from cdistill.runtime.console import progress, say
-from cdistill.sampling import TEACHER_POINTS, generate, teacher_sampler
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import TEACHER_POINTS, make_sampler
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 from cdistill.storage.files import asset_folder
 from cdistill.teachers import Teacher
@@ -33,7 +34,7 @@ class TeacherEnds:
 
     def __init__(self, teacher: Teacher, accelerator: Accelerator) -> None:
         self.teacher, self.accelerator = teacher, accelerator
-        self.sampler = teacher_sampler(teacher.denoiser)
+        self.sampler = make_sampler(teacher.denoiser, None)
         self.folder = asset_folder() / "teacher-ends" / self._key()
         self._kept: dict[int, Tensor] = {}
         self._open: tuple[int, Tensor] | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser, broadcast
-from cdistill.sampling.base import StudentSampler, TeacherSampler, TimedSampler
+from cdistill.sampling.samplers import StudentSampler, TeacherSampler, TimedSampler
 from cdistill.sampling.solvers import heun_step, solve
 
 TOLERANCE = 1e-5  # of the residual; the networks compute in float32

@@ -10,7 +10,8 @@ from cdistill.data.source import Source, to_uint8
 from cdistill.errors import CorruptFileError
 from cdistill.registry import teacher_data_count
 from cdistill.runtime.console import progress
-from cdistill.sampling import generate, teacher_sampler
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import make_sampler
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 from cdistill.storage.files import asset_folder
 from cdistill.teachers import Teacher
@@ -48,7 +49,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
             for start, end in missing:
                 first = _FIRST_SEED[split]
                 samples, labels = generate(
-                    teacher_sampler(teacher.denoiser), teacher.shape, range(first + start, first + end),
+                    make_sampler(teacher.denoiser, None), teacher.shape, range(first + start, first + end),
                     teacher.denoiser.num_classes, device=accelerator.device, advance=advance, accelerator=accelerator,
                 )  # fmt: skip
                 if accelerator.is_main_process:

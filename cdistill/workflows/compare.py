@@ -28,7 +28,8 @@ from cdistill.preconditionings.coefficients import check_teacher, load_coefficie
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import compact, facts, progress, table
 from cdistill.runtime.processes import versions
-from cdistill.sampling import Sampler, student_sampler
+from cdistill.sampling.drawing import Sampler
+from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher, load_teacher
@@ -165,7 +166,7 @@ def admit(teacher: Teacher, request: Request, coefficients: Path | None) -> tupl
             form = load_preconditioning(name, teacher, coefficients)
             pairs = pair_coefficients(form, rho_grid(request.points))
             calls = [k for k in request.nfe if k == 1 or not form.to_eps_only]  # CM draws fresh noise behind the first
-            samplers: dict[int, Sampler] = {k: student_sampler(teacher.denoiser, form, k) for k in calls}
+            samplers: dict[int, Sampler] = {k: make_sampler(teacher.denoiser, form, nfe=k) for k in calls}
             found[name] = Entrant(pairs, samplers)
         except CdistillError as error:
             refused[name] = brief(error)

@@ -21,7 +21,7 @@ from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say
 from cdistill.runtime.randomness import derive_seed
-from cdistill.sampling import SamplerChoice
+from cdistill.sampling.samplers import SamplerChoice
 from cdistill.storage.files import copy_file, list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher, save_teacher

@@ -17,7 +17,7 @@ from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.results import Row
 from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say, table
-from cdistill.sampling import SamplerChoice
+from cdistill.sampling.samplers import SamplerChoice
 from cdistill.storage.files import read_json, write_text
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.measuring import Measured, make_judge, make_record, measure, write_results
@@ -80,10 +80,7 @@ def _check_options(target: Target, subject: Subject, choice: SamplerChoice) -> N
     Raises:
         RecipeError: There are such.
     """
-    given = {
-        "--sampler": choice.name, "--times": choice.times, "--gamma": choice.gamma,
-        "--optimise-steps": target.optimise or None,
-    }  # fmt: skip
+    given = {"--sampler": choice.name, "--times": choice.times, "--gamma": choice.gamma}
     asked = [name for name, value in given.items() if value is not None]
     if asked and subject.student is None:
         raise RecipeError(f"{subject.title}: {', '.join(asked)}: goes with a student; --baselines measures solvers")
@@ -135,7 +132,7 @@ def measure_target(
         found = Measured([judge.measure(IMAGES, 0, images)])
     else:
         say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
-        found = measure(judge, section, choice, subject.student, subject.untrained, target.optimise)
+        found = measure(judge, section, choice, subject.student, subject.untrained)
     asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
     seeds = None if subject.images is not None else f"{judge.seeds[0]}..{judge.seeds[-1]}"
     facts = {**subject.facts, "seeds": seeds, "request": {"target": asdict(asked), "choice": asdict(choice)}}
@@ -156,9 +153,9 @@ def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
     if step is None:
         return f"{name}-{_digest([asdict(target), asdict(choice)])}"
     unusual = {key: value for key, value in target.changes.items() if key not in _USUAL}
-    if not (unusual or target.optimise or len(calls) > 40) and choice == SamplerChoice():
+    if not (unusual or len(calls) > 40) and choice == SamplerChoice():
         return name
-    return f"{name}-{_digest([unusual, target.optimise, asdict(choice), section.nfe])}"
+    return f"{name}-{_digest([unusual, asdict(choice), section.nfe])}"
 
 
 def _digest(facts: Any) -> str:
@@ -207,9 +204,16 @@ def check(path: Path) -> dict[str, Any]:
     """
     before = _read_record(path)
     try:
-        target, choice = Target(**before["request"]["target"]), SamplerChoice(**before["request"]["choice"])
-    except (TypeError, KeyError) as error:
+        asked = dict(before["request"]["target"])
+        optimised = asked.pop("optimise", False)  # written by version 0.1
+        target, choice = Target(**asked), SamplerChoice(**before["request"]["choice"])
+    except (TypeError, KeyError, ValueError) as error:
         raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
+    if optimised:
+        raise RecipeError(
+            f"{path}: made by cdistill 0.1 with --optimise-steps, which version 0.2 no longer has; evaluate with the "
+            "record's own --times"
+        )
     if target.path is not None and not Path(target.path).exists():
         target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
     now = measure_target(target, open_subject(target), choice, make_accelerator("fp32"), write=False).record

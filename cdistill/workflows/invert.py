@@ -1,5 +1,6 @@
 """``cdistill invert``: the noise that a sampler takes to given images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.preconditionings import Preconditioning
 from cdistill.runtime import signals as stopping
 from cdistill.runtime.console import progress, say
-from cdistill.sampling import TimedSampler, invert
+from cdistill.sampling.inversion import invert
+from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
 from cdistill.schedule import T
 from cdistill.storage.files import replacing
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.samplers import Request, requested_samplers
 from cdistill.workflows.students import load_converted, load_student
 
 
@@ -47,7 +48,8 @@ def invert_images(
     run: RunFolder | Path | None,
     teacher_name: str | None,
     weights: Path | None,
-    request: Request,
+    choice: SamplerChoice,
+    nfe: Sequence[int] | None,
     out: Path,
 ) -> dict[str, Any]:
     """Inverts the images of a file or folder, writes their latents and says how well they lead back.
@@ -57,7 +59,8 @@ def invert_images(
         run: The run, the file of a converted student, or None for a teacher.
         teacher_name: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.
-        request: One sampler.
+        choice: The sampler; its `nfe` is not read.
+        nfe: One number of network calls, or None for the default.
         out: An .npz with `latents`, `residual` and, if there are any, `labels`.
 
     Returns:
@@ -68,7 +71,7 @@ def invert_images(
         RecipeError: More samplers than one, or one with fresh noise.
     """
     denoiser, preconditioning = _network(run, teacher_name, weights)
-    samplers = list(requested_samplers(request, denoiser, preconditioning).values())
+    samplers = list(make_samplers(denoiser, preconditioning, choice, nfe).values())
     if len(samplers) > 1:
         raise RecipeError(f"--nfe: got {len(samplers)} numbers; an image is inverted with one")
     source = _fitting(load_source(str(images.absolute())), denoiser)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.data.source import QUANTISATION, from_uint8, to_uint8
-from cdistill.errors import RecipeError
 from cdistill.evaluation.evaluator import Judge
 from cdistill.evaluation.features import load_features
 from cdistill.evaluation.references import Reference
@@ -26,11 +25,10 @@ from cdistill.registry import FEATURES
 from cdistill.reporting.records import STUDENT, UNTRAINED
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import versions
-from cdistill.sampling import SamplerChoice, TimedSampler, default_sampler, sampler_class
 from cdistill.sampling.image_grids import save_grid
+from cdistill.sampling.samplers import SamplerChoice, TimedSampler, default_sampler, make_sampler, sampler_class
 from cdistill.storage.files import replacing, write_text
 from cdistill.teachers import Teacher
-from cdistill.workflows.samplers import optimised_samplers
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ def measure(
     choice: SamplerChoice,
     student: tuple[Denoiser, Preconditioning] | None,
     untrained: Denoiser | None,
-    optimise: bool = False,
 ) -> Measured:
     """Measures the teacher, the student before training and the student, as far as there are such.
 
@@ -85,10 +82,6 @@ def measure(
         choice: The students' sampler; without times, at each NFE of the section.
         student: D(x, t, s), and f and g.
         untrained: The student before training.
-        optimise: Whether the student's times are moved to where it ends nearest to the teacher.
-
-    Raises:
-        RecipeError: Times are to be moved, and there is no teacher.
     """
     baselines = teacher_samplers(judge, section.baselines, section.nfe)  # a mistake is told before anything is drawn
     if student is None:
@@ -96,12 +89,6 @@ def measure(
     denoiser, form = student
     samplers = student_samplers(denoiser, form, choice, section.nfe)
     before = {} if untrained is None else student_samplers(untrained, form, choice, section.nfe)
-    if optimise:
-        if judge.teacher is None:
-            raise RecipeError("--optimise-steps: there is no teacher to follow; name one with --teacher")
-        named = {str(calls): sampler for calls, sampler in samplers.items()}
-        moved = optimised_samplers(choice, student, judge.teacher, named, judge.accelerator)
-        samplers = dict(zip(samplers, moved.values(), strict=True))
     rows = measure_teacher(judge, baselines) + measure_student(judge, UNTRAINED, before)[0]
     found, drawn = measure_student(judge, STUDENT, samplers, section.grid_images)
     name = choice.name or default_sampler(form)
@@ -114,9 +101,9 @@ def student_samplers(
 ) -> dict[int, TimedSampler]:
     """Returns the sampler that is chosen at each NFE, or the one on the times that are chosen."""
     if choice.times is not None:
-        sampler = choice.build(denoiser, form)
+        sampler = make_sampler(denoiser, form, **vars(choice))
         return {sampler.nfe: sampler}
-    return {calls: replace(choice, nfe=calls).build(denoiser, form) for calls in nfe}
+    return {calls: make_sampler(denoiser, form, **vars(replace(choice, nfe=calls))) for calls in nfe}
 
 
 def teacher_samplers(judge: Judge, baselines: Sequence[str], nfe: Sequence[int]) -> dict[tuple[str, int], TimedSampler]:
@@ -124,7 +111,7 @@ def teacher_samplers(judge: Judge, baselines: Sequence[str], nfe: Sequence[int])
     if judge.teacher is None:
         return {}
     return {
-        (name, calls): SamplerChoice(name, calls).build(judge.teacher.denoiser, None)
+        (name, calls): make_sampler(judge.teacher.denoiser, None, name, calls)
         for name in baselines
         for calls in nfe
         if calls % sampler_class(name, "teacher").calls_per_step == 0

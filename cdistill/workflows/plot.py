@@ -17,7 +17,7 @@ from cdistill.reporting import figures
 from cdistill.reporting.panels import save_figure
 from cdistill.runtime.console import progress, table
 from cdistill.runtime.randomness import generator
-from cdistill.sampling import teacher_trajectories, trajectories
+from cdistill.sampling.samplers import teacher_trajectories, trajectories
 from cdistill.schedule import T, log_uniform_grid, rho_grid, sampling_grid
 from cdistill.teachers import load_teacher
 from cdistill.workflows.estimate import draw_coefficients

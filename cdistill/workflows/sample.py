@@ -18,15 +18,15 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.registry import WRITERS
 from cdistill.runtime.console import progress, say
 from cdistill.runtime.processes import let_main, versions
-from cdistill.sampling import Pieces, TimedSampler, draw_missing
 from cdistill.sampling.drawing import chunks_together
+from cdistill.sampling.sample_store import Pieces, draw_missing
+from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
 from cdistill.sampling.writers import Samples, Writer
 from cdistill.storage.checkpoints import tensor_digest
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.samplers import Request, optimised_samplers, requested_samplers
 from cdistill.workflows.students import load_converted, load_student
 from cdistill.workflows.targets import run_facts
 
@@ -61,7 +61,8 @@ def sample(
     teacher_name: str | None,
     weights: Path | None,
     step: str,
-    request: Request,
+    choice: SamplerChoice,
+    nfe: Sequence[int] | None,
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     form: str,
@@ -77,7 +78,8 @@ def sample(
         teacher_name: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.
         step: Which student of the run, see `load_student`.
-        request: The samplers.
+        choice: The sampler; its `nfe` is not read.
+        nfe: Numbers of network calls, one sampler for each; see `make_samplers`.
         seeds: One sample each.
         classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
         form: Name of a registered writer.
@@ -93,7 +95,7 @@ def sample(
     """
     writer: Writer = WRITERS.get(form)()
     accelerator = make_accelerator("fp32")
-    denoiser, samplers, facts = _samplers(run, teacher_name, weights, step, request, accelerator)
+    denoiser, samplers, facts = _samplers(run, teacher_name, weights, step, choice, nfe)
     _check_classes(denoiser, classes)
     writer.check(form, denoiser.sample_shape, len(seeds))
     facts |= {"weights_sha256": tensor_digest(denoiser.state_dict()), "classes": classes and as_ranges(classes)}
@@ -194,23 +196,20 @@ def _samplers(
     teacher_name: str | None,
     weights: Path | None,
     step: str,
-    request: Request,
-    accelerator: Accelerator,
+    choice: SamplerChoice,
+    nfe: Sequence[int] | None,
 ) -> tuple[Denoiser, dict[str, TimedSampler], dict[str, Any]]:
     """Returns the denoiser to draw from, title -> sampler for each that is asked for, and what they come from."""
     if run is None:
         denoiser = load_teacher(teacher_name or "", weights).denoiser
-        return denoiser, requested_samplers(request, denoiser, None), {"teacher": teacher_name}
+        return denoiser, make_samplers(denoiser, None, choice, nfe), {"teacher": teacher_name}
     if not isinstance(run, RunFolder):
         denoiser, form = load_converted(run)
         facts = {"file": str(run), "preconditioning": type(form).__name__}
-        return denoiser, requested_samplers(request, denoiser, form), facts
+        return denoiser, make_samplers(denoiser, form, choice, nfe), facts
     student = load_student(run, weights, step)
     say(f"{run.path}: step {student.step}")
-    samplers = requested_samplers(request, student.denoiser, student.preconditioning)
-    if request.optimise:
-        pair = student.denoiser, student.preconditioning
-        samplers = optimised_samplers(request.choice, pair, student.teacher, samplers, accelerator)
+    samplers = make_samplers(student.denoiser, student.preconditioning, choice, nfe)
     facts = run_facts(run, student.recipe, student.step, student.denoiser)
     return student.denoiser, samplers, facts
 

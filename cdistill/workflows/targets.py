@@ -32,7 +32,6 @@ class Target:
         data: What to compare with, for other paths than runs.
         weights: File of the teacher's weights, where it is in no usual place.
         step: Which student of a run, see `load_student`.
-        optimise: Whether a student's times are moved to where it ends nearest to its teacher.
         changes: Values that replace those of the recipe's evaluation section.
     """
 
@@ -41,7 +40,6 @@ class Target:
     data: str | None = None
     weights: str | None = None
     step: str = "last"
-    optimise: bool = False
     changes: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -29,7 +29,8 @@ from cdistill.preconditionings import Preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import compact
-from cdistill.sampling import draw_chunks, student_sampler
+from cdistill.sampling.drawing import draw_chunks
+from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import EPS, T, log_uniform_grid, rho_grid
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
 from cdistill.workflows.compare import percent
@@ -57,7 +58,7 @@ def forms(exact_coefficients):
 
 @pytest.fixture(scope="module")
 def moments():
-    samplers = [student_sampler(mixture_1d(), make_preconditioning("ctm"), k) for k in (1, 3)]
+    samplers = [make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)]
     return collect_moments(mixture_1d(), POINTS, COUNT, 0, SUBSTEPS, samplers)
 
 
@@ -130,7 +131,7 @@ def test_ends_are_those_of_the_samplers(moments, path, forms):
     direct = EPS / T * path[0] + (1 - EPS / T) * denoised
     assert found.ends[1][0] == pytest.approx(float((direct - path[-1]).square().mean().sqrt()), rel=1e-9)
     assert found.ends[1][0] == pytest.approx(float(found.jump_error[0, -1]), rel=1e-9)
-    three = student_sampler(mixture_1d(), forms["ctm"], 3)(path[0], None, lambda: path[0])
+    three = make_sampler(mixture_1d(), forms["ctm"], nfe=3)(path[0], None, lambda: path[0])
     assert found.ends[3][0] == pytest.approx(float((three - path[-1]).square().mean().sqrt()), rel=1e-9)
     mean = (math.log(found.ends[1][0]) + math.log(found.ends[3][0])) / 2
     assert float(found.overall[0]) == pytest.approx(mean)
@@ -139,7 +140,7 @@ def test_ends_are_those_of_the_samplers(moments, path, forms):
 
 
 def test_the_trajectories_are_converged_heun(path):
-    from cdistill.sampling import teacher_trajectories
+    from cdistill.sampling.samplers import teacher_trajectories
 
     fine = teacher_trajectories(mixture_1d(), 64 * (POINTS - 1) + 1, path[0])[::64]
     torch.testing.assert_close(fine[0], path[0])
@@ -183,7 +184,7 @@ def test_the_parts_of_two_processes_add_up_to_one(moments):
         def reduce(self, tensor, how):
             return tensor
 
-    samplers = [student_sampler(mixture_1d(), make_preconditioning("ctm"), k) for k in (1, 3)]
+    samplers = [make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)]
     arguments = mixture_1d(), POINTS, COUNT, 0, SUBSTEPS, samplers
     halves = [collect_moments(*arguments, accelerator=Half(rank)) for rank in range(2)]
     for name in ("xx", "dx", "dd", "ends"):
@@ -390,7 +391,7 @@ def test_bounded_follows_mixtures_better_than_ctm_and_the_backward_form(dim, see
     table = exact_estimate(mixture, log_uniform_grid(60)).table
     names, nfe = ("analytic-bounded", "ctm", "analytic"), (1, 2, 3, 5)
     forms = {name: make_preconditioning(name, table=table) for name in names}
-    samplers = [student_sampler(mixture.denoiser, form, k) for form in forms.values() for k in nfe]
+    samplers = [make_sampler(mixture.denoiser, form, nfe=k) for form in forms.values() for k in nfe]
     moments = collect_moments(mixture.denoiser, 18, 256, 0, 4, samplers)
     scores = [
         score(name, moments, pair_coefficients(form, moments.levels), {k: 4 * i + j for j, k in enumerate(nfe)}, nfe)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from cdistill.evaluation.estimates import LEVEL, Estimate, difference, quantile
-from cdistill.sampling import SamplerChoice
+from cdistill.sampling.samplers import SamplerChoice
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.measuring import make_judge
 from cdistill.workflows.targets import Subject, Target, open_subject

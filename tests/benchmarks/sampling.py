@@ -24,8 +24,9 @@ from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import WRITERS
 from cdistill.runtime.console import table
 from cdistill.runtime.processes import keep_memory, set_threads, thread_count
-from cdistill.sampling import Pieces, Sampler, draw_missing, student_sampler, teacher_sampler
-from cdistill.sampling.drawing import chunks_together
+from cdistill.sampling.drawing import Sampler, chunks_together
+from cdistill.sampling.sample_store import Pieces, draw_missing
+from cdistill.sampling.samplers import make_sampler
 from cdistill.sampling.writers import Samples
 from cdistill.teachers import load_teacher
 from cdistill.teachers.official import OFFICIAL
@@ -85,9 +86,9 @@ def whole(denoiser: EDMDenoiser, sampler: Sampler, count: int, form: str, root: 
 def measure(name: str, denoiser: EDMDenoiser, calls: int, form: str, device: str, scale: int) -> list[str]:
     """Returns a line of the table."""
     if calls == HEUN_CALLS:
-        sampler = teacher_sampler(denoiser)
+        sampler = make_sampler(denoiser, None)
     else:
-        sampler = student_sampler(denoiser, make_preconditioning("ctm"), calls)
+        sampler = make_sampler(denoiser, make_preconditioning("ctm"), nfe=calls)
     size = chunk_size(denoiser.sample_shape) * chunks_together(denoiser.sample_shape, device, None)
     chunks = max(1, scale * (2 if name == "DDPM++" else 64) // calls)
     count = size * chunks

@@ -91,7 +91,6 @@ def test_nproc_is_left_out_for_the_processes():
         (["sample", "--teacher", "digits", "--times", "1,2"], 2, ["times: got '1,2'", "80,2.5,0.002"]),
         (["sample", "--teacher", "digits", "--times", "1", "--nfe", "2"], 2, ["leave --nfe out"]),
         (["sample", "--teacher", "digits", "--gamma", "0.5"], 2, ["adds no noise"]),
-        (["sample", "--teacher", "digits", "--optimise-steps"], 2, ["needs the folder of a run"]),
         (["sample", "--teacher", "digits", "--seeds", "1,1"], 2, ["named twice"]),
         (["sample", "--teacher", "digits", "--seeds", "99999999999999999999"], 2, ["below 2^32"]),
         (["sample", "--teacher", "digits", "--seeds", "0-99999999999"], 2, ["at most"]),

@@ -15,7 +15,8 @@ from cdistill.evaluation.features import load_features
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.results import choose_metrics
 from cdistill.preconditionings import make_preconditioning
-from cdistill.sampling import generate, student_sampler, teacher_sampler
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import make_sampler
 from cdistill.teachers import load_teacher
 
 LARGE = Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
@@ -68,7 +69,7 @@ def test_the_judge_ranks_more_calls_above_fewer(assets):
     judge = make_judge(teacher, range(128))
     form = make_preconditioning("ctm")
     rows = [
-        judge.measure("untrained", k, judge.draw(student_sampler(teacher.denoiser, form, k), "")) for k in (1, 4, 16)
+        judge.measure("untrained", k, judge.draw(make_sampler(teacher.denoiser, form, nfe=k), "")) for k in (1, 4, 16)
     ]
     errors = [row.estimates["teacher-mse"].value for row in rows]
     assert errors == sorted(errors, reverse=True)
@@ -81,10 +82,10 @@ def test_the_distance_to_the_teacher_is_that_of_each_seed(assets):
     """From the same noise and with the same classes, whatever the first seed is."""
     teacher, count = load_teacher("digits"), 20
     judge = make_judge(teacher, range(60, 60 + count))  # across chunks
-    sampler = student_sampler(teacher.denoiser, make_preconditioning("ctm"), 2)
+    sampler = make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=2)
     found = judge.draw(sampler, "")
     x, _ = generate(sampler, teacher.shape, judge.seeds, 10)
-    ends, _ = generate(teacher_sampler(teacher.denoiser), teacher.shape, judge.seeds, 10)
+    ends, _ = generate(make_sampler(teacher.denoiser, None), teacher.shape, judge.seeds, 10)
     expected = (x - ends.float()).square().flatten(1).mean(1)
     torch.testing.assert_close(found.errors, expected, rtol=1e-12, atol=0)
     assert torch.equal(found.samples, to_uint8(x))
@@ -95,7 +96,7 @@ def test_a_judge_without_a_teacher_measures_the_rest():
     reference = Reference(load_source("digits"))
     judge = Judge(teacher.shape, 10, None, reference, INCEPTION, [], range(64), Accelerator(cpu=True))
     assert list(judge.metrics) == ["frechet-pixels"]
-    sampler = student_sampler(teacher.denoiser, make_preconditioning("ctm"), 1)
+    sampler = make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=1)
     assert judge.draw(sampler, "").errors is None
     with pytest.raises(RecipeError, match="there is no teacher"):
         Judge(teacher.shape, 10, None, reference, INCEPTION, ["teacher-mse"], range(64), Accelerator(cpu=True))

@@ -9,8 +9,9 @@ import torch
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning, make_preconditioning
-from cdistill.sampling import draw_chunks, invert, make_sampler, teacher_sampler
-from cdistill.sampling.inversion import TOLERANCE, invert_jump
+from cdistill.sampling.drawing import draw_chunks
+from cdistill.sampling.inversion import TOLERANCE, invert, invert_jump
+from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import EPS, T
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
@@ -31,7 +32,7 @@ def test_the_way_back_and_forth_of_a_teacher_converges_with_order_3():
     """One more than Heun's: the leading term of the error changes its sign with the direction."""
     errors = []
     for points in (33, 65, 129):
-        sampler = teacher_sampler(mixture_1d(), points)
+        sampler = make_sampler(mixture_1d(), None, nfe=2 * (points - 1))
         samples = sampler(X, None, nothing)
         found = invert(sampler, samples)
         assert found.calls == 2 * (points - 1)
@@ -44,7 +45,7 @@ def test_the_way_back_and_forth_of_a_teacher_converges_with_order_3():
 def test_gaussian_latents_are_the_closed_form():
     gaussian = MixtureDenoiser(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), VARIANCE, dtype=torch.float64))
     x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
-    found = invert(teacher_sampler(gaussian, 129), x).x
+    found = invert(make_sampler(gaussian, None, nfe=256), x).x
     exact = x * math.sqrt((VARIANCE + T**2) / (VARIANCE + EPS**2))
     torch.testing.assert_close(found, exact, rtol=5e-3, atol=0)
 
@@ -53,7 +54,7 @@ def test_the_round_trip_of_the_digits_teacher():
     teacher = load_teacher("digits").denoiser
     chunk = next(draw_chunks((1, 8, 8), range(64), 10))
     x, labels = chunk.x[:8], chunk.labels[:8]
-    sampler = teacher_sampler(teacher, 33)
+    sampler = make_sampler(teacher, None, nfe=64)
     with torch.inference_mode():
         samples = sampler(x, labels, nothing)
         found = invert(sampler, samples, labels)

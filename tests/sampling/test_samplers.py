@@ -11,15 +11,8 @@ from cdistill.errors import CdistillError, RecipeError, UnknownNameError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning, make_preconditioning
 from cdistill.registry import SAMPLERS
-from cdistill.sampling import (
-    StudentSampler,
-    TeacherSampler,
-    generate,
-    make_sampler,
-    student_sampler,
-    teacher_sampler,
-    teacher_trajectories,
-)
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import StudentSampler, TeacherSampler, make_sampler, teacher_trajectories
 from cdistill.sampling.solvers import jump
 from cdistill.schedule import EPS, T, rho_grid, sampling_grid
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
@@ -74,7 +67,7 @@ def test_every_solver_states_its_order():
 def truth():
     """Points at T, and where a fine solution takes them."""
     x = torch.tensor([[-120.0], [-30.0], [45.0], [100.0]], dtype=torch.float64)
-    return x, teacher_sampler(mixture_1d(), 4097)(x, None, normal(0))
+    return x, make_sampler(mixture_1d(), None, nfe=8192)(x, None, normal(0))
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -104,7 +97,7 @@ def test_a_solver_spends_exactly_the_calls_it_is_given(name, nfe):
 @pytest.mark.parametrize("nfe", [1, 2, 5])
 def test_a_student_makes_one_call_a_step(name, nfe):
     student = Counting()
-    sampler = student_sampler(student, make_preconditioning("ctm"), nfe, name, gamma=gamma_of(name))
+    sampler = make_sampler(student, make_preconditioning("ctm"), name, nfe=nfe, gamma=gamma_of(name))
     sampler(X, None, normal(0, X.shape))
     assert len(student.calls) == sampler.nfe == nfe
     assert [t for _, t, _ in student.calls] == sampling_grid(nfe)[:-1].tolist()
@@ -136,8 +129,8 @@ def test_gamma_0_is_ctm_and_gamma_1_is_cm_bit_for_bit(nfe):
     form = make_preconditioning("ctm")
     x = 80 * normal(0)()
     for gamma, name in ((0.0, "ctm"), (1.0, "cm")):
-        found = student_sampler(mixture_1d(), form, nfe, "gamma", gamma=gamma)(x, None, normal(1))
-        assert torch.equal(found, student_sampler(mixture_1d(), form, nfe, name)(x, None, normal(1)))
+        found = make_sampler(mixture_1d(), form, "gamma", nfe=nfe, gamma=gamma)(x, None, normal(1))
+        assert torch.equal(found, make_sampler(mixture_1d(), form, name, nfe=nfe)(x, None, normal(1)))
 
 
 def test_gamma_lies_between_by_kim_et_al():
@@ -150,7 +143,7 @@ def test_gamma_lies_between_by_kim_et_al():
         s = u if last else math.sqrt(1 - 0.6**2) * u
         levels = [torch.full((2,), level, dtype=torch.float64) for level in (t, s)]
         expected = jump(mixture_1d(), expected, *levels, form(*levels)) + (0 if last else 0.6 * u * z)
-    found = student_sampler(mixture_1d(), form, 3, "gamma", gamma=0.6)(x, None, lambda: z)
+    found = make_sampler(mixture_1d(), form, "gamma", nfe=3, gamma=0.6)(x, None, lambda: z)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
@@ -165,7 +158,7 @@ def test_multistep_sampling_is_what_it_was_bit_for_bit():
         if number:
             expected = expected + (time**2 - EPS**2).sqrt() * noise()
         expected = jump(mixture_1d(), expected, t, end, form(t, end))
-    assert torch.equal(student_sampler(mixture_1d(), form, 4)(x, None, normal(1)), expected)
+    assert torch.equal(make_sampler(mixture_1d(), form, nfe=4)(x, None, normal(1)), expected)
 
 
 @pytest.mark.parametrize("name", JUMPERS)
@@ -174,7 +167,7 @@ def test_multistep_sampling_is_what_it_was_bit_for_bit():
 def test_with_the_exact_consistency_function_the_law_is_right_after_any_number_of_steps(name, gamma, nfe):
     """Gaussian data: mean 0 and variance v + eps^2, whatever noise is added between the jumps."""
     x = normal(7)() * math.sqrt(VARIANCE + T**2)
-    sampler = student_sampler(gaussian(), Exact(), nfe, name, gamma=gamma_of(name, gamma))
+    sampler = make_sampler(gaussian(), Exact(), name, nfe=nfe, gamma=gamma_of(name, gamma))
     found = sampler(x, None, normal(8))
     error = math.sqrt(2 / len(x))
     assert float(found.mean()) == pytest.approx(0, abs=4 * math.sqrt(VARIANCE / len(x)))
@@ -200,22 +193,22 @@ def test_two_dpm_solver_steps_are_those_of_the_paper():
 
 def test_times_take_the_place_of_the_grid():
     form = make_preconditioning("ctm")
-    named = student_sampler(mixture_1d(), form, None, times="2.5")
+    named = make_sampler(mixture_1d(), form, times="2.5")
     assert named.times.tolist() == [T, 2.5, EPS]
     assert named.nfe == 2
-    assert teacher_sampler(mixture_1d(), times=[10, 1, 0.1]).nfe == 8
-    grid = student_sampler(mixture_1d(), form, None, times=sampling_grid(3))
-    assert torch.equal(grid(X, None, normal(0)), student_sampler(mixture_1d(), form, 3)(X, None, normal(0)))
+    assert make_sampler(mixture_1d(), None, times=[10, 1, 0.1]).nfe == 8
+    grid = make_sampler(mixture_1d(), form, times=sampling_grid(3))
+    assert torch.equal(grid(X, None, normal(0)), make_sampler(mixture_1d(), form, nfe=3)(X, None, normal(0)))
 
 
 def test_the_facts_of_a_sampler_tell_it_from_others():
     form = make_preconditioning("ctm")
     choices = [("ctm", 2, None), ("ctm", 3, None), ("cm", 2, None), ("gamma", 2, 0.5), ("gamma", 2, 0.7)]
-    facts = [student_sampler(mixture_1d(), form, k, name, gamma=gamma).facts for name, k, gamma in choices]
+    facts = [make_sampler(mixture_1d(), form, name, nfe=k, gamma=gamma).facts for name, k, gamma in choices]
     assert json.loads(json.dumps(facts)) == facts
     assert all(first != second for first, second in itertools.combinations(facts, 2))
     assert facts[3] == {
-        "sampler": "cdistill.sampling.students:GammaSampling",
+        "sampler": "cdistill.sampling.samplers:GammaSampling",
         "times": sampling_grid(2).tolist(),
         "gamma": 0.5,
     }
@@ -270,12 +263,12 @@ def test_a_sampler_of_another_package_is_drawn_from():
 
         fresh_noise = True
 
-        def ends(self, times):
+        def jump_ends(self, times):
             return (times[1:] / 2).maximum(times[-1])
 
     SAMPLERS.add("halfway", Halfway)
     try:
-        sampler = student_sampler(gaussian(), Exact(), 3, "halfway")
+        sampler = make_sampler(gaussian(), Exact(), "halfway", nfe=3)
         found, _ = generate(sampler, (1,), range(64 * 60))
     finally:
         SAMPLERS.remove("halfway")

@@ -8,16 +8,8 @@ from cdistill.data.source import to_uint8
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.preconditionings import make_preconditioning
-from cdistill.sampling import (
-    draw_chunks,
-    generate,
-    stream,
-    student_sampler,
-    teacher_sampler,
-    teacher_trajectories,
-    trajectories,
-)
-from cdistill.sampling.drawing import _plan, chunks_together
+from cdistill.sampling.drawing import _plan, chunks_together, draw_chunks, generate, stream
+from cdistill.sampling.samplers import make_sampler, teacher_trajectories, trajectories
 from cdistill.sampling.solvers import jump
 from cdistill.schedule import EPS, T, sampling_grid
 from cdistill.teachers import load_teacher
@@ -32,7 +24,7 @@ def digits() -> Denoiser:
 
 
 def draw(denoiser, seeds, nfe=2, **values):
-    sampler = student_sampler(denoiser, make_preconditioning("ctm"), nfe)
+    sampler = make_sampler(denoiser, make_preconditioning("ctm"), nfe=nfe)
     return generate(sampler, SHAPE, seeds, 10, **values)
 
 
@@ -80,7 +72,7 @@ def test_the_number_of_threads_changes_nothing(digits):
 def test_a_stream_is_the_whole_in_pieces_each_from_one_process(digits):
     seeds = [700, 3, *range(60, 140), 4]
     whole, labels = draw(digits, seeds)
-    sampler = student_sampler(digits, make_preconditioning("ctm"), 2)
+    sampler = make_sampler(digits, make_preconditioning("ctm"), nfe=2)
     for count in (1, 3):
         counted, seen = [], []
         for rank in range(count):
@@ -165,7 +157,7 @@ def test_a_gpu_draws_the_same_images_but_for_rounding(digits, batch_size):
     sizes = []
     on_gpu = deepcopy(digits).to("cuda")
     on_gpu.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
-    sampler = student_sampler(on_gpu, make_preconditioning("ctm"), 1)
+    sampler = make_sampler(on_gpu, make_preconditioning("ctm"), nfe=1)
     expected, labels = draw(digits, range(300), nfe=1)
     for drawn in stream(sampler, SHAPE, range(300), 10, device="cuda", batch_size=batch_size):
         assert drawn.samples.device.type == "cpu"
@@ -181,7 +173,7 @@ def test_deterministic_jumps_visit_the_rho_grid():
     times = sampling_grid(3)
     for t, s in itertools.pairwise(times):
         expected = jump(mixture_1d(), expected, t.expand(2), s.expand(2), [c.expand(2) for c in form(t, s)])
-    found = student_sampler(mixture_1d(), form, 3)(x, None, lambda: x)
+    found = make_sampler(mixture_1d(), form, nfe=3)(x, None, lambda: x)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(trajectories(mixture_1d(), form, 3, x)[-1], found, rtol=1e-12, atol=0)
 
@@ -198,7 +190,7 @@ def test_more_jumps_approach_the_teacher():
 def test_the_teachers_sampler_makes_34_calls(digits):
     calls = []
     digits.register_forward_hook(lambda *_: calls.append(1))
-    generate(teacher_sampler(digits), SHAPE, [0], 10)
+    generate(make_sampler(digits, None), SHAPE, [0], 10)
     assert len(calls) == 34
 
 
@@ -206,7 +198,7 @@ def test_consistency_models_add_noise_between_their_jumps():
     form = make_preconditioning("cm")
     x = torch.full((2, 1), 40.0, dtype=torch.float64)
     z = torch.tensor([[0.3], [-1.0]], dtype=torch.float64)
-    found = student_sampler(mixture_1d(), form, 2)(x, None, lambda: z)
+    found = make_sampler(mixture_1d(), form, nfe=2)(x, None, lambda: z)
     end = torch.full((2,), EPS, dtype=torch.float64)
     t0, t1 = (t.expand(2) for t in sampling_grid(2)[:2])
     first = jump(mixture_1d(), x, t0, end, form(t0, end))
@@ -215,7 +207,7 @@ def test_consistency_models_add_noise_between_their_jumps():
 
 
 def test_consistency_models_draw_their_noise_from_the_seed(digits):
-    sampler = student_sampler(digits, make_preconditioning("cm"), 3)
+    sampler = make_sampler(digits, make_preconditioning("cm"), nfe=3)
     whole, _ = generate(sampler, SHAPE, range(70), 10)
     part, _ = generate(sampler, SHAPE, [69, 2], 10)
     assert torch.equal(part, whole[[69, 2]])
@@ -224,4 +216,4 @@ def test_consistency_models_draw_their_noise_from_the_seed(digits):
 @pytest.mark.parametrize("nfe", [0, -3])
 def test_fewer_than_one_call_is_refused(nfe):
     with pytest.raises(RecipeError, match="1 or more"):
-        student_sampler(mixture_1d(), make_preconditioning("ctm"), nfe)
+        make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=nfe)

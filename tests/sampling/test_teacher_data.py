@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from cdistill.errors import CorruptFileError, RecipeError
-from cdistill.sampling import generate, teacher_sampler
 from cdistill.sampling import teacher_data as synthetic
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import make_sampler
 from cdistill.sampling.teacher_data import teacher_data
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
@@ -23,7 +24,7 @@ def teacher(tmp_path, monkeypatch):
 def test_pieces_make_the_whole(teacher):
     found = teacher_data("teacher:60", "train", teacher, make_accelerator("fp32"))
     first = synthetic._FIRST_SEED["train"]
-    expected, _ = generate(teacher_sampler(teacher.denoiser), (1,), range(first, first + 60))
+    expected, _ = generate(make_sampler(teacher.denoiser, None), (1,), range(first, first + 60))
     assert torch.equal(found.samples, expected)
     assert (found.name, found.labels, found.num_classes, found.flips) == ("teacher:60", None, 0, False)
 

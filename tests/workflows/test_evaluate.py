@@ -166,16 +166,17 @@ def test_a_teacher_alone_is_measured(folder, capsys):
     assert record["rows"][1]["values"]["teacher-mse"] < 0.2
 
 
-def test_times_are_optimised_for_an_evaluation(folder, capsys, monkeypatch):
-    from cdistill.sampling import optimising
-
-    for name, few in (("FITTING", range(2**31, 2**31 + 64)), ("HELD_OUT", range(2**30, 2**30 + 64))):
-        monkeypatch.setattr(optimising, name, few)
-    monkeypatch.setattr(optimising.optimise_times, "__defaults__", (optimising.FITTING, optimising.HELD_OUT))
-    record = evaluate(capsys, "runs/digits", "--nfe", "2", "--optimise-steps")
-    plain = evaluate(capsys, "runs/digits", "--nfe", "2")
-    assert record["samplers"]["2"]["times"] != plain["samplers"]["2"]["times"]
-    assert record["rows"][-1]["values"]["teacher-mse"] < plain["rows"][-1]["values"]["teacher-mse"]
+def test_a_record_of_version_0_1_is_repeated_unless_its_times_were_optimised(folder, capsys):
+    record = json.loads(Path("runs/digits/evaluation.json").read_text())
+    for optimise in (False, True):
+        record["request"]["target"]["optimise"] = optimise
+        Path("old.json").write_text(json.dumps(record))
+        if optimise:
+            code, text = refused(capsys, "--check", "old.json")
+            assert code == 2
+            assert "cdistill 0.1 with --optimise-steps" in text
+        else:
+            assert evaluate(capsys, "--check", "old.json")["reproduced"]
 
 
 @pytest.mark.parametrize(

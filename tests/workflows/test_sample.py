@@ -16,7 +16,9 @@ from cdistill.networks.denoiser import EDMDenoiser
 from cdistill.registry import WRITERS
 from cdistill.runtime import signals as stopping
 from cdistill.runtime.processes import _free_port
-from cdistill.sampling import generate, sample_store, student_sampler
+from cdistill.sampling import sample_store
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import make_sampler
 from cdistill.storage.checkpoints import load_tensors, save_tensors, tensor_digest
 from cdistill.storage.run_folder import held
 from cdistill.teachers.official import OFFICIAL
@@ -36,15 +38,13 @@ CODE = """
 import sys
 from pathlib import Path
 from cdistill.workflows.sample import sample
-from cdistill.workflows.samplers import Request
 from cdistill.runtime.processes import end, leave_group
 from cdistill.registry import WRITERS
-from cdistill.sampling import SamplerChoice
+from cdistill.sampling.samplers import SamplerChoice
 
 for form in WRITERS.names():
     count = 400 if form == "grid" else 1000
-    request = Request(SamplerChoice(), [1])
-    sample(Path("s.safetensors"), None, None, "last", request, range(count), None, form, Path(sys.argv[1]))
+    sample(Path("s.safetensors"), None, None, "last", SamplerChoice(), [1], range(count), None, form, Path(sys.argv[1]))
 leave_group()
 end(0)
 """
@@ -103,7 +103,7 @@ def test_the_batch_size_changes_no_file(form, calls):
 @pytest.mark.slow
 def test_a_thousand_seeds_in_lists_of_any_length_are_the_same_samples():
     denoiser, form = load_converted(Path("s.safetensors"))
-    sampler = student_sampler(denoiser, form, 1)
+    sampler = make_sampler(denoiser, form, nfe=1)
     draw = lambda seeds: generate(sampler, (1, 8, 8), seeds, 10)  # noqa: E731
     whole, labels = draw(range(1000))
     for size in (1, 7, 64, 1000):
@@ -125,7 +125,7 @@ def test_the_files_hold_what_generate_draws(form, capsys):
     denoiser, coefficients = load_converted(Path("s.safetensors"))
     assert record["weights_sha256"] == tensor_digest(denoiser.state_dict())
     seeds, classes = [70, 3, *range(500, 641)], [k % 10 for k in range(143)]
-    expected, labels = generate(student_sampler(denoiser, coefficients, 1), (1, 8, 8), seeds, 10, classes)
+    expected, labels = generate(make_sampler(denoiser, coefficients, nfe=1), (1, 8, 8), seeds, 10, classes)
     source = load_source(f"samples/nfe1.{form}")
     assert torch.equal(source.samples[:], to_uint8(expected))
     assert torch.equal(source.labels, labels)

@@ -9,13 +9,11 @@ import torch
 from cdistill.cli.app import run
 from cdistill.data.source import from_uint8
 from cdistill.preconditionings import make_preconditioning
-from cdistill.sampling import make_sampler
 from cdistill.sampling.drawing import generate
-from cdistill.sampling.optimising import OptimisedTimes
+from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import EPS, T, sampling_grid
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
-from cdistill.workflows.samplers import describe
 from cdistill.workflows.students import load_student
 from tests.conftest import fast_distill
 
@@ -82,16 +80,6 @@ def test_a_file_holds_what_the_sampler_draws():
     assert (arrays("x/teacher-nfe10-dpmpp-2m.npz") == generate(sampler, (1,), range(5))[0].numpy()).all()
 
 
-def test_optimised_steps_are_drawn_with_and_can_be_typed_again(folder, capsys):
-    draw("--run", str(folder / "ctm"), "--nfe", "1,2", "--optimise-steps", "--out", "a")
-    said = capsys.readouterr().err
-    assert "1 NFE: there is no time between" in said
-    assert "MSE to the teacher on 1024 held-out seeds" in said
-    times = said.split("--times ")[1].split()[0]
-    draw("--run", str(folder / "ctm"), "--times", times, "--out", "b")
-    assert (arrays("a/nfe2-optimised.npz") == arrays("b/nfe2-times.npz")).all()
-
-
 def test_a_student_trained_as_a_consistency_model_jumps_to_eps_only(folder, capsys):
     """Also with a form that could jump anywhere: the network has learnt s = eps alone."""
     student = load_student(RunFolder(folder / "cm"))
@@ -107,12 +95,9 @@ def test_a_student_trained_as_a_consistency_model_jumps_to_eps_only(folder, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sampler", "gamma"], "needs one from 0 to 1"),
+        (["--sampler", "gamma"], "needs a number from 0 to 1"),
         (["--gamma", "0.5"], "goes with the sampler 'gamma'"),
         (["--sampler", "heun"], "for a student: cm, ctm, gamma"),
-        (["--times", "2.5", "--optimise-steps"], "leave --times out"),
-        (["--sampler", "cm", "--optimise-steps"], "fresh noise"),
-        (["--nfe", "1", "--optimise-steps"], "needs 2 or more"),
     ],
 )
 def test_mistakes(folder, capsys, arguments, words):
@@ -121,15 +106,6 @@ def test_mistakes(folder, capsys, arguments, words):
     captured = capsys.readouterr()
     assert words in captured.err
     assert "Traceback" not in captured.err
-
-
-@pytest.mark.parametrize(("after", "words"), [(0.5, "use it again with --times 80,1.5,0.002"), (0.99, "keeps the rho")])
-def test_the_gain_is_told_in_a_line(after, words):
-    candidate = torch.tensor([T, 1.5, EPS], dtype=torch.float64)
-    line = describe(OptimisedTimes(sampling_grid(2), candidate, 1.0, after, 0.01, 1234))
-    assert words in line
-    assert f"gain {1 - after:.2f}(1)" in line
-    assert "1,234 network calls" in line
 
 
 def test_images_are_inverted_and_lead_back(tmp_path, capsys):
