@@ -22,7 +22,7 @@ from cdistill.errors import CorruptFileError, MissingAssetError, StoppedError
 from cdistill.runtime.console import Advance
 from cdistill.sampling.drawing import Drawn, Sampler, stream
 from cdistill.storage.checkpoints import save_tensors
-from cdistill.storage.integrity import Layout, check_seal, layout_digest, read_layout, unseal
+from cdistill.storage.integrity import Layout, read_layout, verify
 
 _KIND = "unfinished samples"
 _LAYOUT = 1  # to be raised whenever the same identity comes to mean other samples
@@ -159,12 +159,11 @@ class Pieces:
         """Returns where the tensors of a file are; None for a damaged file, or one of something else."""
         try:
             layout = read_layout(path)
-            seal = unseal(path, layout.metadata, _KIND)
-            check_seal(path, seal, layout_digest(layout, seal.text))
+            header, _ = verify(layout, _KIND)
         except (MissingAssetError, CorruptFileError):
             return None
         stated = {"identity": self.identity, "layout": _LAYOUT, "kind": _KIND}
-        return layout if all(seal.header.get(key) == value for key, value in stated.items()) else None
+        return layout if all(header.get(key) == value for key, value in stated.items()) else None
 
 
 def draw_missing(

@@ -1,4 +1,4 @@
-"""Files that survive: safetensors with a JSON header and a checksum, written atomically; folders of them.
+"""Files that survive a crash: safetensors with a JSON header and a checksum, written atomically; folders of them.
 
 A file made here is a safetensors file whose metadata has the one key ``cdistill`` (several would be written in any
 order), a JSON object of ``header``, with at least ``kind`` and ``schema``, and ``sha256``, the digest of the header and
@@ -28,17 +28,17 @@ from cdistill.storage.files import (
     sync,
     write_text,
 )
-from cdistill.storage.integrity import SCHEMA, canonical, check_manifest, check_seal, unseal
+from cdistill.storage.integrity import SCHEMA, canonical, check_header, check_manifest, own_header
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """Returns the SHA-256 of `text` and of every tensor's name, type, shape and bytes, in the order of the names."""
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
@@ -56,8 +56,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: M
     whole = {**header, "kind": kind, "schema": SCHEMA}
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        sealed = {"header": whole, "sha256": tensor_digest(ready, canonical(whole))}
-        save_file(ready, temporary, {"cdistill": json.dumps(sealed, sort_keys=True)})
+        signed = {"header": whole, "sha256": tensor_digest(ready, canonical(whole))}
+        save_file(ready, temporary, {"cdistill": json.dumps(signed, sort_keys=True)})
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -84,11 +84,11 @@ def _load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, A
         raise CorruptFileError(
             f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again"
         ) from error
-    seal = unseal(path, metadata, kind)
-    check_seal(path, seal, tensor_digest(tensors, seal.text))
-    if seal.header["kind"] != kind:
-        raise CorruptFileError(f"{path}: is a {seal.header['kind']} file; a {kind} file is needed")
-    return tensors, seal.header
+    header, stated = own_header(path, metadata, kind)
+    check_header(path, header, stated, tensor_digest(tensors, canonical(header)))
+    if header["kind"] != kind:
+        raise CorruptFileError(f"{path}: is a {header['kind']} file; a {kind} file is needed")
+    return tensors, header
 
 
 def save_checkpoint(
@@ -172,6 +172,6 @@ def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str
     wrong = [key for key, digest in identity.items() if made_with.get(key) != digest]
     if wrong:
         raise MismatchError(
-            f"{folder}: made with another {', '.join(key.removesuffix('_sha256') for key in wrong)} than is here now; "
-            "bring that one back, or start again with another --out"
+            f"{folder}: made with another {', '.join(key.removesuffix('_sha256') for key in wrong)} than given now; "
+            "give that one, or start again with another --out"
         )

@@ -1,8 +1,8 @@
 """What is in a file made here, read without torch: the header of safetensors, our own header in it, the checksum.
 
-Nothing in the file is believed: its header is bounded and checked as a whole (types, shapes, offsets without gaps or
-overlaps) before anything is read, and the digest is taken piece by piece. `checkpoints.py` makes and loads these
-files; it says what they are.
+Nothing in the file is trusted: its header is bounded, safetensors checks it as a whole (types, shapes, offsets without
+gaps or overlaps) before anything is read, and the digest is computed in pieces. `checkpoints.py` makes and loads these
+files, and describes their format.
 """
 
 import hashlib
@@ -14,13 +14,14 @@ from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError, safe_open
+
 from cdistill.errors import CorruptFileError, MissingAssetError, printable
 from cdistill.storage.files import file_digest, list_checkpoints
 
 SCHEMA = 1
 LONGEST_HEADER = 8 << 20  # bytes; that of 2,000 tensors has 0.3 MB
 _DEEPEST = 50
-_MOST_DIMENSIONS = 64  # numpy's limit
 _PIECE = 1 << 20
 
 # Type in the file -> its name in torch and its bytes.
@@ -75,26 +76,8 @@ class Layout:
     metadata: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Seal:
-    """What a file made here says of itself.
-
-    Attributes:
-        header: Its facts, with "kind" and "schema".
-        sha256: What its digest must be.
-    """
-
-    header: dict[str, Any]
-    sha256: object
-
-    @property
-    def text(self) -> str:
-        """The header as it enters the digest."""
-        return canonical(self.header)
-
-
 def canonical(header: Mapping[str, Any] | None) -> str:
-    """Returns the one text of a header that its digest is taken of."""
+    """Returns the header as the text that enters its digest."""
     return json.dumps(header, sort_keys=True)
 
 
@@ -102,7 +85,7 @@ def is_shallow(value: Any) -> bool:
     """Whether lists and dicts are nested no deeper in `value` than any honest file needs; deep ones exhaust a stack."""
     level = [value]
     for _ in range(_DEEPEST):
-        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
         level = [child for children in inner for child in children]
     return not level
 
@@ -118,19 +101,38 @@ def read_layout(path: Path) -> Layout:
         raise MissingAssetError(f"{path}: no such file; give the path of a file that cdistill made, or of a run")
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            length = _header_length(file.read(8), size)
-            return _parse(path, size, file.read(length).decode(), 8 + length)
-    except (ValueError, RecursionError) as error:
-        told = printable(str(error) or "nested too deeply")
+            length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
+        with safe_open(path, "np") as opened:
+            entries = {entry.name: entry for entry in _entries(opened, 8 + length)}
+            metadata = opened.metadata() or {}
+    except (SafetensorError, ValueError, OSError) as error:
+        reason = printable(str(error))
         raise CorruptFileError(
-            f"{path}: damaged, or not a safetensors file ({told}); make or fetch it again"
+            f"{path}: damaged, or not a safetensors file ({reason}); make or fetch it again"
         ) from error
+    return Layout(path, path.stat().st_size, dict(sorted(entries.items())), metadata)
 
 
-def unseal(path: Path, metadata: Mapping[str, str], kind: str = "") -> Seal:
-    """Returns what the metadata of a file say, if it was made here; the digest is still to be compared.
+def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
+    """Returns the header of a file made here, and its digest, once that is the one stated.
+
+    Args:
+        layout: The file.
+        kind: What the caller needs, for messages.
+
+    Raises:
+        CorruptFileError: It was not made by cdistill, was altered, or is of a newer schema.
+    """
+    header, stated = own_header(layout.path, layout.metadata, kind)
+    digest = layout_digest(layout, canonical(header))
+    check_header(layout.path, header, stated, digest)
+    return header, digest
+
+
+def own_header(path: Path, metadata: Mapping[str, str], kind: str = "") -> tuple[dict[str, Any], object]:
+    """Returns the header in the metadata of a file made here, and the digest stated there, which is not yet compared.
 
     Args:
         path: The file, for messages.
@@ -141,26 +143,26 @@ def unseal(path: Path, metadata: Mapping[str, str], kind: str = "") -> Seal:
         CorruptFileError: It was not made by cdistill, or the header is damaged.
     """
     try:
-        sealed = json.loads(metadata.get("cdistill", "null"))
-        header = sealed.get("header") if isinstance(sealed, dict) else None
+        stated = json.loads(metadata.get("cdistill", "null"))
+        header = stated.get("header") if isinstance(stated, dict) else None
         shallow = is_shallow(header)
         canonical(header)
     except (ValueError, RecursionError) as error:
-        told = printable(str(error))
-        raise CorruptFileError(f"{path}: damaged, its header is no JSON ({told}); make or fetch it again") from error
+        reason = printable(str(error))
+        raise CorruptFileError(f"{path}: damaged, its header is no JSON ({reason}); make or fetch it again") from error
     if not isinstance(header, dict):
         needed = f"; a {kind} file is needed" if kind else ""
         raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill{needed}")
     if not shallow:
         raise CorruptFileError(f"{path}: its header is nested too deeply; make or fetch it again")
-    return Seal(header, sealed.get("sha256"))
+    return header, stated.get("sha256")
 
 
-def check_seal(path: Path, seal: Seal, digest: str) -> None:
-    """Raises CorruptFileError unless `digest` is what the seal states, and its header is one that can be read here."""
-    if digest != seal.sha256:
+def check_header(path: Path, header: Mapping[str, Any], stated: object, digest: str) -> None:
+    """Raises CorruptFileError unless `digest` is the one `stated`, and the header is one that can be read here."""
+    if digest != stated:
         raise CorruptFileError(f"{path}: its checksum does not match, it was altered; make or fetch it again")
-    schema, kind = seal.header.get("schema"), seal.header.get("kind")
+    schema, kind = header.get("schema"), header.get("kind")
     if not isinstance(schema, int) or not (isinstance(kind, str) and kind.isprintable()):
         raise CorruptFileError(f"{path}: its header names no kind or schema; make or fetch it again")
     if schema > SCHEMA:
@@ -169,14 +171,14 @@ def check_seal(path: Path, seal: Seal, digest: str) -> None:
 
 def layout_digest(layout: Layout, text: str) -> str:
     """Computes the SHA-256 of `tensor_digest` from the file, a piece at a time."""
-    found = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(text.encode())
     with layout.path.open("rb") as file:
         for name in sorted(layout.entries):
             entry = layout.entries[name]
-            found.update(f"\0{name}\0torch.{entry.dtype}\0{entry.shape}\0".encode())
+            digest.update(f"\0{name}\0torch.{entry.dtype}\0{entry.shape}\0".encode())
             for piece in _pieces(layout.path, file, entry):
-                found.update(piece)
-    return found.hexdigest()
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float, ...]]:
@@ -190,20 +192,23 @@ def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float,
         raise CorruptFileError(f"{layout.path}: holds no table {name!r}; make or fetch it again")
     if rows and max(rows) >= entry.shape[0]:
         raise CorruptFileError(f"{layout.path}: table {name!r} has {entry.shape[0]} rows only; make or fetch it again")
-    form = Struct(f"<{entry.count // max(1, entry.shape[0])}{NUMBERS[entry.dtype]}")
+    row_layout = Struct(f"<{entry.count // max(1, entry.shape[0])}{NUMBERS[entry.dtype]}")
     with layout.path.open("rb") as file:
-        return [form.unpack(_bytes(layout.path, file, entry.start + row * form.size, form.size)) for row in rows]
+        return [
+            row_layout.unpack(_bytes(layout.path, file, entry.start + row * row_layout.size, row_layout.size))
+            for row in rows
+        ]
 
 
 def check_manifest(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's files.
 
     Raises:
-        CorruptFileError: One of them has not the digest that the manifest states; the message says from which other
-            checkpoint the training can go on.
+        CorruptFileError: One of them does not have the digest in the manifest; the message names the checkpoint from
+            which training can resume.
     """
     others = [path.name for path in list_checkpoints(folder.parent) if path.name != folder.name]
-    advice = f"remove this folder to go on from {others[-1]}" if others else "remove this folder to start again"
+    advice = f"remove this folder to resume from {others[-1]}" if others else "remove this folder to start again"
     try:
         manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
         wrong = [n for n, digest in manifest.items() if not _is_name(n) or file_digest(folder / n) != digest]
@@ -221,65 +226,16 @@ def _is_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..")
 
 
-def _header_length(first: bytes, size: int) -> int:
-    length = int.from_bytes(first, "little")
-    if len(first) < 8 or length > size - 8:
-        raise ValueError("it is shorter than its header says")
-    if length > LONGEST_HEADER:
-        raise ValueError(f"a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
-    return length
-
-
-def _parse(path: Path, size: int, text: str, first: int) -> Layout:
-    """Checks the whole header: every tensor has its bytes, one after the other up to the end of the file."""
-    described = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_constant)
-    if not isinstance(described, dict):
-        raise ValueError("its header is no JSON object")
-    metadata = described.pop("__metadata__", {})
-    if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
-        raise ValueError("its metadata are not texts")
-    entries = sorted((_entry(name, value, first) for name, value in described.items()), key=lambda e: (e.start, e.size))
-    end = first
-    for entry in entries:
-        if entry.start != end:
-            raise ValueError(f"tensor {printable(entry.name, 60)!r} does not begin where the one before it ends")
-        end += entry.size
-    if end != size:
-        raise ValueError(f"its tensors have {end - first:,} bytes, the file has {size - first:,} for them")
-    return Layout(path, size, {entry.name: entry for entry in sorted(entries, key=lambda e: e.name)}, metadata)
-
-
-def _entry(name: str, value: Any, first: int) -> Entry:
-    name.encode()  # a lone surrogate is no text
-    if not (isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"}):
-        raise ValueError(f"tensor {printable(name, 60)!r} is not described by dtype, shape and data_offsets")
-    if not isinstance(value["dtype"], str) or value["dtype"] not in _TYPES:
-        raise ValueError(f"tensor {printable(name, 60)!r} has an unknown type")
-    shape, offsets = (_naturals(name, value[key]) for key in ("shape", "data_offsets"))
-    dtype, width = _TYPES[value["dtype"]]
-    size = math.prod(shape) * width
-    if len(offsets) != 2 or offsets[1] - offsets[0] != size:
-        raise ValueError(f"tensor {printable(name, 60)!r} has not the bytes of its shape")
-    return Entry(name, dtype, shape, first + offsets[0], size)
-
-
-def _naturals(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
-        raise ValueError(f"tensor {printable(name, 60)!r} has no list of numbers, or a too long one")
-    if not all(type(number) is int and 0 <= number < 1 << 63 for number in value):
-        raise ValueError(f"tensor {printable(name, 60)!r} has a number that is no size")
-    return tuple(value)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name occurs twice")
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
+def _entries(file: safe_open, start: int) -> Iterator[Entry]:
+    """Yields the tensors in the order of their bytes, which safetensors has checked to leave no gaps."""
+    for name in file.offset_keys():
+        tensor = file.get_slice(name)
+        if tensor.get_dtype() not in _TYPES:
+            raise ValueError(f"tensor {printable(name, 60)!r} has the unknown type {tensor.get_dtype()}")
+        dtype, width = _TYPES[tensor.get_dtype()]
+        entry = Entry(name, dtype, tuple(tensor.get_shape()), start, width * math.prod(tensor.get_shape()))
+        yield entry
+        start += entry.size
 
 
 def _pieces(path: Path, file: BinaryIO, entry: Entry) -> Iterator[bytes]:
@@ -289,7 +245,7 @@ def _pieces(path: Path, file: BinaryIO, entry: Entry) -> Iterator[bytes]:
 
 def _bytes(path: Path, file: BinaryIO, start: int, size: int) -> bytes:
     file.seek(start)
-    found = file.read(size)
-    if len(found) < size:
+    content = file.read(size)
+    if len(content) < size:
         raise CorruptFileError(f"{path}: became shorter while it was read; make or fetch it again")
-    return found
+    return content

@@ -12,12 +12,11 @@ from cdistill.storage.integrity import (
     NUMBERS,
     Layout,
     check_manifest,
-    check_seal,
     is_shallow,
     layout_digest,
     numbers,
     read_layout,
-    unseal,
+    verify,
 )
 from cdistill.storage.run_folder import RunFolder
 
@@ -78,11 +77,9 @@ def _describe_file(path: Path) -> dict[str, Any]:
         ],
     }  # fmt: skip
     if "cdistill" in layout.metadata:
-        seal = unseal(path, layout.metadata)
-        check_seal(path, seal, layout_digest(layout, seal.text))
-        kind = seal.header["kind"]
-        record |= {"kind": kind, "schema": seal.header["schema"], "header": seal.header}
-        record |= {"checksum": "ok", "sha256": seal.sha256}
+        header, digest = verify(layout)
+        kind = header["kind"]
+        record |= {"kind": kind, "schema": header["schema"], "header": header, "checksum": "ok", "sha256": digest}
         if kind == "teacher":
             record["weights_sha256"] = layout_digest(layout, "")
         if kind == "coefficients":

@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_is_refused_with_advice(tmp_path, name):
     with pytest.raises(CorruptFileError, match=r"remove this folder to start again$"):
         check_manifest(folder)
     save_checkpoint(tmp_path, 1, {"weights": TENSORS}, {}, keep=2)
-    with pytest.raises(CorruptFileError, match=r"remove this folder to go on from step-00000001$"):
+    with pytest.raises(CorruptFileError, match=r"remove this folder to resume from step-00000001$"):
         load_checkpoint(folder)
 
 

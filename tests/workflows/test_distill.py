@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_after_its_remo
     found = finish(fast_distill(run, *MANY), tmp_path)
     assert found.returncode == 4
     message = found.stderr.strip().splitlines()[-1]
-    assert "weights.safetensors was altered; remove this folder to go on from step-00000050" in message
+    assert "weights.safetensors was altered; remove this folder to resume from step-00000050" in message
     shutil.rmtree(newest)
     assert finish(fast_distill(run, *MANY), tmp_path).returncode == 0
     assert outcome(run) == outcome(uninterrupted)

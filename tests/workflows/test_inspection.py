@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cdistill.cli.app import run
 from cdistill.errors import CorruptFileError, MissingAssetError, printable
 from cdistill.reporting.inspect_view import provenance
-from cdistill.storage import integrity as sealed
+from cdistill.storage import integrity
 from cdistill.storage.checkpoints import SCHEMA, save_checkpoint, save_tensors, tensor_digest
 from cdistill.storage.integrity import canonical, layout_digest, numbers, read_layout
 from cdistill.teachers import load_teacher
@@ -23,7 +23,7 @@ from cdistill.teachers.named import ASSETS
 from cdistill.workflows.inspection import describe_file
 from tests.conftest import PACKAGE, environment, fast_distill
 
-DTYPES = sorted({name for name, _ in sealed._TYPES.values()})
+DTYPES = sorted({name for name, _ in integrity._TYPES.values()})
 LEVELS = torch.logspace(1.9, -2.7, 30, dtype=torch.float64)
 TABLE = {"t": LEVELS, "l": LEVELS / 100, "s": -LEVELS / 50}
 HEADER = {
@@ -106,7 +106,7 @@ def test_truncated_and_extended_files_are_refused(file):
         with pytest.raises(CorruptFileError, match="damaged, or not a safetensors file"):
             describe_file(file)
     file.write_bytes(data + b"\0")
-    with pytest.raises(CorruptFileError, match="its tensors have 720 bytes, the file has 721 for them"):
+    with pytest.raises(CorruptFileError, match="damaged, or not a safetensors file"):
         describe_file(file)
 
 
@@ -121,13 +121,11 @@ HOSTILE = {
     "deep dicts": (b'{"a":' * 200_000, b""),
     "NaN": (b'{"a": NaN}', b""),
     "a number of 5000 digits": (b'{"a": ' + b"9" * 5000 + b"}", b""),
-    "a name twice": (b'{"a": %s, "a": %s}' % ((json.dumps(tensor()).encode(),) * 2), bytes(8)),
     "a lone surrogate": (b'{"\\ud800": %s}' % json.dumps(tensor()).encode(), bytes(8)),
     "metadata a list": ({"__metadata__": []}, b""),
     "metadata numbers": ({"__metadata__": {"a": 1}}, b""),
     "no tensor": ({"a": 3}, b""),
     "a key too few": ({"a": {"dtype": "F32", "shape": [2]}}, bytes(8)),
-    "a key too many": ({"a": {**tensor(), "more": 1}}, bytes(8)),
     "unknown type": ({"a": tensor("F31")}, bytes(8)),
     "type a list": ({"a": tensor(["F32"])}, bytes(8)),
     "negative shape": ({"a": tensor(shape=[-2, -1])}, bytes(8)),
@@ -135,8 +133,6 @@ HOSTILE = {
     "shape of truths": ({"a": tensor(shape=[2, True])}, bytes(8)),
     "shape a text": ({"a": tensor(shape="2")}, bytes(8)),
     "huge shape": ({"a": tensor(shape=[2**62] * 60)}, bytes(8)),
-    "shape too large to be one": ({"a": tensor(shape=[0, 2**63], offsets=[0, 0])}, b""),
-    "65 dimensions": ({"a": tensor(shape=[1] * 64 + [2])}, bytes(8)),
     "offsets of another size": ({"a": tensor(shape=[3])}, bytes(8)),
     "offsets backwards": ({"a": tensor(offsets=[8, 0])}, bytes(8)),
     "negative offsets": ({"a": tensor(offsets=[-8, 0])}, bytes(8)),
@@ -160,6 +156,22 @@ def test_hostile_headers_end_in_one_line(tmp_path, capsys, header, body):
     assert lines[0].startswith(f"error: {path}: damaged, or not a safetensors file (")
 
 
+ODD_HEADERS = {
+    "a name twice": (b'{"a": %s, "a": %s}' % ((json.dumps(tensor()).encode(),) * 2), bytes(8)),
+    "a key too many": ({"a": {**tensor(), "more": 1}}, bytes(8)),
+    "shape too large to be one": ({"a": tensor(shape=[0, 2**63], offsets=[0, 0])}, b""),
+    "65 dimensions": ({"a": tensor(shape=[1] * 64 + [2])}, bytes(8)),
+}
+
+
+@pytest.mark.parametrize(("header", "body"), list(ODD_HEADERS.values()), ids=list(ODD_HEADERS))
+@pytest.mark.parametrize("flags", [[], ["--full"], ["--json"]])
+def test_odd_headers_that_safetensors_reads_are_listed_as_a_foreign_file(tmp_path, capsys, header, body, flags):
+    text = inspected(capsys, raw(tmp_path / "x.safetensors", header, body), *flags)
+    assert "checksum" in text
+    assert "ok" not in text
+
+
 @pytest.mark.parametrize("length", [0, 1, 9, 100, 2**31, 2**32, 2**62, 2**63, 2**64 - 1])
 def test_hostile_lengths_of_the_header_are_refused(tmp_path, length):
     with pytest.raises(CorruptFileError, match="damaged"):
@@ -168,8 +180,8 @@ def test_hostile_lengths_of_the_header_are_refused(tmp_path, length):
 
 
 def test_a_header_that_is_too_long_is_not_read(tmp_path):
-    path = raw(tmp_path / "x.safetensors", b"{}", length=sealed.LONGEST_HEADER + 1)
-    os.truncate(path, 2 * sealed.LONGEST_HEADER)
+    path = raw(tmp_path / "x.safetensors", b"{}", length=integrity.LONGEST_HEADER + 1)
+    os.truncate(path, 2 * integrity.LONGEST_HEADER)
     tracemalloc.start()
     with pytest.raises(CorruptFileError, match="a header of 8,388,609 bytes; at most 8,388,608 are read"):
         read_layout(path)
@@ -209,7 +221,7 @@ def test_a_broken_seal_is_an_error(tmp_path, capsys, seal, words):
     assert len(error.strip().splitlines()) == 1
 
 
-def sealed_by_hand(path: Path, header: dict) -> Path:
+def signed_by_hand(path: Path, header: dict) -> Path:
     """A file whose seal is right and whose header may be anything."""
     digest = tensor_digest({"w": torch.ones(2)}, canonical(header))
     save_file({"w": torch.ones(2)}, path, {"cdistill": json.dumps({"header": header, "sha256": digest})})
@@ -224,8 +236,8 @@ def sealed_by_hand(path: Path, header: dict) -> Path:
         ({"kind": "teacher", "schema": 2}, "has schema 2, newer than 1; update cdistill"),
     ],
 )
-def test_a_sealed_header_that_cannot_be_read_is_an_error(tmp_path, capsys, header, words):
-    assert run(["inspect", str(sealed_by_hand(tmp_path / "x.safetensors", header))]) == 4
+def test_a_signed_header_that_cannot_be_read_is_an_error(tmp_path, capsys, header, words):
+    assert run(["inspect", str(signed_by_hand(tmp_path / "x.safetensors", header))]) == 4
     assert words in capsys.readouterr().err
 
 
@@ -261,7 +273,7 @@ def test_headers_of_any_values_give_a_page(tmp_path, capsys, kind):
         "mine",
     ]
     for value in ODD:
-        path = sealed_by_hand(tmp_path / "x.safetensors", {**dict.fromkeys(keys, value), "kind": kind, "schema": 1})
+        path = signed_by_hand(tmp_path / "x.safetensors", {**dict.fromkeys(keys, value), "kind": kind, "schema": 1})
         for flags in ([], ["--full"], ["--json"]):
             text = inspected(capsys, path, *flags)
             assert "\x1b" not in text
@@ -468,7 +480,7 @@ def test_an_altered_checkpoint_is_refused(checkpoint, capsys, name):
 def test_a_manifest_reads_nothing_outside_its_folder(checkpoint, tmp_path, capsys):
     (tmp_path / "secret").write_text("x")
     for name in ("../../secret", str(tmp_path / "secret"), "..", "\x1b[31m/x", ""):
-        (checkpoint / "manifest.json").write_text(json.dumps({name: sealed.file_digest(tmp_path / "secret")}))
+        (checkpoint / "manifest.json").write_text(json.dumps({name: integrity.file_digest(tmp_path / "secret")}))
         assert run(["inspect", str(checkpoint)]) == 4
         error = capsys.readouterr().err
         assert "was altered" in error
@@ -526,9 +538,9 @@ def test_nothing_of_it_needs_torch(file, mixture_run, checkpoint):
     code = (
         f"import sys; from cdistill.cli.app import run; paths = {[str(path) for path in paths]}\n"
         "codes = [run(['inspect', path, *more]) for path in paths for more in ([], ['--json'])]\n"
-        "print(codes, 'torch' in sys.modules, 'numpy' in sys.modules)"
+        "print(codes, 'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE.parent, env=environment(), capture_output=True, text=True, timeout=60
     )
-    assert done.stdout.splitlines()[-1] == f"{[0] * 10} False False", done.stderr
+    assert done.stdout.splitlines()[-1] == f"{[0] * 10} False", done.stderr
