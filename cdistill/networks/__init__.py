@@ -1,1 +1,5 @@
-"""Networks as plain modules: the denoisers D that wrap them and the student's s-branch."""
+"""Networks as plain modules, under the parameter names of EDM's own files.
+
+Read `denoiser` (D(x, t, s), and EDM's way of wrapping a free network F into one), `unet` (what the U-Nets share),
+`song` (DDPM++, NCSN++), `adm`, `architecture` (a network from its description), `discriminator` (of CTM's GAN loss).
+"""

@@ -1,11 +1,52 @@
-"""The data sets that go by a name."""
+"""The data sets that go by a name, and the contract that every loader keeps."""
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from cdistill.data import load_source
 from cdistill.errors import CdistillError, MismatchError, MissingAssetError
+from cdistill.registry import SOURCES
 from tests.archives import cifar_binary, members, random_images, write_tar, write_zip
+
+README = Path(__file__).parents[2] / "cdistill" / "data" / "README.md"
+
+
+@pytest.fixture
+def stripes():
+    """The example of the README, registered."""
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(code, names)
+    SOURCES.add("stripes", names["load_stripes"])
+    yield
+    SOURCES.remove("stripes")
+
+
+@pytest.mark.parametrize("name", ["stripes", "digits", "patches", "mixture-1d", "mixture-broad", "mixture-narrow-cond"])
+def test_loaders_keep_their_contract(stripes, name):
+    """The same samples twice, of the right types, with a class each or with none; a missing split is refused."""
+    source, again = load_source(name), load_source(name)
+    assert source.digest == again.digest
+    assert source.samples.dtype == (torch.uint8 if len(source.shape) == 3 else torch.float64)
+    x, labels = source.batch(torch.arange(2))
+    assert x.shape == (2, *source.shape)
+    if source.labels is None:
+        assert (labels, source.num_classes) == (None, 0)
+    else:
+        assert labels.dtype == torch.int64
+        assert source.labels.shape == (len(source),)
+        assert 0 <= int(source.labels.min()) <= int(source.labels.max()) < source.num_classes
+    if len(source.shape) == 3:
+        assert x.dtype == torch.float32
+        assert -1 <= float(x.min()) < float(x.max()) <= 1
+    if name in ("stripes", "digits"):
+        with pytest.raises(CdistillError, match=f"data '{name}': has no split 'heldout'; only 'train'"):
+            load_source(name, "heldout")
+    else:
+        assert load_source(name, "heldout").digest != source.digest
 
 
 def test_digits_are_scikit_learns():

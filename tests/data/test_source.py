@@ -1,9 +1,7 @@
-import pytest
 import torch
 
 from cdistill.data import load_source
 from cdistill.data.source import from_uint8, to_uint8
-from cdistill.errors import CdistillError
 
 
 def test_uint8_and_back_keeps_every_value():
@@ -16,17 +14,6 @@ def test_quantising_clips_and_cuts_as_edm_does():
     assert to_uint8(x).tolist() == [0, 0, 128, 255, 255, 255]
 
 
-@pytest.mark.parametrize("name", ["digits", "mixture-1d", "patches"])
-def test_sources_come_out_scaled_and_are_the_same_twice(name):
-    first, second = load_source(name), load_source(name)
-    assert first.digest == second.digest
-    x, labels = first.batch(torch.arange(8))
-    assert x.shape == (8, *first.shape)
-    if len(first.shape) == 3:
-        assert -1 <= float(x.min()) < float(x.max()) <= 1
-    assert (labels is None) == (first.num_classes == 0)
-
-
 def test_flips_mirror_what_may_be_mirrored():
     patches, digits = load_source("patches"), load_source("digits")
     index = torch.arange(2)
@@ -36,8 +23,3 @@ def test_flips_mirror_what_may_be_mirrored():
     assert torch.equal(mirrored[0], plain[0].flip(-1))
     assert torch.equal(mirrored[1], plain[1])
     assert torch.equal(digits.batch(index, flip)[0], digits.batch(index)[0])
-
-
-def test_a_part_that_does_not_exist_is_refused():
-    with pytest.raises(CdistillError, match="only 'train'"):
-        load_source("digits", "heldout")
