@@ -100,6 +100,15 @@ PRECONDITIONINGS = Registry(
     "cdistill.preconditionings",
 )
 
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "cm": "cdistill.objectives.cm:CM",
+        "ctm": "cdistill.objectives.ctm:CTM",
+    },
+    "cdistill.objectives",
+)
+
 TEACHERS = Registry(
     "teacher",
     {
@@ -172,9 +181,9 @@ def is_data_path(name: str) -> bool:
 DISTANCES = Registry(
     "distance",
     {
-        "l2": "cdistill.objectives.losses:L2",
+        "l2": "cdistill.objectives.distances:L2",
         "lpips": "cdistill.objectives.lpips:LPIPS",
-        "pseudo-huber": "cdistill.objectives.losses:PseudoHuber",
+        "pseudo-huber": "cdistill.objectives.distances:PseudoHuber",
     },
     "cdistill.distances",
 )

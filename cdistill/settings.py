@@ -3,8 +3,8 @@
 A section lives in the room that reads it; `cdistill.recipe` composes them.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,8 +18,13 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: strict types, no unknown keys, no change afterwards."""
+    """A part of a recipe: strict types, no unknown keys, no change afterwards.
 
+    Attributes:
+        moved: Keys that an earlier version had here -> where they are now.
+    """
+
+    moved: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
@@ -54,7 +59,11 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
     """Makes one line of one of pydantic's errors."""
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {suggest(str(item['loc'][-1]), _fields(model, item['loc'][:-1]))}"
+        *path, last = map(str, item["loc"])
+        section = _section_at(model, path)
+        if section is not None and last in section.moved:
+            return f"{key}: unknown key; it is {section.moved[last]} now"
+        return f"{key}: unknown key; {suggest(last, [] if section is None else section.model_fields)}"
     if item["type"] == "missing":
         return f"{key}: missing; it has no default"
     message = item["msg"].removeprefix("Value error, ")
@@ -63,13 +72,13 @@ def _explain(item: Any, model: type[BaseModel]) -> str:
     return f"{key}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
 
 
-def _fields(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
-    """Returns the keys that the section at `path` may have."""
-    for part in path:
-        annotation = model.model_fields[str(part)].annotation
+def _section_at(model: type[BaseModel], path: Sequence[str]) -> type[Section] | None:
+    """Returns the section of a recipe at `path`."""
+    for key in path:
+        annotation = model.model_fields[key].annotation
         choices = [annotation, *get_args(annotation)]  # a section, or one that may be left out
-        sections = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, BaseModel)]
+        sections = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, Section)]
         if not sections:
-            return []
+            return None
         model = sections[0]
-    return list(model.model_fields)
+    return model if issubclass(model, Section) else None

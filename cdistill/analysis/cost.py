@@ -1,4 +1,4 @@
-"""What a recipe will cost, counted on hollow networks before anything runs: forwards, FLOPs, memory, hours."""
+"""What a recipe will cost, counted on the meta device before anything runs: forwards, FLOPs, memory, hours."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
 from cdistill.networks.discriminator import Discriminator
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import Distance
+from cdistill.objectives.base import make_objective
+from cdistill.objectives.distances import Distance
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import teacher_data_count
 from cdistill.sampling.samplers import TEACHER_POINTS
@@ -121,15 +121,12 @@ class Plan:
         return work / (tflops * 1e12 * devices) / 3600
 
 
-def plan_distillation(
-    recipe: DistillRecipe, teacher: Denoiser, distance: Distance, backwards: int | None, devices: int
-) -> Plan:
+def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int | None, devices: int) -> Plan:
     """Counts a distillation.
 
     Args:
         recipe: The recipe.
         teacher: Its teacher, frozen, on the meta device.
-        distance: Its distance, hollow.
         backwards: Backward passes of the estimator for each sample; None if no coefficients are estimated.
         devices: How many share the batch.
 
@@ -138,14 +135,14 @@ def plan_distillation(
     """
     section = recipe.training
     check_divisible(section.batch_size, devices, section.accumulation)
-    student = hollow(teacher.student(section.method == "ctm", section.dropout))
+    objective = make_objective(recipe.objective, teacher.sample_shape, meta=True)
+    student = on_meta(teacher.student(objective.takes_s, section.dropout))
     teaching, learning = network_cost(teacher), network_cost(student)
-    frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(distance, teacher.sample_shape)
-    forwards = step_cost(section.method, section.points, section.max_ode_steps, section.dsm)
-    alone = section.accumulation == 1  # then both losses go back at once, and need one gradient
-    losses = 1 + section.dsm + (recipe.gan is not None)
-    copies = (1 if alone else losses) + (1 if section.target_rate == section.ema_rate else 2)
-    kept = (2 if alone and section.dsm else 1) * learning.saved + (frozen.saved if forwards.frozen else 0)
+    frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(objective.distance, teacher.sample_shape)
+    forwards = objective.cost()
+    losses = 1 + recipe.objective.dsm + (recipe.gan is not None)
+    copies = losses + (1 if objective.target_rate in (None, section.ema_rate) else 2)
+    kept = learning.saved + (frozen.saved if forwards.frozen else 0)
     # Beside the teacher by which the student is judged there is the one that runs.
     teaching_bytes = 8.0 if precision_of_teacher(section) == "fp32" else 6.0
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
@@ -157,13 +154,13 @@ def plan_distillation(
         ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
         ("targets, no gradient", forwards.target, learning.forward),
         ("targets, gradient to the input", forwards.frozen, _both(frozen)),
-        ("student, with gradient", forwards.student, _both(learning)),
+        ("student, with gradient", forwards.student + recipe.objective.dsm, _both(learning)),
     ]
     distances = gan.student * (2 * comparing.forward + comparing.backward)
     return Plan(
         parts=[
             *[Part(name, gan.student * count, gan.student * count * flop) for name, count, flop in parts],
-            Part(f"distance {section.distance}", 0, distances),
+            Part(f"distance {recipe.objective.distance}", 0, distances),
             Part("images for the discriminator", fakes, fakes * learning.forward),
             Part("discriminator", 0, gan.flop),
         ],
@@ -230,7 +227,7 @@ def _state_bytes(network: Denoiser, copies: int, precision: Precision, devices: 
     return size * (4.0 * (3 + copies) + (0 if precision == "fp32" else 2) + (4 if devices > 1 else 0))
 
 
-def hollow(module: Denoiser) -> Denoiser:
+def on_meta(module: Denoiser) -> Denoiser:
     """Returns a copy of a denoiser on the meta device: shapes without numbers."""
     return deepcopy(module).to("meta")
 
@@ -249,7 +246,7 @@ def input_cost(denoiser: Denoiser) -> CallCost:
 
 
 def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:
-    """Counts the features of one image in a hollow distance: half of its forward pass, and the backward pass to x."""
+    """Counts the features of one image by a distance on the meta device: half of its forward, its backward to x."""
     x, y = (torch.zeros(_BATCH, *shape, device="meta") for _ in range(2))
     cost = _count(lambda: distance(x.requires_grad_(), y))
     return CallCost(cost.forward / 2, cost.backward, cost.saved)

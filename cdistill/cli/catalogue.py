@@ -34,7 +34,7 @@ def list_names(
     as_json: JsonOption = False,
 ) -> None:
     """List what can be chosen."""
-    from cdistill.recipe.schema import shipped_recipes
+    from cdistill.recipe.files import shipped_recipes
 
     registries = {
         "teachers": TEACHERS, "preconditionings": PRECONDITIONINGS, "estimators": ESTIMATORS, "data": SOURCES,
@@ -49,7 +49,7 @@ def list_names(
 
 def show_recipe(recipe: Annotated[Path, typer.Argument(help="A recipe's file or name.")]) -> None:
     """Print a recipe with its comments."""
-    from cdistill.recipe.schema import find_recipe
+    from cdistill.recipe.files import find_recipe
 
     console.out.print(find_recipe(recipe).read_text(), end="", highlight=False, markup=False, soft_wrap=True)
 
@@ -59,7 +59,7 @@ def copy_recipe(
     target: Annotated[Path, typer.Argument(help="Where to.")],
 ) -> None:
     """Copy a shipped recipe, to change it."""
-    from cdistill.recipe.schema import find_recipe
+    from cdistill.recipe.files import find_recipe
 
     text = find_recipe(recipe).read_text()
     if target.exists():

@@ -39,7 +39,8 @@ def distill(
 
     Example:  cdistill distill --recipe digits --set preconditioning.name=ctm --out runs/ctm
     """
-    from cdistill.recipe.schema import DistillRecipe, load_recipe
+    from cdistill.recipe.files import load_recipe
+    from cdistill.recipe.schema import DistillRecipe
     from cdistill.teachers.official import find_weights
 
     named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
@@ -68,7 +69,7 @@ def plan(
 
     Example:  cdistill plan --recipe cifar10 --devices 4
     """
-    from cdistill.recipe.schema import load_any_recipe
+    from cdistill.recipe.files import load_any_recipe
 
     if not tflops < math.inf:
         raise RecipeError(f"--tflops: got {tflops}; needs a number")
@@ -94,7 +95,8 @@ def train_teacher(
 
     Example:  cdistill train-teacher --recipe teacher-digits
     """
-    from cdistill.recipe.schema import TeacherRecipe, load_recipe
+    from cdistill.recipe.files import load_recipe
+    from cdistill.recipe.schema import TeacherRecipe
 
     found = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
@@ -109,7 +111,7 @@ def train_teacher(
 
 def dry(recipe: Any, devices: int, as_json: bool) -> None:
     """Prints a resolved recipe and what it costs."""
-    from cdistill.recipe.schema import to_toml
+    from cdistill.recipe.files import to_toml
     from cdistill.workflows.plan import as_record, plan, print_plan
 
     cost = plan(recipe, devices)

@@ -75,9 +75,6 @@ class Denoiser(nn.Module, ABC):
         """Returns a frozen copy whose network has weights of `dtype`, for samples of any type; itself without one."""
         return self
 
-    def compile_body(self) -> None:
-        """Compiles the network except for its last layer, whose gradient can then be computed alone."""
-
 
 class FreeNetwork(nn.Module, ABC):
     """F(x, c_noise[, c_noise_s], labels), the network inside :class:`EDMDenoiser`."""
@@ -97,9 +94,6 @@ class FreeNetwork(nn.Module, ABC):
     @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """Returns the weight of the output layer."""
-
-    def compile_body(self) -> None:
-        """Compiles what comes before the output layer, where a network separates the two."""
 
     def unused(self) -> list[nn.Parameter]:
         """Returns parameters that no output depends on; they stay frozen in a student."""
@@ -156,10 +150,6 @@ class EDMDenoiser(Denoiser):
     @override
     def lowered(self, dtype: torch.dtype) -> "EDMDenoiser":
         return freeze(deepcopy(self)).to(dtype)
-
-    @override
-    def compile_body(self) -> None:
-        self.model.compile_body()
 
 
 def chunk_size(sample_shape: tuple[int, ...]) -> int:

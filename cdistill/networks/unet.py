@@ -306,10 +306,6 @@ class UNet(FreeNetwork):
                 x = layer(torch.cat([x, skips.pop()], dim=1) if x.shape[1] != layer.inputs else x, emb, emb_s)
         return x
 
-    @override
-    def compile_body(self) -> None:
-        self.body = torch.compile(self.body)  # type: ignore[method-assign]
-
     def add_s_branch(self) -> None:
         """Adds mapping layers for s, copied from those of t, and a zero projection in every block."""
         self.map_layer0_s, self.map_layer1_s = deepcopy(self.map_layer0), deepcopy(self.map_layer1)

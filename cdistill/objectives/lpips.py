@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.torch_files import read_torch_file
-from cdistill.objectives.losses import Distance
+from cdistill.objectives.distances import Distance
 from cdistill.storage import assets
 
 RESOLUTION = 224
@@ -35,20 +36,20 @@ class LPIPS(Distance):
     def __init__(self) -> None:
         self.model = load_network(assets.VGG16.find())
 
+    @override
     @classmethod
-    def hollow(cls) -> "LPIPS":
-        """See :class:`Distance`."""
+    def meta(cls) -> "LPIPS":
         import lpips
 
-        found = cls.__new__(cls)
+        distance = cls.__new__(cls)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
-            found.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-        found.model.eval().requires_grad_(False)
-        return found
+            distance.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+        distance.model.eval().requires_grad_(False)
+        return distance
 
+    @override
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Maps images (B, C, H, W) in [-1, 1], C = 1 or 3, to distances (B,)."""
         self.model.to(x.device)
         total = torch.zeros(len(x), device=x.device)
         for layer, first, second in zip(self.model.lins, self._features(x), self._features(y), strict=True):

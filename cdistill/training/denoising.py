@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
-from cdistill.objectives.losses import dsm_loss
+from cdistill.objectives.dsm import dsm_loss
 from cdistill.runtime.randomness import derive_seed, generator
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import scaled
@@ -43,17 +43,17 @@ class DenoisingTask(Task):
         self.accelerator, self.section, self.seed = accelerator, section, seed
         self.source = source.resident(accelerator.device)
         self.images = section.batch_size
-        self.live = denoiser.to(accelerator.device).train()
-        self.ema = freeze(deepcopy(self.live))
-        self.optimizer = torch.optim.Adam(self.live.parameters(), lr=section.learning_rate)
-        self.model = accelerator.prepare(self.live)
+        self.network = denoiser.to(accelerator.device).train()
+        self.average = freeze(deepcopy(self.network))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=section.learning_rate)
+        self.wrapped = accelerator.prepare(self.network)
 
-    def gradients(self, index: int) -> dict[str, Tensor]:
+    def backward(self, index: int) -> dict[str, Tensor]:
         """See :class:`Task`."""
         x0, z, sigma, labels = self._draw(index)
         torch.manual_seed(derive_seed(self.draw_seed, "dropout", index, self.accelerator.process_index))
-        denoised = self.model(x0 + broadcast(sigma, x0) * z, sigma, None, labels)
-        loss = dsm_loss(denoised, x0, sigma, self.live.sigma_data).mean()
+        denoised = self.wrapped(x0 + broadcast(sigma, x0) * z, sigma, None, labels)
+        loss = dsm_loss(denoised, x0, sigma, self.network.sigma_data).mean()
         self.optimizer.zero_grad()
         scaled(loss, self.accelerator).backward()
         return {"loss": loss.detach(), "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
@@ -63,18 +63,18 @@ class DenoisingTask(Task):
         for group in self.optimizer.param_groups:
             group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
         step_scaled(self.optimizer, self.accelerator.scaler)
-        update_ema(self.ema, self.live, min(self.section.ema_rate, (1 + index) / (10 + index)))
+        update_ema(self.average, self.network, min(self.section.ema_rate, (1 + index) / (10 + index)))
 
     def groups(self) -> Groups:
         """See :class:`Task`."""
-        optimizer = optimizer_tensors(self.optimizer, self.live)
-        return {"weights": self.live.state_dict(), "ema": self.ema.state_dict(), "optimizer": optimizer}
+        optimizer = optimizer_tensors(self.optimizer, self.network)
+        return {"weights": self.network.state_dict(), "ema": self.average.state_dict(), "optimizer": optimizer}
 
     def load(self, groups: Groups) -> None:
         """See :class:`Task`."""
-        self.live.load_state_dict(groups["weights"])
-        self.ema.load_state_dict(groups["ema"])
-        load_optimizer_tensors(self.optimizer, self.live, groups["optimizer"])
+        self.network.load_state_dict(groups["weights"])
+        self.average.load_state_dict(groups["ema"])
+        load_optimizer_tensors(self.optimizer, self.network, groups["optimizer"])
 
     def _draw(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns this process's part of step `index`, on the device: x0, z, sigma, labels."""

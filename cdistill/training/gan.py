@@ -4,7 +4,7 @@ Real are the data x_0, fake the student's estimates e*, both augmented, each by 
 computed in float32 whatever the student's precision, as in CTM's code.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,6 @@ from torch import Tensor
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import freeze
 from cdistill.networks.discriminator import Discriminator, power_iteration
-from cdistill.objectives.losses import discriminator_hinge, generator_hinge, mean_logit
 from cdistill.registry import DISCRIMINATORS
 from cdistill.runtime.randomness import derive_seed
 from cdistill.training.augment import diff_augment, draw_numbers
@@ -27,7 +26,7 @@ _BETAS = (0.5, 0.9)  # CTM's
 
 
 @dataclass(frozen=True)
-class Pair:
+class RealAndFake:
     """Real and fake images of a micro-batch, of the same classes.
 
     Attributes:
@@ -60,8 +59,8 @@ def check_discriminator(name: str, shape: tuple[int, ...]) -> type[Discriminator
     """
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise RecipeError(f"gan.discriminator: {name!r} judges grey or RGB images; the samples have shape {shape}")
-    found: type[Discriminator] = DISCRIMINATORS.get(name)
-    return found
+    kind: type[Discriminator] = DISCRIMINATORS.get(name)
+    return kind
 
 
 class Adversary:
@@ -90,14 +89,14 @@ class Adversary:
         self, section: GanSection, shape: tuple[int, ...], num_classes: int, accelerator: Accelerator, seed: int
     ) -> None:
         kind = check_discriminator(section.discriminator, shape)
-        self.section, self.accelerator, self.seed = section, accelerator, seed
+        self.section, self.accelerator = section, accelerator
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "discriminator"))
             self.discriminator = freeze(kind(shape, num_classes)).to(accelerator.device)
         self.trained = list(self.discriminator.parameters())
         self.optimizer = torch.optim.RAdam(self.trained, lr=section.learning_rate, betas=_BETAS)
 
-    def generator_loss(self, fake: Tensor, labels: Tensor | None, index: int, rows: slice) -> Tensor:
+    def generator_loss(self, fake: Tensor, labels: Tensor | None, index: int, rows: slice, seed: int) -> Tensor:
         """Computes the student's GAN loss of a micro-batch; its gradient flows to `fake`, not to the discriminator.
 
         Args:
@@ -105,18 +104,20 @@ class Adversary:
             labels: (B,), or None.
             index: Number of the step.
             rows: Where the images are in the global batch, with start and stop.
+            seed: Of the augmentation's draws.
 
         Returns:
             A scalar.
         """
-        return generator_hinge(self.discriminator(self._augment(fake, "fake", index, rows), labels))
+        return generator_hinge(self.discriminator(self._augment(fake, "fake", index, rows, seed), labels))
 
-    def backward(self, pairs: Iterable[Pair], index: int) -> dict[str, Tensor]:
+    def backward(self, pairs: Iterable[RealAndFake], index: int, seed: int) -> dict[str, Tensor]:
         """Leaves the gradient of the discriminator's loss over all micro-batches and processes in its parameters.
 
         Args:
             pairs: The process's micro-batches; each is drawn when the one before is done with.
             index: Number of the step.
+            seed: Of the augmentation's draws.
 
         Returns:
             "discriminator", the hinge loss, "logit_real" and "logit_fake", the mean logits; scalars on the device.
@@ -126,13 +127,13 @@ class Adversary:
         for pair in pairs:
             size = len(pair.real)
             with self._learning():
-                loss, *logits = self._compare(pair, index)
+                loss, *logits = self._compare(pair, index, seed)
                 (size * loss).backward()
             totals += size * torch.stack([loss.detach(), *logits])
             count += size
         self._share_gradients(count)
-        found = self.accelerator.reduce(totals / count, "mean")
-        return dict(zip(("discriminator", "logit_real", "logit_fake"), found, strict=True))
+        means = self.accelerator.reduce(totals / count, "mean")
+        return dict(zip(("discriminator", "logit_real", "logit_fake"), means, strict=True))
 
     def update(self) -> None:
         """Steps along the gradient that :meth:`backward` left; leave it out if that is not finite."""
@@ -151,15 +152,15 @@ class Adversary:
         self.discriminator.load_state_dict(groups["discriminator"])
         load_optimizer_tensors(self.optimizer, self.discriminator, groups["discriminator_optimizer"])
 
-    def _augment(self, x: Tensor, purpose: str, index: int, rows: slice) -> Tensor:
+    def _augment(self, x: Tensor, purpose: str, index: int, rows: slice, seed: int) -> Tensor:
         """Augments images in the type of the discriminator's weights."""
-        numbers = send(draw_numbers(self.seed, purpose, index, rows), x.device)
+        numbers = send(draw_numbers(seed, purpose, index, rows), x.device)
         return diff_augment(x.to(self.trained[0].dtype), numbers, self.section.augment)
 
-    def _compare(self, pair: Pair, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare(self, pair: RealAndFake, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the hinge loss of a micro-batch and the mean logits of its real and fake images."""
-        real = self._augment(pair.real, "real", index, pair.rows)
-        fake = self._augment(pair.fake.detach(), "fake", index, pair.rows)
+        real = self._augment(pair.real, "real", index, pair.rows, seed)
+        fake = self._augment(pair.fake.detach(), "fake", index, pair.rows, seed)
         labels = None if pair.labels is None else torch.cat([pair.labels, pair.labels])
         logits = [head.chunk(2) for head in self.discriminator(torch.cat([real, fake]), labels)]
         first, second = zip(*logits, strict=True)
@@ -181,3 +182,27 @@ class Adversary:
         parts = self.accelerator.reduce(flat, "mean").split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def discriminator_hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """mean_k E[max(0, 1 - d_k(x))] + E[max(0, 1 + d_k(e*))] (Lim & Ye 2017, Eq. 9, averaged over heads k).
+
+    Args:
+        real: Logits of real images (B, n_k), of each head.
+        fake: Logits of the student's images, likewise.
+
+    Returns:
+        A scalar; E is the mean over images and over the places that a head looks at.
+    """
+    pairs = zip(real, fake, strict=True)
+    return torch.stack([(1 - x).relu().mean() + (1 + e).relu().mean() for x, e in pairs]).mean()
+
+
+def generator_hinge(fake: Sequence[Tensor]) -> Tensor:
+    """-mean_k E[d_k(e*)], the student's side of `discriminator_hinge`; a scalar."""
+    return -mean_logit(fake)
+
+
+def mean_logit(logits: Sequence[Tensor]) -> Tensor:
+    """mean_k E[d_k], a scalar."""
+    return torch.stack([head.mean() for head in logits]).mean()

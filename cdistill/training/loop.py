@@ -57,7 +57,7 @@ class Task(ABC):
         return derive_seed(self.seed, "attempt", self.attempt) if self.attempt else self.seed
 
     @abstractmethod
-    def gradients(self, index: int) -> dict[str, Tensor]:
+    def backward(self, index: int) -> dict[str, Tensor]:
         """Back-propagates step `index` (0, 1, ...) and returns scalars to log, this process's, on the device.
 
         Randomness depends on `index` and `draw_seed` only. Nothing is read from the device, no weight is changed.
@@ -175,7 +175,7 @@ def train(
     with progress(iterations, "training", "it", done) as advance:
         while done < iterations:
             with log.step():
-                values = task.gradients(done)
+                values = task.backward(done)
                 task.prepare(done + 1)
                 report = read(task.accelerator, values)  # the host waits here, and nowhere else
                 finish(task, done, report, counters)

@@ -1,94 +1,41 @@
 """Several losses, one gradient: L_cons + lambda_dsm L_dsm + lambda_gan L_gan with CTM's adaptive weights.
 
-lambda = |grad_W L_cons| / (|grad_W L| + 1e-4), with W the last layer's weight, of the global batch.
+lambda = |grad_W L_cons| / (|grad_W L| + 1e-4), with W the last layer's weight, of the global batch. It is known only
+when the gradients of the whole batch are, so each loss has its own pass over all micro-batches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from cdistill.objectives.losses import balance, gan_weight
-from cdistill.training.step_data import Batch
+from cdistill.objectives.base import Batch
 
-Loss = Callable[[Batch], Tensor]
-"""A loss of a micro-batch, a scalar."""
-
-_WEIGHTS = {"dsm": ("balance", balance), "gan": ("gan_balance", gan_weight)}
+_LIMITS = {"dsm": ("balance", 0.0, 1e4), "gan": ("gan_balance", 0.01, 10.0)}  # CTM's
 
 
-@dataclass(frozen=True)
-class Term:
-    """A loss, and its gradient where the graph is cut between it and the network.
-
-    Attributes:
-        output: What the network gave (B, ...).
-        loss: Detached, a scalar.
-        cotangent: Gradient of the loss with respect to `output`, times the scaler's factor.
-    """
-
-    output: Tensor
-    loss: Tensor
-    cotangent: Tensor
-
-
-def cut(output: Tensor) -> Tensor:
-    """Returns a leaf of the graph with the values of `output`."""
-    return output.detach().requires_grad_()
-
-
-def pull(loss: Tensor, place: Tensor, accelerator: Accelerator) -> Tensor:
-    """Returns the gradient of a loss at a leaf, times the scaler's factor; the graph between them is given up."""
-    return torch.autograd.grad(scaled(loss, accelerator), place)[0]
-
-
-def backward_once(terms: Mapping[str, Term], last: nn.Parameter, accelerator: Accelerator) -> dict[str, Tensor]:
-    """Leaves the gradient of all terms in the parameters, by one backward pass through the network.
-
-    The last layer alone turns the gradient of each loss at the network's output into the norm that its weight needs;
-    then the weighted gradients go back together.
-
-    Args:
-        terms: "consistency" first, then "dsm" and "gan" where they are.
-        last: W.
-        accelerator: Devices and processes.
-
-    Returns:
-        The losses and "balance" and "gan_balance", scalars on the device.
-    """
-    weights = {}
-    if len(terms) > 1:
-        at_last = [torch.autograd.grad(t.output, last, t.cotangent, retain_graph=True)[0] for t in terms.values()]
-        weights = adaptive_weights(dict(zip(terms, accelerator.reduce(at_last, "mean"), strict=True)), accelerator)
-    first, *others = [term.cotangent for term in terms.values()]
-    weighted = [weight * cotangent for weight, cotangent in zip(weights.values(), others, strict=True)]
-    torch.autograd.backward([term.output for term in terms.values()], [first, *weighted])
-    return {**{name: term.loss for name, term in terms.items()}, **weights}
-
-
-def backward_separately(
-    losses: Mapping[str, Loss],
+def backward_weighted(
+    losses: Mapping[str, Callable[[Batch], Tensor]],
     batches: Sequence[Batch],
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
     last: nn.Parameter,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """Leaves the same gradient, of all micro-batches, by a pass for each loss: their weights are known only at the end.
+    """Leaves the gradient of the weighted sum of all losses, over all micro-batches and processes, in the parameters.
 
     Args:
-        losses: "consistency" first, then "dsm" and "gan" where they are.
-        batches: All of the same size.
+        losses: Of a micro-batch, scalars; the one that is not weighted first, then "dsm" and "gan" where they are.
+        batches: Micro-batches of one size.
         model: The network, or what distributes it; it shares gradients at the last micro-batch of each loss.
         parameters: What is trained.
         last: W.
         accelerator: Devices and processes.
 
     Returns:
-        As `backward_once`.
+        The losses of this process's samples and "balance" and "gan_balance", scalars on the device.
     """
     values, gradients = {}, {}
     for name, loss in losses.items():
@@ -97,26 +44,37 @@ def backward_separately(
         for parameter in parameters:
             parameter.grad = None
     place = next(k for k, parameter in enumerate(parameters) if parameter is last)
-    weights = adaptive_weights({name: gradient[place] for name, gradient in gradients.items()}, accelerator)
-    total, *others = gradients.values()
-    for other, weight in zip(others, weights.values(), strict=True):
-        torch._foreach_mul_(other, weight)
-        torch._foreach_add_(total, other)
-    for parameter, gradient in zip(parameters, total, strict=True):
-        parameter.grad = gradient
+    scale = scaled(torch.ones((), device=last.device), accelerator)
+    total, *_ = gradients.values()
+    first, weights = total[place].clone(), {}
+    for name, gradient in gradients.items():
+        if name in _LIMITS:
+            shown, low, high = _LIMITS[name]
+            weights[shown] = adaptive_weight(first, gradient[place], low, high, scale).to(first.dtype)
+            torch._foreach_mul_(gradient, weights[shown])
+            torch._foreach_add_(total, gradient)
+    for parameter, whole in zip(parameters, total, strict=True):
+        parameter.grad = whole
     return {**values, **weights}
 
 
-def adaptive_weights(at_last: Mapping[str, Tensor], accelerator: Accelerator) -> dict[str, Tensor]:
-    """Returns the weights of all losses but the first from their gradients at W, under the names of the log."""
-    first, *_ = at_last.values()
-    scale = scaled(torch.ones((), device=first.device), accelerator)
-    found = {}
-    for name, gradient in at_last.items():
-        if name in _WEIGHTS:
-            shown, weight = _WEIGHTS[name]
-            found[shown] = weight(first, gradient, scale).to(first.dtype)
-    return found
+def adaptive_weight(consistency: Tensor, other: Tensor, low: float, high: float, scale: float | Tensor = 1.0) -> Tensor:
+    """CTM's weight of a loss, |grad_W L_cons| / (|grad_W L| + 1e-4), clamped to [low, high].
+
+    Args:
+        consistency: Gradient of the consistency loss with respect to the last layer's weight W.
+        other: The same of the loss that is weighted.
+        low: 0 for DSM, 0.01 for the GAN loss.
+        high: 1e4 for DSM, 10 for the GAN loss.
+        scale: Factor that both gradients carry, that of a gradient scaler for fp16.
+
+    Returns:
+        A detached scalar, float32 at least.
+    """
+    precise = torch.promote_types(other.dtype, torch.float32)
+    ratio = consistency.to(precise).norm() / (other.to(precise).norm() + 1e-4 * scale)
+    weight: Tensor = ratio.clamp(low, high).detach()
+    return weight
 
 
 def scaled(value: Tensor, accelerator: Accelerator) -> Tensor:
@@ -125,13 +83,15 @@ def scaled(value: Tensor, accelerator: Accelerator) -> Tensor:
     return value if scaler is None else scaler.scale(value)
 
 
-def _accumulate(loss: Loss, batches: Sequence[Batch], model: nn.Module, accelerator: Accelerator) -> Tensor:
+def _accumulate(
+    loss: Callable[[Batch], Tensor], batches: Sequence[Batch], model: nn.Module, accelerator: Accelerator
+) -> Tensor:
     """Adds the gradients of `loss` over micro-batches and processes; returns this process's mean, detached."""
-    parts = []
+    total = []
     for number, batch in enumerate(batches):
         final = number == len(batches) - 1
         with nullcontext() if final else accelerator.no_sync(model):
             value = loss(batch) / len(batches)
             scaled(value, accelerator).backward()
-        parts.append(value.detach())
-    return torch.stack(parts).sum()
+        total.append(value.detach())
+    return torch.stack(total).sum()

@@ -1,11 +1,12 @@
 """Sections of a recipe that the training reads."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cdistill.registry import DISCRIMINATORS, DISTANCES, METRICS
+from cdistill.registry import DISCRIMINATORS, METRICS
 from cdistill.settings import Count, Positive, Precision, Rate, Section, known
 
 
@@ -61,39 +62,41 @@ class DenoisingSection(Section):
     patience: Count = 20
 
 
-class DistillSection(Section):
-    """Eq. 7 with DSM (method "ctm") or Eq. 5 (method "cm"), and Table 3's numbers."""
+# What version 0.1 had in [training] and now belongs to the objective.
+MOVED = {
+    "method": "objective.name",
+    **{key: f"objective.{key}" for key in ("points", "max_ode_steps", "distance", "dsm", "target", "target_rate")},
+}
 
-    method: Literal["ctm", "cm"] = "ctm"
+
+class TrainingSection(Section):
+    """How a student is trained, whatever the objective; the defaults are Table 3's."""
+
+    moved: ClassVar[Mapping[str, str]] = MOVED
+
     iterations: Count
     batch_size: Count
     learning_rate: Positive = 4e-4
-    points: Annotated[int, Field(ge=2)] = 18
-    max_ode_steps: Count = 17
-    distance: Annotated[str, AfterValidator(known(DISTANCES))] = "lpips"
-    dsm: bool = True
-    target: Literal["ema", "live"] = "ema"
-    target_rate: Rate = 0.999
-    ema_rate: Rate = 0.999
+    ema_rate: Rate = Field(default=0.999, description="Rate of the moving average that is sampled from.")
     dropout: Rate = 0.0
     flips: bool = True
     precision: Precision = "fp32"
     teacher_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
     compile: bool | Literal["auto"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"
-    accumulation: Count = 1
-    patience: Count = 20
+    accumulation: Count = Field(default=1, description="Micro-batches whose gradients are added up.")
+    patience: Count = Field(
+        default=20, description="Skipped steps in a row before the run returns to its last checkpoint."
+    )
 
     @model_validator(mode="after")
-    def _consistent(self) -> "DistillSection":
-        if self.method == "ctm" and self.max_ode_steps > self.points - 1:
-            raise ValueError(f"max_ode_steps: got {self.max_ode_steps}; {self.points} points allow {self.points - 1}")
+    def _consistent(self) -> "TrainingSection":
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
         return self
 
 
-def precision_of_teacher(section: DistillSection) -> Precision:
+def precision_of_teacher(section: TrainingSection) -> Precision:
     """Returns the precision that a recipe asks for its teacher."""
     return section.precision if section.teacher_precision == "same" else section.teacher_precision
 

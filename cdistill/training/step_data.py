@@ -4,7 +4,7 @@ Everything is a pure function of (seed, step, global sample index), so that noth
 draw depends on the number of processes or micro-batches.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -13,98 +13,41 @@ from torch import Tensor
 from cdistill.data import Source
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import broadcast
+from cdistill.objectives.base import AnyObjectiveSection, Batch, Objective
+from cdistill.objectives.dsm import draw_dsm_sigma
+from cdistill.preconditionings.base import Preconditioning
 from cdistill.runtime.randomness import derive_seed, generator, shuffled_indices
-from cdistill.schedule import EPS, RHO, T
+from cdistill.schedule import EPS
+from cdistill.training.settings import TrainingSection
 
 _BLOCK = 16  # samples whose noise one generator draws
 
 
-@dataclass(frozen=True)
-class Times:
-    """The noise levels of a global batch, as drawn on the CPU.
-
-    Attributes:
-        start: Indices of t in the grid (B,).
-        end: Indices of s in the grid (B,).
-        sigma: Noise levels for DSM (B,), float64.
-        h: Solver steps from t to u, the same for the whole batch.
-    """
-
-    start: Tensor
-    end: Tensor
-    sigma: Tensor
-    h: int
+FAndG = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""f and g at noise levels t and s, float64 on the CPU."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a step needs of the samples of one micro-batch, on the device.
-
-    Attributes:
-        x0: Clean samples (B, ...).
-        labels: Their classes (B,) or None.
-        x_t: Samples at noise level t (B, ...).
-        z: Fresh noise for DSM, like `x0`.
-        sigma: Noise levels for DSM (B,), float64.
-        start: Indices of t in the grid (B,).
-        end: Indices of s in the grid (B,).
-        inner: Which samples have s < u, (at most B,): the others need no jump from u to s.
-        outer: Which samples have s > eps, (at most B,): the others need no jump from s to eps.
-        h: Solver steps from t to u.
-        index: Number of the step.
-        rows: Where the samples are in the global batch, with start and stop.
-        seed: Of the dropout masks.
-    """
-
-    x0: Tensor
-    labels: Tensor | None
-    x_t: Tensor
-    z: Tensor
-    sigma: Tensor
-    start: Tensor
-    end: Tensor
-    inner: Tensor
-    outer: Tensor
-    h: int
-    index: int
-    rows: slice
-    seed: int
-
-
-def noisy(batch: Batch) -> Tensor:
-    """Returns what DSM denoises, x_0 + sigma z, (B, ...)."""
-    return batch.x0 + broadcast(batch.sigma, batch.x0) * batch.z
-
-
-def draw_ctm_times(points: int, max_steps: int, size: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Draws CTM's times as indices of the grid: h ~ P(h) prop. to h on 1..M, i ~ U{0..N-1-h}, j ~ U{i+h..N-1}.
+def tabulate(preconditioning: Preconditioning, grid: Tensor | None) -> FAndG:
+    """Returns f and g as a function of noise levels; if those come from a grid, all pairs are computed once, here.
 
     Args:
-        points: N.
-        max_steps: M, at most N - 1.
-        size: Samples.
-        draw: Generator.
-
-    Returns:
-        i (size,), j (size,) and h, one for the whole step; t = tau_i, u = tau_{i+h}, s = tau_j.
+        preconditioning: f and g.
+        grid: float64 (N,), descending; None for levels from anywhere.
     """
-    h = 1 + int(torch.multinomial(torch.arange(1, max_steps + 1, dtype=torch.float64), 1, generator=draw))
-    start = torch.randint(0, points - h, (size,), generator=draw)
-    room = points - (start + h)  # how many places j has
-    end = start + h + (torch.rand(size, generator=draw, dtype=torch.float64) * room).long()
-    return start, end, h
+    if grid is None:
+        return preconditioning
+    t, s = torch.meshgrid(grid, grid, indexing="ij")
+    allowed = (s <= t) & ((s == grid[-1]) | (s == t) | (not preconditioning.to_eps_only))
+    tables = [torch.full_like(t, torch.nan) for _ in range(2)]
+    for table, values in zip(tables, preconditioning(t[allowed], s[allowed]), strict=True):
+        table[allowed] = values
+    ascending = grid.flip(0)
 
+    def look_up(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        i, j = (len(grid) - 1 - torch.searchsorted(ascending, level.contiguous()) for level in (t, s))
+        return tables[0][i, j], tables[1][i, j]
 
-def draw_dsm_sigma(size: int, draw: torch.Generator) -> Tensor:
-    """Draws CTM's noise levels for DSM: every other one log-normal(-1.2, 1.2), else the rho-schedule at 0.7 U.
-
-    Returns:
-        float64 (size,).
-    """
-    lognormal = (-1.2 + 1.2 * torch.randn(size, generator=draw, dtype=torch.float64)).exp()
-    place = 0.7 * torch.rand(size, generator=draw, dtype=torch.float64)
-    schedule = (T ** (1 / RHO) + place * (EPS ** (1 / RHO) - T ** (1 / RHO))) ** RHO
-    return torch.where(torch.arange(size) % 2 == 0, lognormal, schedule)
+    return look_up
 
 
 def draw_noise(seed: int, purpose: str, index: int, rows: slice, like: Tensor) -> Tensor:
@@ -148,48 +91,57 @@ def draw_data(
 
 
 def draw_batches(
-    source: Source, seed: int, index: int, size: int, flips: bool, times: Times, grid: Tensor, rows: slice, count: int
+    objective: Objective[AnyObjectiveSection],
+    f_and_g: FAndG,
+    source: Source,
+    section: TrainingSection,
+    seed: int,
+    index: int,
+    rows: slice,
+    device: torch.device,
 ) -> list[Batch]:
-    """Draws data and noise of step `index` and puts this process's part of it on the device, in micro-batches.
+    """Draws noise levels, data and noise of step `index`; puts this process's part on the device, in micro-batches.
 
     Args:
+        objective: Draws the noise levels, and says between which of them there are jumps.
+        f_and_g: f and g at pairs of noise levels.
         source: The data.
-        seed: Seed of the run.
+        section: Batch size, flips and number of micro-batches, all of the same size.
+        seed: Seed of the draws.
         index: Number of the step.
-        size: Samples of the global batch.
-        flips: Whether half of the images are mirrored.
-        times: Noise levels of the global batch.
-        grid: tau (N,), float64, on the device.
         rows: This process's samples.
-        count: Number of micro-batches, all of the same size.
+        device: Where to.
     """
-    x0, labels = draw_data(source, seed, index, size, flips, rows)
-    noise, z = (draw_noise(seed, purpose, index, rows, x0) for purpose in ("x_t", "dsm"))
-    start, end, sigma = times.start[rows], times.end[rows], times.sigma[rows]
-    device = grid.device
-    x0, noise, z = (send(part, device) for part in (x0, noise, z))
-    x_t = x0 + broadcast(grid[send(start, device)], x0) * noise
+    size, draw = section.batch_size, generator(seed, objective.section.name, index)
+    levels = {**objective.draw(size, draw), "eps": torch.full((size,), EPS, dtype=torch.float64)}
+    levels = {name: level[rows] for name, level in levels.items()}
+    sigma = draw_dsm_sigma(size, draw)[rows] if objective.section.dsm else None
+    x0, labels = draw_data(source, seed, index, size, section.flips, rows)
+    noise = send(draw_noise(seed, "x_t", index, rows, x0), device)
+    z = send(draw_noise(seed, "dsm", index, rows, x0), device) if sigma is not None else None
+    x0 = send(x0, device)
+    x_t = x0 + broadcast(send(levels["t"], device), x0) * noise
     batches = []
-    for part in torch.arange(len(x0)).chunk(count):
-        few = slice(int(part[0]), int(part[-1]) + 1)
-        inner = (end[few] != start[few] + times.h).nonzero()[:, 0]
-        outer = (end[few] != len(grid) - 1).nonzero()[:, 0]
-        own = Batch(
+    for samples in torch.arange(len(x0)).chunk(section.accumulation):
+        few = slice(int(samples[0]), int(samples[-1]) + 1)
+        own = {name: level[few] for name, level in levels.items()}
+        pairs = (("t", "s"), *objective.jumps)
+        coefficients = {pair: f_and_g(own[pair[0]], own[pair[1]]) for pair in pairs}
+        moving = {(t, s): (own[t] != own[s]).nonzero()[:, 0] for t, s in objective.jumps}
+        batch = Batch(
             x0=x0[few],
             labels=None if labels is None else send(labels[few], device),
             x_t=x_t[few],
-            z=z[few],
-            sigma=send(sigma[few], device),
-            start=send(start[few], device),
-            end=send(end[few], device),
-            inner=send(inner, device),
-            outer=send(outer, device),
-            h=times.h,
+            levels={name: send(level, device) for name, level in own.items()},
+            coefficients={pair: (send(f, device), send(g, device)) for pair, (f, g) in coefficients.items()},
+            moving={pair: send(some, device) for pair, some in moving.items()},
+            z=None if z is None else z[few],
+            sigma=None if sigma is None else send(sigma[few], device),
             index=index,
             rows=slice(rows.start + few.start, rows.start + few.stop),
             seed=derive_seed(seed, "dropout", index, rows.start + few.start),
         )
-        batches.append(own)
+        batches.append(batch)
     return batches
 
 

@@ -14,9 +14,11 @@ from cdistill.evaluation.evaluator import Judge
 from cdistill.evaluation.results import Row, as_record
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, count_parameters
-from cdistill.objectives.losses import Distance, check_distance
+from cdistill.objectives.base import Objective, make_objective
+from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings import Preconditioning, load_preconditioning
-from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, to_toml
+from cdistill.recipe.files import to_toml
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say
@@ -28,7 +30,7 @@ from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.acceleration import tolerate_compiler
 from cdistill.training.denoising import DenoisingTask
-from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
+from cdistill.training.distillation import Distillation
 from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
 from cdistill.training.trackers import check_trackers, log_record, tracking
@@ -48,7 +50,6 @@ from cdistill.workflows.students import recipe_preconditioning, untrained_studen
 from cdistill.workflows.targets import Target, run_facts
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
-_TASKS: dict[str, type[ConsistencyTask]] = {"ctm": CTMTask, "cm": CMTask}
 
 
 def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
@@ -72,7 +73,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
         task.identity = {"data_sha256": source.digest}
         train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
         if accelerator.is_main_process:
-            save_teacher(path, Teacher(str(path), task.ema, source.name), architecture, {"recipe": to_toml(recipe)})
+            save_teacher(path, Teacher(str(path), task.average, source.name), architecture, {"recipe": to_toml(recipe)})
             folder.write_status(state="finished", exit_code=0)
     return path
 
@@ -89,7 +90,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
-    distance = check_distance(recipe.training.distance, teacher.shape)()
+    objective = make_objective(recipe.objective, teacher.shape)
     folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
     if micro_batch is not None:
@@ -106,11 +107,12 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
     with opened_run(folder, recipe, resume, accelerator), follow:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
-        task = make_task(recipe, teacher, form, distance, source, accelerator, adversary)
+        task = make_task(recipe, teacher, form, objective, source, accelerator, adversary)
         say(
-            f"{folder.path}: {recipe.training.method}, {recipe.preconditioning.name}; teacher {teacher.name}, "
-            f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.live):,}; "
-            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, {task.speed}"
+            f"{folder.path}: {recipe.objective.name}, {recipe.preconditioning.name}; teacher {teacher.name}, "
+            f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.student):,}; "
+            f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, "
+            f"{task.acceleration}"
         )
 
         def evaluate_now(step: int) -> None:
@@ -147,16 +149,14 @@ def make_task(
     recipe: DistillRecipe,
     teacher: Teacher,
     form: Preconditioning,
-    distance: Distance,
+    objective: Objective[ObjectiveSection],
     source: Source,
     accelerator: Accelerator,
     adversary: Adversary | None,
-) -> ConsistencyTask:
+) -> Distillation:
     """Builds the student and what trains it; the teacher is on the accelerator's device."""
     torch.manual_seed(derive_seed(recipe.seed, "student"))
-    task = _TASKS[recipe.training.method](
-        teacher.denoiser, form, distance, source, accelerator, recipe.training, recipe.seed, adversary
-    )
+    task = Distillation(teacher.denoiser, form, objective, source, accelerator, recipe.training, recipe.seed, adversary)
     task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
     return task
 

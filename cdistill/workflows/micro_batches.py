@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from cdistill.analysis.cost import fewest_micro_batches
 from cdistill.data.memory import free_memory
-from cdistill.recipe.schema import DistillRecipe, load_recipe
+from cdistill.recipe.files import load_recipe
+from cdistill.recipe.schema import DistillRecipe
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import local_processes
 from cdistill.storage.files import list_checkpoints

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from cdistill.analysis.cost import Plan, hollow, plan_distillation, plan_teacher
+from cdistill.analysis.cost import Plan, on_meta, plan_distillation, plan_teacher
 from cdistill.data import load_source
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
-from cdistill.objectives.losses import check_distance
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import ESTIMATORS, PRECONDITIONINGS
 from cdistill.runtime.console import facts, say, table
@@ -27,11 +26,10 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
         return plan_teacher(recipe, network, devices)
     section = recipe.preconditioning
     estimates = PRECONDITIONINGS.get(section.name).needs_coefficients and section.coefficients is None
-    teacher, suited = _hollow_teacher(recipe)
-    kind = check_distance(recipe.training.distance, teacher.sample_shape)
+    teacher, suited = _meta_teacher(recipe)
     name = suited if recipe.estimation.estimator == "auto" else recipe.estimation.estimator
     backwards = ESTIMATORS.get(name).backwards if estimates else None
-    return plan_distillation(recipe, teacher, kind.hollow(), backwards, devices)
+    return plan_distillation(recipe, teacher, backwards, devices)
 
 
 def print_plan(found: Plan, devices: int, tflops: float) -> None:
@@ -100,10 +98,10 @@ def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
     }
 
 
-def _hollow_teacher(recipe: DistillRecipe) -> tuple[Denoiser, str]:
+def _meta_teacher(recipe: DistillRecipe) -> tuple[Denoiser, str]:
     """Returns a teacher on the meta device and the estimator that suits it."""
     if recipe.teacher in OFFICIAL:
         with torch.device("meta"):
             return freeze(build_denoiser(OFFICIAL[recipe.teacher].architecture, 0.5)), Teacher.estimator
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
-    return freeze(hollow(teacher.denoiser)), teacher.estimator
+    return freeze(on_meta(teacher.denoiser)), teacher.estimator

@@ -19,7 +19,8 @@ from cdistill.errors import (
     RecipeError,
     StoppedError,
 )
-from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, differences, load_recipe, to_toml
+from cdistill.recipe.files import differences, load_recipe, to_toml
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import is_teacher_data
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import let_main, versions
@@ -27,14 +28,8 @@ from cdistill.sampling.teacher_data import teacher_data
 from cdistill.storage.files import list_checkpoints, read_json, write_text
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher
-from cdistill.training.acceleration import choose_speed
+from cdistill.training.acceleration import choose_acceleration
 from cdistill.training.loop import effective_precision
-
-# What may change when a run goes on. A teacher's learning rate depends on the length of its training.
-_FREE = {
-    DistillRecipe: ("training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights"),
-    TeacherRecipe: ("checkpoint", "logging"),
-}
 
 
 @contextmanager
@@ -127,7 +122,7 @@ def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: 
     if resume == "never":
         raise RecipeError(f"{folder.path}: already holds a run; choose another --out, or --resume auto to go on")
     if started:
-        changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, _FREE[type(recipe)])
+        changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, recipe.may_change)
         if changed:
             raise RecipeError(
                 f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); choose another --out"
@@ -159,5 +154,5 @@ def _engine(recipe: DistillRecipe | TeacherRecipe, accelerator: Accelerator) -> 
     """Returns what else the last bits depend on."""
     if isinstance(recipe, TeacherRecipe):
         return {}
-    speed = str(choose_speed(recipe.training, accelerator))
-    return {"micro-batches": recipe.training.accumulation, "networks": speed}
+    acceleration = str(choose_acceleration(recipe.training, accelerator))
+    return {"micro-batches": recipe.training.accumulation, "networks": acceleration}

@@ -7,7 +7,9 @@ from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.preconditionings import Preconditioning, load_preconditioning, make_preconditioning
-from cdistill.recipe.schema import DistillRecipe, load_recipe
+from cdistill.recipe.files import load_recipe
+from cdistill.recipe.schema import DistillRecipe
+from cdistill.registry import OBJECTIVES
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, load_tensors
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
@@ -87,13 +89,18 @@ def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
 
 def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
     """Returns the student of `recipe` as it is before training: equal to the teacher for every s."""
-    return freeze(teacher.denoiser.student(recipe.training.method == "ctm", recipe.training.dropout))
+    return freeze(teacher.denoiser.student(takes_s(recipe), recipe.training.dropout))
 
 
 def recipe_preconditioning(recipe: DistillRecipe, teacher: Teacher, coefficients: Path) -> Preconditioning:
-    """Builds the preconditioning of a run, see `load_preconditioning`; a consistency model's jumps to eps only."""
+    """Builds the preconditioning of a run, see `load_preconditioning`; without an input for s it jumps to eps only."""
     section = recipe.preconditioning
     other = section.allow_other_teacher
     form = load_preconditioning(section.name, teacher, coefficients, allow_other_teacher=other)
-    form.to_eps_only = form.to_eps_only or recipe.training.method == "cm"
+    form.to_eps_only = form.to_eps_only or not takes_s(recipe)
     return form
+
+
+def takes_s(recipe: DistillRecipe) -> bool:
+    """Whether the student of a recipe has an input for s."""
+    return bool(OBJECTIVES.get(recipe.objective.name).takes_s)

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
+from cdistill.objectives.losses import L2
 from torch import nn
 
 from cdistill.analysis.cost import Plan, distance_cost, hollow, input_cost, network_cost
 from cdistill.cli.app import run
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, broadcast
-from cdistill.objectives.losses import L2
 from cdistill.objectives.lpips import LPIPS
-from cdistill.recipe.schema import load_any_recipe, shipped_recipes
+from cdistill.recipe.files import load_any_recipe, shipped_recipes
 from cdistill.registry import TEACHERS
 from cdistill.teachers.official import OFFICIAL
 from cdistill.workflows.plan import duration, plan, scaled
@@ -161,7 +161,7 @@ def test_half_precision_and_several_devices_change_the_memory():
     [
         (["--recipe", "cifar10", "--devices", "3"], "cannot be divided among 3 processes"),
         (["--recipe", "cifar10", "--devices", "4", "--set", "training.accumulation=256"], "cannot be divided"),
-        (["--recipe", "mixture", "--set", "training.distance=lpips"], "compares grey or RGB images"),
+        (["--recipe", "mixture", "--set", "objective.distance=lpips"], "compares grey or RGB images"),
         (["--recipe", "mixture", "--set", "gan.start=0"], "judges grey or RGB images"),
         (["--recipe", "mixture", "--tflops", "inf"], "--tflops: got inf"),
     ],

@@ -22,13 +22,13 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.distributed as dist
+from cdistill.objectives.cost import step_cost
+from cdistill.objectives.losses import L2
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.analysis.cost import hollow, network_cost
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import L2
 from cdistill.runtime.processes import keep_memory, set_threads
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.distillation import CTMTask

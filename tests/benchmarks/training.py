@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from cdistill.objectives.cost import step_cost
+from cdistill.objectives.losses import L2, Distance, balance
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,8 +24,6 @@ from cdistill.analysis.cost import hollow, network_cost
 from cdistill.data import Source
 from cdistill.data.source import from_uint8
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import L2, Distance, balance
 from cdistill.objectives.lpips import LPIPS
 from cdistill.preconditionings import make_preconditioning
 from cdistill.runtime.processes import set_threads

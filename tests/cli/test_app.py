@@ -152,7 +152,7 @@ def test_damaged_and_foreign_coefficient_files_are_refused(fails, tmp_path):
 
 def test_lpips_without_its_backbone_says_what_to_put_where(fails, tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "assets"))
-    code, text = fails("distill", "--recipe", "digits", "--set", "training.distance=lpips")
+    code, text = fails("distill", "--recipe", "digits", "--set", "objective.distance=lpips")
     assert code == 3
     assert str(tmp_path / "assets" / "vgg16-397923af.pth") in text
 
@@ -267,7 +267,7 @@ def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
 
 
 def test_cm_distils_and_samples(capsys):
-    sets = [*FAST, "training.iterations=4", "training.method=cm", "preconditioning.name=cm", "training.dsm=false"]
+    sets = [*FAST, "training.iterations=4", "objective.name=cm", "preconditioning.name=cm", "objective.dsm=false"]
     arguments = [part for value in sets for part in ("--set", value)]
     assert run(["distill", "--recipe", "mixture", *arguments]) == 0
     assert (

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from cdistill.objectives.losses import L2, PseudoHuber, balance, dsm_loss
+from cdistill.objectives.distances import L2, PseudoHuber
+from cdistill.objectives.dsm import dsm_loss
 from cdistill.runtime.randomness import generator
+from cdistill.training.loss_weighting import adaptive_weight
 
 
 def test_l2_is_the_mean_square():
@@ -46,13 +48,13 @@ def test_dsm_loss_is_the_free_networks_error():
 
 def test_balance_is_the_clamped_ratio_of_gradient_norms():
     first, second = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
-    assert float(balance(first, second)) == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
-    assert float(balance(first * 1e9, second)) == 1e4
-    assert float(balance(first, torch.zeros(2))) == 1e4
+    assert float(adaptive_weight(first, second, 0, 1e4)) == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
+    assert float(adaptive_weight(first * 1e9, second, 0, 1e4)) == 1e4
+    assert float(adaptive_weight(first, torch.zeros(2), 0, 1e4)) == 1e4
 
 
 def test_balance_does_not_depend_on_the_gradient_scale():
     first, second = torch.tensor([3.0, 4.0]), torch.tensor([1e-4, 1e-5])
-    assert float(balance(first * 2**16, second * 2**16, 2.0**16)) == pytest.approx(
-        float(balance(first, second)), rel=1e-6
+    assert float(adaptive_weight(first * 2**16, second * 2**16, 0, 1e4, 2.0**16)) == pytest.approx(
+        float(adaptive_weight(first, second, 0, 1e4)), rel=1e-6
     )

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdistill.errors import MissingAssetError, RecipeError
-from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, differences, load_recipe, shipped_recipes, to_toml
-from cdistill.settings import check_section
+from cdistill.recipe.files import check_recipe, differences, load_recipe, shipped_recipes, to_toml
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 
 GOOD = """
 teacher = "digits"
@@ -24,9 +24,10 @@ def recipe(tmp_path):
 
 
 def test_defaults_are_the_papers(recipe):
-    training = load_recipe(recipe, DistillRecipe).training
-    assert (training.learning_rate, training.target_rate, training.ema_rate) == (4e-4, 0.999, 0.999)
-    assert (training.points, training.max_ode_steps, training.distance) == (18, 17, "lpips")
+    loaded = load_recipe(recipe, DistillRecipe)
+    training, objective = loaded.training, loaded.objective
+    assert (training.learning_rate, objective.target_rate, training.ema_rate) == (4e-4, 0.999, 0.999)
+    assert (objective.points, objective.max_ode_steps, objective.distance) == (18, 17, "lpips")
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
@@ -35,7 +36,7 @@ def test_every_shipped_recipe_is_sound_and_survives_being_written(name):
     found = load_recipe(shipped_recipes()[name], model)
     import tomllib
 
-    assert check_section(tomllib.loads(to_toml(found)), model, "again") == found
+    assert check_recipe(tomllib.loads(to_toml(found)), model, "again") == found
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
@@ -76,12 +77,17 @@ BAD = {
     GOOD + "learning_rate = 0": "training.learning_rate",
     GOOD + "learning_rate = true": "training.learning_rate",
     GOOD + "ema_rate = 1": "training.ema_rate",
-    GOOD + "points = 1": "training.points",
-    GOOD + "points = 18.0": "training.points",
-    GOOD + "max_ode_steps = 18": "18 points allow 17",
+    GOOD + "[objective]\npoints = 1": "objective.points",
+    GOOD + "[objective]\npoints = 18.0": "objective.points",
+    GOOD + "[objective]\nmax_ode_steps = 18": "18 points allow 17",
+    GOOD + "[objective]\npoint = 18": "objective.point: unknown key; known: distance, dsm, max_ode_steps, name, points",
+    GOOD + '[objective]\nname = "cm"\nmax_ode_steps = 3': "objective.max_ode_steps: unknown key; known: distance",
+    "objective = 3\n" + GOOD: "objective: got 3",
+    GOOD + "[objective]\nname = 3": "objective.name: got 3",
+    GOOD + 'points = 9\n[objective]\nname = "ctm"': "training.points: unknown key; it is objective.points now",
     GOOD + "accumulation = 3": "does not divide",
-    GOOD + 'method = "lcm"': "training.method",
-    GOOD + 'distance = "l1"': "unknown distance 'l1'",
+    GOOD + '[objective]\nname = "lcm"\npoints = 3': "objective.name: unknown objective 'lcm'; known: cm, ctm",
+    GOOD + '[objective]\ndistance = "l1"': "unknown distance 'l1'",
     GOOD + 'precision = "fp8"': "training.precision",
     GOOD + "lr = 1e-3": "training.lr: unknown key",
     GOOD + "[evaluation]\nnfe = []": "evaluation.nfe",
@@ -91,7 +97,7 @@ BAD = {
     GOOD + '[evaluation]\nsplit = "test"': "evaluation.split",
     GOOD + "[checkpoint]\nkeep = 0": "checkpoint.keep",
     GOOD + "[checkpoint]\nevery = -5": "checkpoint.every",
-    GOOD + '[preconditioning]\nname = "cm"': "needs training.method = 'cm'",
+    GOOD + '[preconditioning]\nname = "cm"': "choose from objectives to eps: cm",
     GOOD + "[estimation]\nsamples = 1": "estimation.samples",
     GOOD + "[estimation]\ntimesteps = 2": "estimation.timesteps",
     GOOD + '[estimation]\ngrid = "linear"': "estimation.grid",
@@ -100,7 +106,7 @@ BAD = {
     GOOD + "[gan]\nstart = 10": "gan.start: got 10; training.iterations is 10",
     GOOD
     + "[gan]\nlearnin_rate = 1": "gan.learnin_rate: unknown key; known: augment, discriminator, learning_rate, start",
-    GOOD + 'method = "cm"\ndsm = false\n[gan]': "it needs training.method = 'ctm'",
+    GOOD + '[objective]\nname = "cm"\ndsm = false\n[gan]': "takes no GAN loss; these do: ctm",
     "seed = -1\n" + GOOD: "seed",
     'data = "cifar"\n' + GOOD: "unknown data source 'cifar'",
     'data = "x.safetensors"\n' + GOOD: "unknown data source 'x.safetensors'",
@@ -158,8 +164,28 @@ def test_every_value_survives_being_written(rate, seed, name):
         "teacher": "digits", "seed": seed, "preconditioning": {"name": name, "coefficients": 'a"b\\c\n'},
         "training": {"iterations": 1, "batch_size": 1, "learning_rate": rate},
     }  # fmt: skip
-    found = check_section(values, DistillRecipe, "test")
-    assert check_section(tomllib.loads(to_toml(found)), DistillRecipe, "again") == found
+    found = check_recipe(values, DistillRecipe, "test")
+    assert check_recipe(tomllib.loads(to_toml(found)), DistillRecipe, "again") == found
+
+
+def test_another_objective_inherits_the_settings_that_both_have(recipe):
+    sets = ["objective.points=9", "objective.max_ode_steps=8", "objective.distance=l2", "objective.name=cm"]
+    assert load_recipe(recipe, DistillRecipe, sets).objective.model_dump() == {
+        "name": "cm", "distance": "l2", "dsm": True, "points": 9, "target_rate": 0.999,
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match=r"objective.max_ode_steps: unknown key"):
+        load_recipe(recipe, DistillRecipe, [*sets, "objective.max_ode_steps=8"])
+
+
+@pytest.mark.parametrize("method", ["ctm", "cm"])
+def test_recipes_of_version_0_1_are_read(recipe, method):
+    """They had the objective's settings in [training], CTM's for CM too."""
+    recipe.write_text(GOOD + f'method = "{method}"\npoints = 9\nmax_ode_steps = 8\ndistance = "l2"\ntarget = "ema"\n')
+    loaded = load_recipe(recipe, DistillRecipe)
+    assert (loaded.objective.name, loaded.objective.points, loaded.objective.distance) == (method, 9, "l2")
+    assert (loaded.training.iterations, loaded.training.batch_size) == (10, 8)
+    with pytest.raises(RecipeError, match=r"training.points: unknown key; it is objective.points now"):
+        load_recipe(recipe, DistillRecipe, ["objective.points=5"])
 
 
 def test_a_recipe_extends_another(recipe, tmp_path):
@@ -200,7 +226,7 @@ def test_unusual_characters_survive(recipe, text):
     import tomllib
 
     values = {"teacher": "digits", "training": {"iterations": 1, "batch_size": 1}}
-    found = check_section({**values, "preconditioning": {"coefficients": text}}, DistillRecipe, "test")
+    found = check_recipe({**values, "preconditioning": {"coefficients": text}}, DistillRecipe, "test")
     assert tomllib.loads(to_toml(found))["preconditioning"]["coefficients"] == text
 
 
@@ -240,20 +266,22 @@ TABLE_3 = {
 @pytest.mark.parametrize("name", list(TABLE_3))
 def test_recipes_are_those_of_table_3(name, twin):
     recipe = load_recipe(shipped_recipes()[f"{name}{twin}"], DistillRecipe)
-    t, e = recipe.training, recipe.estimation
-    rates = (t.learning_rate, t.target_rate, t.ema_rate)
-    sizes = (t.points, t.max_ode_steps, t.iterations, t.batch_size)
+    t, o, e = recipe.training, recipe.objective, recipe.estimation
+    rates = (t.learning_rate, o.target_rate, t.ema_rate)
+    sizes = (o.points, o.max_ode_steps, t.iterations, t.batch_size)
     assert (*rates, *sizes, e.timesteps, e.samples, e.grid) == TABLE_3[name]
-    assert (t.method, t.distance, t.dsm, t.precision, t.flips) == ("ctm", "lpips", True, "fp16", True)
+    assert (o.name, o.distance, o.dsm, t.precision, t.flips) == ("ctm", "lpips", True, "fp16", True)
     assert recipe.preconditioning.name == ("ctm" if twin else "analytic")
     assert recipe.teacher == f"edm-{name}"
 
 
-def test_recipes_of_cm_change_nothing_but_the_method():
+def test_recipes_of_cm_change_nothing_but_the_objective():
     ctm, cm, analytic = (
         load_recipe(shipped_recipes()[f"cifar10-cond{kind}"], DistillRecipe) for kind in ("-ctm", "-cm", "-cm-analytic")
     )
     assert differences(cm, analytic) == ["preconditioning.name: 'cm' -> 'analytic'"]
     changed = {line.split(":")[0] for line in differences(ctm, cm)}
-    assert changed == {"preconditioning.name", "training.method", "training.dsm", "training.target_rate"}
-    assert (cm.training.method, cm.training.dsm, cm.training.target_rate) == ("cm", False, 0.0)
+    ctms_alone = {"objective.max_ode_steps", "objective.target"}
+    own = {"preconditioning.name", "objective.name", "objective.dsm", "objective.target_rate"}
+    assert changed == own | ctms_alone
+    assert (cm.objective.name, cm.objective.dsm, cm.objective.target_rate) == ("cm", False, 0.0)

@@ -31,7 +31,7 @@ from cdistill.training.loop import Counters, finish, read
 from tests.conftest import *
 from tests.quadrature import exact_estimate
 from tests.runtime.test_processes import CASES
-from tests.training.test_distillation import make_task, moved
+from tests.training.tasks import make_task, moved
 from cdistill.schedule import log_uniform_grid
 
 torch.set_num_threads(1)

@@ -60,7 +60,8 @@ def test_images_become_uint8_with_the_labels_they_were_drawn_for(tmp_path, monke
 
 
 def test_a_recipe_says_so_before_anything_runs():
-    from cdistill.recipe.schema import DistillRecipe, load_recipe
+    from cdistill.recipe.files import load_recipe
+    from cdistill.recipe.schema import DistillRecipe
 
     with pytest.raises(RecipeError, match="data: got 'teacher:0'; needs teacher:COUNT"):
         load_recipe(Path("digits"), DistillRecipe, ["data=teacher:0"])

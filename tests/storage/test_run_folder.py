@@ -8,7 +8,8 @@ import pytest
 
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError, RunLockedError
-from cdistill.recipe.schema import DistillRecipe, load_recipe, to_toml
+from cdistill.recipe.files import load_recipe, to_toml
+from cdistill.recipe.schema import DistillRecipe
 from cdistill.runtime.processes import let_main
 from cdistill.storage.checkpoints import save_checkpoint
 from cdistill.storage.run_folder import RunFolder, held, read_run

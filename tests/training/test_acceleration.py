@@ -20,52 +20,49 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch.aot_autograd import make_boxed_func
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.analysis.cost import Plan, hollow, input_cost, network_cost
+from cdistill.analysis.cost import Plan, input_cost, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.errors import RecipeError
-from cdistill.preconditionings import make_preconditioning
-from cdistill.recipe.schema import DistillRecipe, load_recipe, shipped_recipes, to_toml
-from cdistill.registry import DISTANCES
+from cdistill.recipe.files import load_recipe, shipped_recipes, to_toml
+from cdistill.recipe.schema import DistillRecipe
 from cdistill.runtime.randomness import generator
 from cdistill.storage.checkpoints import load_checkpoint, save_checkpoint
 from cdistill.storage.files import list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
-from cdistill.training.acceleration import Speed, make_solver_step, tolerate_compiler
-from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
-from cdistill.training.gan import Adversary
+from cdistill.training.acceleration import Acceleration, make_solver_step, tolerate_compiler
+from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, finish, read
 from cdistill.training.settings import GanSection
-from cdistill.training.step_data import Times
 from cdistill.workflows import micro_batches as micro
 from cdistill.workflows.plan import plan
-from tests.training.test_distillation import digits, gradients, moved, section, small_teacher, step, tensors
+from tests.training.tasks import (
+    force_levels,
+    gradients,
+    make_task,
+    moved,
+    small_teacher,
+    step,
+    tensors,
+)
 
 ROUNDING = {"bf16": 2.0**-8, "fp16": 2.0**-11}
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-METHODS = ["ctm", "cm"]
+OBJECTIVES = ["ctm", "cm"]
 
 
-def build(table, accelerator=None, source=None, teacher=None, gan=None, **values) -> ConsistencyTask:
-    """A task in float64, unless `source` and `teacher` are of another type; contiguous, unless asked otherwise."""
-    chosen = section(**{"channels_last": False, **values})
-    kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
-    form, accelerator = make_preconditioning("analytic", table=table), accelerator or Accelerator(cpu=True)
-    adversary = gan and Adversary(gan, (1, 8, 8), 10, accelerator, 1)
-    if adversary:
-        adversary.discriminator.double()
-    return kind(teacher or small_teacher(), form, distance, source or digits(), accelerator, chosen, 1, adversary)
+def build(table, accelerator=None, **values) -> Distillation:
+    """A task in float64; contiguous, unless asked otherwise."""
+    return make_task(table, accelerator=accelerator, **{"channels_last": False, **values})
 
 
-def single(table, **values) -> ConsistencyTask:
+def single(table, **values) -> Distillation:
     """A task in float32."""
     return build(table, source=load_source("digits"), teacher=small_teacher(torch.float32), **values)
 
@@ -89,14 +86,14 @@ def test_a_half_teacher_moves_the_solution_and_the_step_by_its_rounding(exact_co
     """In units of the type's rounding: x_u after h steps at most 2, loss and gradient, half of which hang on it, 1."""
     whole = moved(build(exact_coefficients))
     half = moved(build(exact_coefficients, teacher_precision=kind))
-    assert half.speed.teacher == TYPES[kind]
+    assert half.acceleration.teacher_dtype == TYPES[kind]
     for index in range(2):
-        exact, found = whole.gradients(index), half.gradients(index)
+        exact, found = whole.backward(index), half.backward(index)
         (batch,) = whole.draw(index)
-        assert batch.h == (6, 2)[index]
-        x_u = half.solve_teacher(batch)
+        assert batch.levels["path"].shape[1] - 1 == (6, 2)[index]
+        x_u = half.networks.solve(batch)
         assert x_u.dtype == torch.float64
-        assert 0.01 < relative(x_u, whole.solve_teacher(batch)) / ROUNDING[kind] < 2
+        assert 0.01 < relative(x_u, whole.networks.solve(batch)) / ROUNDING[kind] < 2
         assert found["dsm"] == exact["dsm"]
         for name, value in exact.items():
             assert abs(found[name] / value - 1) < ROUNDING[kind], name
@@ -108,7 +105,7 @@ def test_what_enters_the_half_teacher_is_rounded_last(kind):
     """dx/dt at t = 0.002 is off by the rounding of the network, about 2; with x itself rounded by thousands of it."""
     teacher, speed = (
         small_teacher(),
-        Speed(TYPES[kind], compiled=False, channels_last=False, teacher_channels_last=False),
+        Acceleration(TYPES[kind], compiled=False, channels_last=False, teacher_channels_last=False),
     )
     x = torch.randn(16, 1, 8, 8, dtype=torch.float64, generator=generator(0, "x"))
     t, u = (torch.full((16,), level, dtype=torch.float64) for level in (0.0022, 0.002))
@@ -117,7 +114,7 @@ def test_what_enters_the_half_teacher_is_rounded_last(kind):
         return (step(x, t, u, torch.arange(16) % 10) - x) / (0.002 - 0.0022)
 
     half = make_solver_step(teacher, speed)
-    exact = slope(make_solver_step(teacher, replace(speed, teacher=None)))
+    exact = slope(make_solver_step(teacher, replace(speed, teacher_dtype=None)))
     rounded = slope(lambda x, *rest: half(x.to(TYPES[kind]), *rest))
     assert relative(slope(half), exact) < 5 * ROUNDING[kind]
     assert relative(rounded, exact) > 1000 * ROUNDING[kind]
@@ -135,22 +132,22 @@ def accelerator_of() -> Iterator[Callable[[str], Accelerator]]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize(("method", "accumulation"), [("ctm", 1), ("ctm", 2), ("cm", 1)])
-def test_a_step_in_bf16_is_near_that_in_float32(exact_coefficients, method, accumulation, accelerator_of):
+@pytest.mark.parametrize(("objective", "accumulation"), [("ctm", 1), ("ctm", 2), ("cm", 1)])
+def test_a_step_in_bf16_is_near_that_in_float32(exact_coefficients, objective, accumulation, accelerator_of):
     """In units of its rounding: losses and weights 2, the gradient 5; weights and gradient stay in float32."""
-    options = {"method": method, "accumulation": accumulation, "batch_size": 6}
+    options = {"objective": objective, "accumulation": accumulation, "batch_size": 6}
     whole = moved(single(exact_coefficients, **options))
     half = moved(single(exact_coefficients, accelerator=accelerator_of("bf16"), precision="bf16", **options))
-    assert half.speed.teacher == torch.bfloat16
-    exact, found = whole.gradients(0), half.gradients(0)
+    assert half.acceleration.teacher_dtype == torch.bfloat16
+    exact, found = whole.backward(0), half.backward(0)
     for name, value in exact.items():
         assert 0 < abs(found[name] / value - 1) < 2 * ROUNDING["bf16"], name
-    assert all(value.dtype == torch.float32 for value in [*gradients(half).values(), *half.live.parameters()])
+    assert all(value.dtype == torch.float32 for value in [*gradients(half).values(), *half.student.parameters()])
     assert 0.1 * ROUNDING["bf16"] < distance_of(gradients(half), gradients(whole)) < 5 * ROUNDING["bf16"]
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"accumulation": 2}, {"method": "cm"}, {"gan": GanSection()},
+    {}, {"accumulation": 2}, {"objective": "cm"}, {"gan": GanSection()},
 ], ids=str)  # fmt: skip
 def test_a_step_in_fp16_is_near_that_in_float32(exact_coefficients, options):
     """As a GPU does it, with autocast, a half teacher and the scaler; in units of the rounding 3, the gradient 5.
@@ -172,9 +169,9 @@ def test_a_step_in_fp16_is_near_that_in_float32(exact_coefficients, options):
     whole = moved(single(exact_coefficients, **options))
     half = moved(single(exact_coefficients, accelerator=accelerator, teacher_precision="fp16", **options))
     kinds = set()
-    for network in (half.live, half.target):
+    for network in (half.student, half.target_net):
         network.model.register_forward_hook(lambda module, inputs, out: kinds.add(out.dtype))
-    exact, found = whole.gradients(0), half.gradients(0)
+    exact, found = whole.backward(0), half.backward(0)
     assert kinds == {torch.float16}
     kinked = 2.0**-5.5
     for name, value in exact.items():
@@ -195,14 +192,14 @@ def scaling(**values) -> Accelerator:
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"accumulation": 2}, {"dsm": False}, {"method": "cm"}, {"gan": GanSection()},
+    {}, {"accumulation": 2}, {"dsm": False}, {"objective": "cm"}, {"gan": GanSection()},
     {"gan": GanSection(), "accumulation": 3},
 ], ids=str)  # fmt: skip
 def test_the_scaler_changes_neither_gradient_nor_weights_nor_losses(exact_coefficients, options):
     """In float64; the losses that are logged and the adaptive weights are those without the factor."""
     plain = moved(build(exact_coefficients, batch_size=6, **options))
     scaled = moved(build(exact_coefficients, scaling(init_scale=2.0**10), batch_size=6, **options))
-    expected, found = plain.gradients(0), scaled.gradients(0)
+    expected, found = plain.backward(0), scaled.backward(0)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert float(found[name]) == pytest.approx(float(value), rel=1e-10), name
@@ -218,22 +215,22 @@ def test_an_overflow_is_skipped_and_lowers_the_scale(exact_coefficients, accumul
     accelerator = scaling(init_scale=2.0**127, backoff_factor=2.0**-110)
     task, counters = single(exact_coefficients, accelerator=accelerator, accumulation=accumulation), Counters()
     before = tensors(task)
-    report = read(accelerator, task.gradients(0))
+    report = read(accelerator, task.backward(0))
     assert math.isfinite(report.values["consistency"])
     assert "gradient_norm" in report.wrong
     finish(task, 0, report, counters)
     assert (counters.skipped, counters.row()) == (1, 1)
     assert all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
     assert accelerator.scaler.get_scale() == 2.0**17
-    report = read(accelerator, task.gradients(1))
+    report = read(accelerator, task.backward(1))
     plain = single(exact_coefficients, accumulation=accumulation)
-    plain.gradients(1)
+    plain.backward(1)
     assert distance_of(gradients(task), gradients(plain)) < 1e-5
     finish(task, 1, report, counters)
     step(plain, 1)
     assert (counters.skipped, counters.row()) == (1, 0)
     assert accelerator.scaler.get_scale() == 2.0**17
-    for first, second in zip(task.live.parameters(), plain.live.parameters(), strict=True):
+    for first, second in zip(task.student.parameters(), plain.student.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-4)  # RAdam begins with the plain gradient
 
 
@@ -260,26 +257,26 @@ def test_the_meta_device_has_no_values():
 
 @pytest.mark.parametrize("options", [
     {}, {"accumulation": 2}, {"dsm": False}, {"target": "live", "target_rate": 0.5, "dropout": 0.1},
-    {"method": "cm"}, {"method": "cm", "accumulation": 2, "dropout": 0.1}, {"teacher_precision": "fp16"},
+    {"objective": "cm"}, {"objective": "cm", "accumulation": 2, "dropout": 0.1}, {"teacher_precision": "fp16"},
     {"gan": GanSection()}, {"gan": GanSection(), "accumulation": 2},
 ], ids=str)  # fmt: skip
 def test_nothing_is_read_on_the_host(exact_coefficients, options):
     """Two steps with everything on the meta device; with the GAN loss the second is the discriminator's."""
     task = build(exact_coefficients, valueless(), **options)
     for index in range(2):
-        found = task.gradients(index)
+        found = task.backward(index)
         task.prepare(index + 1)
         assert all(value.is_meta for value in found.values())
         assert ("discriminator" in found) == ("gan" in options and index == 1)
-    assert all(parameter.is_meta for parameter in task.live.parameters())
+    assert all(parameter.is_meta for parameter in task.student.parameters())
 
 
 # ---- the work that is done ----
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"dsm": False}, {"accumulation": 2}, {"method": "cm"}, {"method": "cm", "dsm": False},
-    {"method": "cm", "accumulation": 2},
+    {}, {"dsm": False}, {"accumulation": 2}, {"objective": "cm"}, {"objective": "cm", "dsm": False},
+    {"objective": "cm", "accumulation": 2},
 ], ids=str)  # fmt: skip
 def test_a_step_does_the_counted_work_and_nothing_else(exact_coefficients, options):
     """To the FLOP, the planned cost of a call times the rows that need one.
@@ -289,32 +286,29 @@ def test_a_step_does_the_counted_work_and_nothing_else(exact_coefficients, optio
     """
     task = moved(build(exact_coefficients, **options))
     batches, rows = task.draw(1), 12
-    teacher, student = hollow(small_teacher()), hollow(small_teacher().student(task.section.method == "ctm"))
+    teacher, student = on_meta(small_teacher()), on_meta(small_teacher().student(task.objective.takes_s))
     teaching, learning = network_cost(teacher), network_cost(student)
     frozen = input_cost(student.requires_grad_(False))
-    last = 2 * task.live.balance_weight().numel() * 8 * 8
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # attention as the plan counts it
-        task.gradients(1)
-    inner, outer = (sum(len(getattr(batch, name)) for batch in batches) for name in ("inner", "outer"))
-    expected = 2 * batches[0].h * rows * teaching.forward + (1 + task.section.dsm) * rows * _both(learning)
-    if task.section.method == "ctm":
+        task.backward(1)
+    steps = batches[0].levels["path"].shape[1] - 1
+    expected = 2 * steps * rows * teaching.forward + (1 + task.objective.section.dsm) * rows * _both(learning)
+    if task.objective.section.name == "ctm":
+        inner, outer = (sum(len(batch.moving[pair]) for batch in batches) for pair in task.objective.jumps)
         assert 0 < inner < rows
         assert 0 < outer < rows
         expected += (inner + outer) * learning.forward + outer * _both(frozen)
-        looked_at = 2 * rows
     else:
         expected += rows * learning.forward
-        looked_at = rows
-    expected += 2 * looked_at * last if task.section.dsm and len(batches) == 1 else 0
-    assert counter.get_total_flops() == expected
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-12)
 
 
 def _both(cost) -> float:
     return cost.forward + cost.backward
 
 
-@pytest.mark.parametrize("gan", [None, GanSection()])
-def test_the_student_is_called_and_passed_back_through_once_a_step(exact_coefficients, gan):
+@pytest.mark.parametrize(("gan", "losses"), [(None, 2), (GanSection(), 3)])
+def test_the_student_is_called_and_passed_back_through_once_a_loss(exact_coefficients, gan, losses):
     task, count = moved(build(exact_coefficients, gan=gan)), Counter()
 
     def note(module, inputs, output):
@@ -322,9 +316,9 @@ def test_the_student_is_called_and_passed_back_through_once_a_step(exact_coeffic
         count["rows"] += len(output)
         output.register_hook(lambda gradient: count.update(["backward"]))
 
-    next(iter(task.live.model.enc.values())).register_forward_hook(note)
-    task.gradients(0)
-    assert count == {"forward": 1, "rows": 2 * 12, "backward": 1}
+    next(iter(task.student.model.enc.values())).register_forward_hook(note)
+    task.backward(0)
+    assert count == {"forward": losses, "rows": losses * 12, "backward": losses}
 
 
 # ---- compilation ----
@@ -346,46 +340,22 @@ def compiled_by(monkeypatch) -> Iterator[Callable[[object], None]]:
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, unless warnings are errors
 @pytest.mark.parametrize("options", [
-    {}, {"method": "cm"}, pytest.param({"target": "live", "accumulation": 2}, marks=pytest.mark.slow),
+    {}, {"objective": "cm"}, pytest.param({"target": "live", "accumulation": 2}, marks=pytest.mark.slow),
     pytest.param({"gan": GanSection()}, marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip
 def test_compilation_changes_neither_losses_nor_gradients(exact_coefficients, options, compiled_by):
     """In float64, over steps whose shapes differ."""
     compiled_by("aot_eager")
     eager, fast = (moved(build(exact_coefficients, batch_size=6, compile=on, **options)) for on in (False, True))
-    assert str(fast.speed) == "compiled"
+    assert str(fast.acceleration) == "compiled"
     assert [list(group) for group in fast.groups().values()] == [list(group) for group in eager.groups().values()]
     for index in (0, 2) if "gan" in options else (0, 1):  # the student's
-        expected, found = eager.gradients(index), fast.gradients(index)
+        expected, found = eager.backward(index), fast.backward(index)
         for name, value in expected.items():
             assert float(found[name]) == pytest.approx(float(value), rel=1e-10), name
         assert distance_of(gradients(fast), gradients(eager)) < 1e-10
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # solver, target, body
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # solver, target, student
     eager.load(fast.groups())
-
-
-def test_the_gradient_at_the_last_layer_runs_no_compiled_backward(compiled_by):
-    passes: list[str] = []
-
-    def noting(name: str) -> Callable[..., object]:
-        def compiler(graph, inputs):
-            def run_noted(*arguments):
-                passes.append(name)
-                return graph(*arguments)
-
-            return make_boxed_func(run_noted)
-
-        return compiler
-
-    compiled_by(aot_autograd(fw_compiler=noting("forward"), bw_compiler=noting("backward")))
-    student = small_teacher().student()
-    student.compile_body()
-    x, level = torch.ones(2, 1, 8, 8, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-    out = student(x, level, level, torch.zeros(2, dtype=torch.int64)).sum()
-    torch.autograd.grad(out, student.balance_weight(), retain_graph=True)
-    assert passes == ["forward"]
-    out.backward()
-    assert passes == ["forward", "backward"]
 
 
 def test_without_a_compiler_the_step_runs_as_it_is(exact_coefficients, compiled_by):
@@ -393,11 +363,11 @@ def test_without_a_compiler_the_step_runs_as_it_is(exact_coefficients, compiled_
         raise RuntimeError("no compiler here")
 
     compiled_by(broken)
-    eager, fast = (moved(build(exact_coefficients, method="cm", batch_size=2, compile=on)) for on in (False, True))
+    eager, fast = (moved(build(exact_coefficients, objective="cm", batch_size=2, compile=on)) for on in (False, True))
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no compiler here"):
-        fast.gradients(0)
+        fast.backward(0)
     tolerate_compiler()
-    expected, found = eager.gradients(0), fast.gradients(0)
+    expected, found = eager.backward(0), fast.backward(0)
     assert found.keys() == expected.keys()
     assert distance_of(gradients(fast), gradients(eager)) < 1e-12
 
@@ -421,39 +391,40 @@ def test_checkpoints_do_not_depend_on_the_memory_format(exact_coefficients, tmp_
     assert values[1] == pytest.approx(values[0], rel=1e-10)
 
 
-def lies_last(task: ConsistencyTask) -> bool:
+def lies_last(task: Distillation) -> bool:
     """Whether the channels of a convolution's weight are innermost."""
-    return task.live.model.dec["8x8_in0"].conv0.weight.stride(1) == 1
+    return task.student.model.dec["8x8_in0"].conv0.weight.stride(1) == 1
 
 
 # ---- batches ----
 
 
-FIELDS = ["x0", "labels", "x_t", "z", "sigma", "start", "end"]
+FIELDS = ["x0", "labels", "x_t", "z", "sigma"]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("processes", "accumulation"), [(1, 3), (2, 1), (2, 3)])
-def test_micro_batches_are_the_rows_of_the_whole_batch(exact_coefficients, method, processes, accumulation):
-    (whole,) = build(exact_coefficients, method=method).draw(5)
+def test_micro_batches_are_the_rows_of_the_whole_batch(exact_coefficients, objective, processes, accumulation):
+    (whole,) = build(exact_coefficients, objective=objective).draw(5)
     parts = []
     for rank in range(processes):
         accelerator = SimpleNamespace(**{**vars(valueless()), "device": torch.device("cpu")})
         accelerator.num_processes, accelerator.process_index = processes, rank
-        parts += build(exact_coefficients, accelerator, method=method, accumulation=accumulation).draw(5)
+        parts += build(exact_coefficients, accelerator, objective=objective, accumulation=accumulation).draw(5)
     assert [part.rows for part in parts] == [slice(k, k + len(parts[0].x0)) for k in range(0, 12, len(parts[0].x0))]
     for name in FIELDS:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
-    for name in ("inner", "outer"):
-        assert torch.equal(torch.cat([getattr(part, name) + part.rows.start for part in parts]), getattr(whole, name))
-    assert {part.h for part in parts} == {whole.h}
+    for name, level in whole.levels.items():
+        assert torch.equal(torch.cat([part.levels[name] for part in parts]), level), name
+    for pair, some in whole.moving.items():
+        assert torch.equal(torch.cat([part.moving[pair] + part.rows.start for part in parts]), some), pair
     assert len({part.seed for part in parts}) == len(parts)
 
 
 def test_what_is_prepared_is_what_would_be_drawn(exact_coefficients):
     ahead, plain = (build(exact_coefficients, dropout=0.1) for _ in range(2))
     for index in range(3):
-        found, expected = ahead.gradients(index), plain.gradients(index)
+        found, expected = ahead.backward(index), plain.backward(index)
         ahead.prepare(index + 1)
         prepared = ahead.draw(index + 1)
         assert prepared is ahead.ready[2]
@@ -611,20 +582,18 @@ def test_the_planned_memory_is_what_a_step_keeps(exact_coefficients, accumulatio
     """The plan lets every sample need the last jump; a step in which fewer do keeps less."""
     teacher, source = load_teacher("digits").denoiser, load_source("digits")
     options = {"batch_size": 24, "accumulation": accumulation, "points": 10, "max_ode_steps": 9}
-    task = build(exact_coefficients, None, source, teacher, **options)
+    task = build(exact_coefficients, source=source, teacher=teacher, **options)
     found = plan(micro_recipe(accumulation=accumulation), 1)
 
     def share() -> float:
-        kept = Kept([*task.live.parameters(), *task.target.parameters()])
+        kept = Kept([*task.student.parameters(), *task.target_net.parameters()])
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-            task.gradients(0)
+            task.backward(0)
         assert kept.now == 0
         return kept.peak / (found.activation_bytes * found.micro_batch)
 
     assert 0.3 < share() < 0.95
-    start, end, sigma = torch.zeros(24, dtype=torch.int64), torch.full((24,), 5), torch.ones(24, dtype=torch.float64)
-    monkeypatch.setattr(task, "draw_times", lambda index: Times(start, end, sigma, 3))
-    task.ready = None
+    force_levels(task, monkeypatch, t=0, s=5, h=3)
     assert share() == pytest.approx(1, abs=0.1)
 
 

@@ -5,130 +5,72 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from cdistill.data import Source, load_source
+from cdistill.data import load_source
 from cdistill.errors import RecipeError
-from cdistill.networks.denoiser import EDMDenoiser, freeze
-from cdistill.networks.song import SongUNet
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import L2
+from cdistill.objectives.base import make_objective
+from cdistill.objectives.cm import CM, CMSection
+from cdistill.objectives.ctm import CTM, CTMSection, draw_ctm_times
+from cdistill.objectives.dsm import draw_dsm_sigma
 from cdistill.preconditionings import make_preconditioning
-from cdistill.registry import DISTANCES, PRECONDITIONINGS
+from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.randomness import generator
-from cdistill.training.distillation import CMTask, CTMTask
-from cdistill.training.gan import Adversary
-from cdistill.training.loop import Counters, Report, finish, read
-from cdistill.training.reference import Sample, cm_points, ctm_points, dsm_loss, total_gradient
-from cdistill.training.settings import DistillSection, GanSection
-from cdistill.training.step_data import draw_ctm_times, draw_data, draw_dsm_sigma, draw_noise, own_rows
-
-POINTS = 8
-
-
-def small_teacher(dtype: torch.dtype = torch.float64) -> EDMDenoiser:
-    torch.manual_seed(0)
-    network = SongUNet(8, 1, 10, model_channels=16, channel_mult=[1], num_blocks=1, attn_resolutions=[])
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return freeze(EDMDenoiser(network, (1, 8, 8), 0.5, 10).to(dtype))
-
-
-def section(**values) -> DistillSection:
-    base = {"iterations": 10, "batch_size": 12, "points": POINTS, "max_ode_steps": POINTS - 1, "distance": "l2"}
-    return DistillSection(**{**base, "target_rate": 0.9, "ema_rate": 0.9, "learning_rate": 1e-3, **values})
-
-
-class Doubles(Source):
-    """The digits in float64, so that only the mathematics is compared."""
-
-    def batch(self, indices, flip=None):
-        x, labels = super().batch(indices, flip)
-        return x.double(), labels
-
-
-def digits() -> Source:
-    source = load_source("digits")
-    return Doubles(source.name, source.samples, source.labels, source.num_classes)
-
-
-def make_task(table, name="analytic", teacher=None, gan=None, **values):
-    chosen, form = section(**values), make_preconditioning(name, table=table)
-    kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
-    teacher, accelerator = teacher or small_teacher(), Accelerator(cpu=True)
-    adversary = gan and Adversary(gan, teacher.sample_shape, teacher.num_classes, accelerator, 1)
-    if adversary:
-        adversary.discriminator.double()
-    task = kind(teacher, form, distance, digits(), accelerator, chosen, 1, adversary)
-    task.form, task.phi = form, small_teacher()
-    return task
-
-
-def moved(task):
-    """Moves the student away from the start, so that target and student differ and every branch is live."""
-    with torch.no_grad():
-        for k, (live, target) in enumerate(zip(task.live.parameters(), task.target.parameters(), strict=True)):
-            for moving, purpose in ((live, "live"), (target, "target")):
-                noise = torch.randn(moving.shape, generator=generator(k, purpose), dtype=moving.dtype)
-                moving.add_(0.02 * noise.to(moving.device))
-    return task
-
-
-def step(task, index: int) -> Report:
-    """A step as the loop does it."""
-    report = read(task.accelerator, task.gradients(index))
-    finish(task, index, report, Counters())
-    return report
-
-
-def gradients(task) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in task.live.named_parameters() if p.grad is not None}
+from cdistill.training.distillation import Distillation
+from cdistill.training.loop import Counters, finish, read
+from cdistill.training.settings import GanSection
+from cdistill.training.step_data import draw_data, draw_noise, own_rows
+from tests.training.reference_step import Sample, cm_points, ctm_points, dsm_loss, total_gradient
+from tests.training.tasks import digits, gradients, make_task, moved, sections, small_teacher, step, tensors
 
 
 def plainly(task, index: int):
-    """Losses, weight and gradient of a step as `cdistill.training.reference` computes them."""
-    section = task.section
-    a = task.live if section.target == "live" else task.target
+    """Losses, weight and gradient of a step as `reference_step` computes them."""
+    section = task.objective.section
+    a = task.student if getattr(section, "target", "ema") == "live" else task.target_net
     consistency, dsm, gan = [], [], []
     for batch in task.draw(index):
         landed = []
         for k in range(len(batch.x0)):
-            i, j, only = int(batch.start[k]), int(batch.end[k]), slice(k, k + 1)
+            only, levels = slice(k, k + 1), {name: level[k] for name, level in batch.levels.items()}
             label = None if batch.labels is None else batch.labels[only]
-            times, s, eps = task.grid[i : i + batch.h + 1], task.grid[j], task.grid[-1]
-            sample = Sample(batch.x0[only], batch.x_t[only], batch.z[only], batch.sigma[k], label, times, s, eps)
-            if section.method == "ctm":
-                points = ctm_points(task.live, a, task.target, task.phi, task.form, sample)
+            z, sigma = (None, None) if batch.z is None else (batch.z[only], batch.sigma[k])
+            sample = Sample(
+                batch.x0[only], batch.x_t[only], z, sigma, label, levels["path"], levels["s"], levels["eps"]
+            )
+            if section.name == "ctm":
+                points = ctm_points(task.student, a, task.target_net, task.phi, task.form, sample)
             else:
-                points = cm_points(task.live, task.target, task.phi, task.form, sample)
+                points = cm_points(task.student, task.target_net, task.phi, task.form, sample)
             landed.append(points[0])
-            consistency.append(task.distance(*points)[0])
-            dsm.append(dsm_loss(task.live, sample, task.live.sigma_data))
+            consistency.append(task.objective.distance(*points)[0])
+            if section.dsm:
+                dsm.append(dsm_loss(task.student, sample, task.student.sigma_data))
         if task.adversary:
-            gan.append(task.adversary.generator_loss(torch.cat(landed), batch.labels, index, batch.rows))
+            points = torch.cat(landed)
+            gan.append(task.adversary.generator_loss(points, batch.labels, index, batch.rows, task.draw_seed))
     losses = {"consistency": torch.stack(consistency).mean()}
     losses |= {"dsm": torch.stack(dsm).mean()} if section.dsm else {}
     losses |= {"gan": torch.stack(gan).mean()} if gan else {}
-    gradient, weights = total_gradient(task.live, losses["consistency"], losses.get("dsm"), losses.get("gan"))
-    names = [name for name, parameter in task.live.named_parameters() if parameter.requires_grad]
+    gradient, weights = total_gradient(task.student, losses["consistency"], losses.get("dsm"), losses.get("gan"))
+    names = [name for name, parameter in task.student.named_parameters() if parameter.requires_grad]
     return {**losses, **weights}, dict(zip(names, gradient, strict=True))
 
 
-FORMS = [(name, method) for name in PRECONDITIONINGS.names() for method in ("ctm", "cm")]
+FORMS = [(name, objective) for name in PRECONDITIONINGS.names() for objective in ("ctm", "cm")]
 FORMS.remove(("cm", "ctm"))
 OPTIONS = [
     {"dsm": False}, {"target": "live"}, {"accumulation": 2, "target": "live"}, {"accumulation": 3, "dsm": False},
     {"distance": "pseudo-huber"}, {"channels_last": False}, {"target_rate": 0.5},
 ]  # fmt: skip
 CASES = [(*form, options) for form in FORMS for options in ({}, {"accumulation": 2})]
-CASES += [("analytic", method, options) for method in ("ctm", "cm") for options in OPTIONS]
+CASES += [("analytic", objective, options) for objective in ("ctm", "cm") for options in OPTIONS]
 CASES += [("ctm", "ctm", {"gan": GanSection(), **more}) for more in ({}, {"accumulation": 2}, {"dsm": False})]
 
 
-@pytest.mark.parametrize(("name", "method", "options"), CASES, ids=str)
-def test_losses_and_gradient_are_those_of_the_plain_reference(exact_coefficients, name, method, options):
+@pytest.mark.parametrize(("name", "objective", "options"), CASES, ids=str)
+def test_losses_and_gradient_are_those_of_the_plain_reference(exact_coefficients, name, objective, options):
     """In float64, for every preconditioning, objective and option."""
-    task = moved(make_task(exact_coefficients, name, method=method, batch_size=6, **options))
-    found = task.gradients(0)
+    task = moved(make_task(exact_coefficients, name, objective=objective, batch_size=6, **options))
+    found = task.backward(0)
     values, expected = plainly(task, 0)
     values["gradient_norm"] = norm = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     assert found.keys() == values.keys()
@@ -143,7 +85,7 @@ def test_no_gradient_reaches_teacher_or_target(exact_coefficients):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     task = moved(make_task(exact_coefficients, teacher=teacher))
     step(task, 0)
-    assert all(p.grad is None for p in [*teacher.parameters(), *task.target.parameters()])
+    assert all(p.grad is None for p in [*teacher.parameters(), *task.target_net.parameters()])
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
 
 
@@ -151,31 +93,29 @@ def test_the_gradient_flows_through_the_frozen_last_jump(exact_coefficients):
     """For s > eps the student is seen only through f_mu(.; s->eps); its gradient must not be cut there."""
     task = moved(make_task(exact_coefficients))
     (batch,) = task.draw(0)
-    assert len(batch.outer) > 0
-    denoised = task.student_jump(batch).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(task.consistency_loss(task.land(batch, denoised), task.goal(batch)), [denoised])
-    assert (gradient[batch.outer].flatten(1).norm(dim=1) > 0).all()
+    outer = batch.moving["s", "eps"]
+    assert len(outer) > 0
+    denoised = task.denoise(batch).detach().requires_grad_()
+    loss = task.objective.loss(task.predict(batch, denoised), task.target(batch), batch).mean()
+    (gradient,) = torch.autograd.grad(loss, [denoised])
+    assert (gradient[outer].flatten(1).norm(dim=1) > 0).all()
 
 
 def test_moving_averages_follow_eq_28(exact_coefficients):
     task = make_task(exact_coefficients, target_rate=0.5, ema_rate=0.9)
-    assert task.target is not task.ema
-    start = {name: p.detach().clone() for name, p in task.live.named_parameters()}
+    assert task.target_net is not task.student_ema
+    start = {name: p.detach().clone() for name, p in task.student.named_parameters()}
     step(task, 0)
-    for name, live in task.live.named_parameters():
-        for average, rate in ((task.target, 0.5), (task.ema, 0.9)):
+    for name, live in task.student.named_parameters():
+        for average, rate in ((task.target_net, 0.5), (task.student_ema, 0.9)):
             expected = rate * start[name] + (1 - rate) * live.detach()
             torch.testing.assert_close(dict(average.named_parameters())[name], expected)
 
 
 def test_equal_rates_share_one_copy(exact_coefficients):
     task = make_task(exact_coefficients)
-    assert task.target is task.ema
+    assert task.target_net is task.student_ema
     assert set(task.groups()) == {"weights", "ema", "optimizer"}
-
-
-def tensors(task):
-    return [value.clone() for group in task.groups().values() for value in group.values()]
 
 
 @pytest.mark.parametrize(("distance", "wrong"), [
@@ -187,16 +127,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(exact_coeffici
     """The root at zero has a finite value and no finite gradient."""
     task, counters = make_task(exact_coefficients), Counters()
     step(task, 0)
-    before, honest = tensors(task), task.distance
-    task.distance = distance
-    report = read(task.accelerator, task.gradients(1))
+    before, honest = tensors(task), task.objective.distance
+    task.objective.distance = distance
+    report = read(task.accelerator, task.backward(1))
     assert report.wrong
     assert wrong is None or report.wrong == wrong
     finish(task, 1, report, counters)
     assert all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
     assert (counters.skipped, counters.row()) == (1, 1)
-    task.distance = honest
-    finish(task, 2, read(task.accelerator, task.gradients(2)), counters)
+    task.objective.distance = honest
+    finish(task, 2, read(task.accelerator, task.backward(2)), counters)
     assert (counters.skipped, counters.row()) == (1, 0)
     assert not all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
 
@@ -218,16 +158,18 @@ def test_state_round_trip_continues_bit_for_bit(exact_coefficients, options):
     for task in (first, second):
         for index in range(3, 6):
             step(task, index)
-    for a, b in zip(first.live.parameters(), second.live.parameters(), strict=True):
+    for a, b in zip(first.student.parameters(), second.student.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_batches_that_cannot_be_divided_are_refused(exact_coefficients):
-    accelerator = Accelerator(cpu=True)
-    form = make_preconditioning("ctm")
-    values = section(batch_size=9, accumulation=3).model_copy(update={"batch_size": 10})
+def test_batches_that_cannot_be_divided_are_refused():
+    training, chosen = sections(batch_size=9, accumulation=3)
+    training = training.model_copy(update={"batch_size": 10})
+    objective = make_objective(chosen, (1, 8, 8))
     with pytest.raises(RecipeError, match="multiple of 3"):
-        CTMTask(small_teacher(), form, L2(), digits(), accelerator, values, seed=0)
+        Distillation(
+            small_teacher(), make_preconditioning("ctm"), objective, digits(), Accelerator(cpu=True), training, seed=0
+        )
 
 
 # ---- consistency models ----
@@ -235,8 +177,8 @@ def test_batches_that_cannot_be_divided_are_refused(exact_coefficients):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_cm_uses_the_same_dropout_mask_on_both_sides(exact_coefficients, accumulation):
-    task = make_task(exact_coefficients, "cm", method="cm", dropout=0.5, accumulation=accumulation)
-    seen = {"live": [], "target": []}
+    task = make_task(exact_coefficients, "cm", objective="cm", dropout=0.5, accumulation=accumulation)
+    seen = {"student": [], "target_net": []}
 
     def spy(name):
         def look(module, inputs):
@@ -247,10 +189,10 @@ def test_cm_uses_the_same_dropout_mask_on_both_sides(exact_coefficients, accumul
 
     for name in seen:
         getattr(task, name).register_forward_pre_hook(spy(name))
-    task.gradients(0)
-    assert len(seen["target"]) == accumulation
-    assert not any(torch.equal(state, seen["target"][0]) for state in seen["live"][accumulation:])
-    jumps = [state for state in seen["live"] if any(torch.equal(state, other) for other in seen["target"])]
+    task.backward(0)
+    assert len(seen["target_net"]) == accumulation
+    assert not any(torch.equal(state, seen["target_net"][0]) for state in seen["student"][accumulation:])
+    jumps = [state for state in seen["student"] if any(torch.equal(state, other) for other in seen["target_net"])]
     assert len(jumps) == accumulation
 
 
@@ -298,7 +240,7 @@ def test_costs_are_those_that_a_step_makes(exact_coefficients, accumulation):
     """The enumerated forwards agree with forwards counted over many steps."""
     teacher = small_teacher()
     task = make_task(exact_coefficients, batch_size=8, teacher=teacher, accumulation=accumulation, channels_last=False)
-    networks, rows = {"teacher": teacher, "target": task.target, "live": task.live}, Counter()
+    networks, rows = {"teacher": teacher, "target": task.target_net, "live": task.student}, Counter()
 
     def counter(name):
         def count(module, inputs, output):
@@ -310,19 +252,19 @@ def test_costs_are_those_that_a_step_makes(exact_coefficients, accumulation):
         network.register_forward_hook(counter(name))
     steps = 40
     for index in range(steps):
-        task.gradients(index)
-    cost = step_cost("ctm", POINTS, POINTS - 1, True)
+        task.backward(index)
+    cost = task.objective.cost()
     count = 8 * steps
-    assert rows["live"] / count == cost.student == 2
+    assert rows["live"] / count == cost.student + 1 == 2
     assert rows["teacher"] / count == pytest.approx(cost.teacher, rel=0.12)
     assert rows["target"] / count == pytest.approx(cost.target + cost.frozen, rel=0.12)
 
 
 def test_costs_of_the_papers_grid():
-    cost = step_cost("ctm", 18, 17, True)
+    cost = CTM(CTMSection(distance="l2"), (1, 8, 8)).cost()
     assert cost.teacher == pytest.approx(70 / 3)
     assert cost.frozen == pytest.approx(1 - 0.496, abs=1e-3)
-    assert step_cost("cm", 18, 17, False).teacher == 2
+    assert CM(CMSection(name="cm", distance="l2"), (1, 8, 8)).cost().teacher == 2
 
 
 def test_each_process_reads_its_own_part_of_what_is_drawn_for_all():

@@ -13,8 +13,7 @@ from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError
 from cdistill.networks import discriminator
 from cdistill.networks.denoiser import count_parameters, freeze
 from cdistill.networks.discriminator import ImageDiscriminator, power_iteration
-from cdistill.objectives.losses import balance, discriminator_hinge, gan_weight, generator_hinge, mean_logit
-from cdistill.recipe.schema import load_any_recipe, shipped_recipes
+from cdistill.recipe.files import load_any_recipe, shipped_recipes
 from cdistill.registry import DISCRIMINATORS
 from cdistill.runtime.randomness import generator
 from cdistill.storage import assets
@@ -22,7 +21,15 @@ from cdistill.storage.assets import Asset
 from cdistill.storage.checkpoints import load_checkpoint, save_checkpoint
 from cdistill.storage.files import file_digest, list_checkpoints
 from cdistill.training.augment import KINDS, cut_out, diff_augment, draw_numbers, jitter_color, translate
-from cdistill.training.gan import Adversary, Pair, discriminates
+from cdistill.training.gan import (
+    Adversary,
+    RealAndFake,
+    discriminates,
+    discriminator_hinge,
+    generator_hinge,
+    mean_logit,
+)
+from cdistill.training.loss_weighting import adaptive_weight
 from cdistill.training.settings import GanSection
 from cdistill.workflows.plan import plan
 
@@ -41,9 +48,9 @@ def adversary(accelerator=None, seed: int = 0, classes: int = 10, **values) -> A
     return Adversary(GanSection(**values), (1, 8, 8), classes, accelerator or Accelerator(cpu=True), seed)
 
 
-def pair(seed: int = 0, count: int = 6, start: int = 0) -> Pair:
+def pair(seed: int = 0, count: int = 6, start: int = 0) -> RealAndFake:
     rows = slice(start, start + count)
-    return Pair(images(2 * seed, 12)[rows], images(2 * seed + 1, 12)[rows] / 2, labels(12)[rows], rows)
+    return RealAndFake(images(2 * seed, 12)[rows], images(2 * seed + 1, 12)[rows] / 2, labels(12)[rows], rows)
 
 
 def precise(found: Adversary) -> Adversary:
@@ -84,10 +91,10 @@ def test_the_hinge_has_no_gradient_for_what_is_well_told_apart():
 
 def test_the_gan_weight_is_the_ratio_of_gradient_norms_within_bounds():
     first, second = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
-    assert float(gan_weight(first, second)) == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
-    assert float(gan_weight(first * 1e-4, second)) == pytest.approx(0.01)
-    assert float(gan_weight(first, second * 1e-4)) == 10
-    assert float(gan_weight(first * 2**16, second * 2**16, 2.0**16)) == pytest.approx(float(balance(first, second)))
+    assert float(adaptive_weight(first, second, 0.01, 10)) == pytest.approx(5 / (2 + 1e-4), rel=1e-6)
+    assert float(adaptive_weight(first * 1e-4, second, 0.01, 10)) == pytest.approx(0.01)
+    assert float(adaptive_weight(first, second * 1e-4, 0.01, 10)) == 10
+    assert float(adaptive_weight(first * 2**16, second * 2**16, 0.01, 10, 2.0**16)) == pytest.approx(5 / (2 + 1e-4))
 
 
 # ---- DiffAugment ----
@@ -310,7 +317,7 @@ def test_the_students_gradient_reaches_the_images_and_not_the_discriminator():
     found = adversary()
     before = state(found)
     fake = images(0).requires_grad_()
-    loss = found.generator_loss(fake, labels(), 4, slice(0, 6))
+    loss = found.generator_loss(fake, labels(), 4, slice(0, 6), 0)
     loss.backward()
     assert float(fake.grad.abs().sum()) > 0
     assert all(parameter.grad is None for parameter in found.trained)
@@ -320,14 +327,14 @@ def test_the_students_gradient_reaches_the_images_and_not_the_discriminator():
 def test_the_generator_loss_is_the_hinge_of_the_augmented_images():
     found = adversary()
     fake = images(0)
-    loss = found.generator_loss(fake[2:5], labels()[2:5], 4, slice(2, 5))
+    loss = found.generator_loss(fake[2:5], labels()[2:5], 4, slice(2, 5), 0)
     augmented = diff_augment(fake, draw_numbers(0, "fake", 4, slice(0, 6)), KINDS)[2:5]
     torch.testing.assert_close(loss, -found.discriminator(augmented, labels()[2:5])[0].mean())
 
 
 def test_the_discriminators_loss_and_gradient_by_hand():
     found, mine, data = precise(adversary()), precise(adversary()), pair()
-    values = found.backward([data], 3)
+    values = found.backward([data], 3, 0)
     mine.discriminator.requires_grad_(True)
     real = diff_augment(data.real.double(), draw_numbers(0, "real", 3, slice(0, 6)), KINDS)
     fake = diff_augment(data.fake.double(), draw_numbers(0, "fake", 3, slice(0, 6)), KINDS)
@@ -344,7 +351,7 @@ def test_the_discriminators_loss_and_gradient_by_hand():
 def test_the_discriminators_step_does_not_reach_the_student():
     found, data = adversary(), pair()
     data.fake.requires_grad_()
-    found.backward([data], 3)
+    found.backward([data], 3, 0)
     assert data.fake.grad is None
     assert not any(parameter.requires_grad for parameter in found.trained)
 
@@ -352,9 +359,9 @@ def test_the_discriminators_step_does_not_reach_the_student():
 def test_micro_batches_and_processes_change_nothing():
     """Unequal parts of a batch, and the averages over two processes of half of it each, are the whole."""
     whole, parts, *halves = (precise(adversary()) for _ in range(4))
-    values = whole.backward([pair(0, 12)], 3)
-    split = parts.backward((pair(0, size, start) for start, size in ((0, 4), (4, 2), (6, 6))), 3)
-    several = [half.backward([pair(0, 6, start)], 3) for half, start in zip(halves, (0, 6), strict=True)]
+    values = whole.backward([pair(0, 12)], 3, 0)
+    split = parts.backward((pair(0, size, start) for start, size in ((0, 4), (4, 2), (6, 6))), 3, 0)
+    several = [half.backward([pair(0, 6, start)], 3, 0) for half, start in zip(halves, (0, 6), strict=True)]
     averages = [(a + b) / 2 for a, b in zip(*(gradients(half) for half in halves), strict=True)]
     for name, value in values.items():
         assert float(split[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-6)
@@ -373,7 +380,7 @@ def test_gradients_and_losses_are_averaged_over_processes():
         return 2 * tensor
 
     alone, paired = adversary(), adversary(SimpleNamespace(device=torch.device("cpu"), reduce=reduce))
-    values, doubled = (found.backward([pair()], 3) for found in (alone, paired))
+    values, doubled = (found.backward([pair()], 3, 0) for found in (alone, paired))
     assert asked == ["mean", "mean"]
     assert {name: 2 * float(value) for name, value in values.items()} == {k: float(v) for k, v in doubled.items()}
     for first, second in zip(gradients(alone), gradients(paired), strict=True):
@@ -390,19 +397,19 @@ def test_nothing_is_read_on_the_host():
     with Guard():
         with pytest.raises(AssertionError, match="a tensor is read"):
             float(torch.ones(()))
-        found.generator_loss(images(0).requires_grad_(), labels(), 4, slice(0, 6)).backward()
-        found.backward([pair()], 5)
+        found.generator_loss(images(0).requires_grad_(), labels(), 4, slice(0, 6), 0).backward()
+        found.backward([pair()], 5, 0)
 
 
 def test_a_nan_poisons_nothing_unless_it_is_stepped_along():
     found, fresh, data = adversary(), adversary(), pair()
     before = state(found)
     data.fake[0] = torch.nan
-    values = found.backward([data], 3)
+    values = found.backward([data], 3, 0)
     assert values["discriminator"].isnan()
     assert same(state(found), before)
     for one in (found, fresh):
-        one.backward([pair(1)], 5)
+        one.backward([pair(1)], 5, 0)
         one.update()
     assert same(state(found), state(fresh))
     assert all(value.isfinite().all() for value in state(found).values())
@@ -411,7 +418,7 @@ def test_a_nan_poisons_nothing_unless_it_is_stepped_along():
 def test_an_update_moves_weights_and_spectral_norms_alike():
     found = adversary()
     before = state(found)
-    found.backward([pair()], 1)
+    found.backward([pair()], 1, 0)
     found.update()
     after = state(found)
     still = [name for name in before if torch.equal(before[name], after[name])]
@@ -436,7 +443,7 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes, done):
     def steps(found, begin, end):
         for index in range(begin, end):
             data = pair(index)
-            found.backward([data if classes else Pair(data.real, data.fake, None, data.rows)], index)
+            found.backward([data if classes else RealAndFake(data.real, data.fake, None, data.rows)], index, 0)
             found.update()
 
     steps(first, 0, done)
@@ -459,14 +466,16 @@ def test_it_learns_to_tell_apart_and_draws_fakes_to_the_real():
 
     found = adversary(classes=0)
     for step in range(120):
-        values = found.backward([Pair(noisy(above, 2 * step), noisy(left, 2 * step + 1), None, slice(0, 16))], step)
+        values = found.backward(
+            [RealAndFake(noisy(above, 2 * step), noisy(left, 2 * step + 1), None, slice(0, 16))], step, 0
+        )
         found.update()
     assert float(values["logit_real"] - values["logit_fake"]) > 1
     fake = noisy(left, 1000)
     correlation = [float(((fake - fake.mean()) * (above - 0.5)).mean())]
     for step in range(200, 230):
         fake = fake.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(found.generator_loss(fake, None, step, slice(0, 16)), fake)
+        (gradient,) = torch.autograd.grad(found.generator_loss(fake, None, step, slice(0, 16), 0), fake)
         fake = fake - 0.5 * gradient / gradient.square().mean().sqrt() / 30
         correlation.append(float(((fake - fake.mean()) * (above - 0.5)).mean().detach()))
     assert abs(correlation[0]) < 0.02
@@ -484,7 +493,7 @@ def test_a_discriminator_on_features_trains_too(vgg):
     before = [weight.clone() for weight in found.discriminator.frozen()]
     losses = []
     for _ in range(3):
-        losses.append(float(found.backward([pair()], 1)["discriminator"]))
+        losses.append(float(found.backward([pair()], 1, 0)["discriminator"]))
         found.update()
     assert losses[-1] < losses[0]
     for weight, old in zip(found.discriminator.frozen(), before, strict=True):

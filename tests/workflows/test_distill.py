@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 MANY = ("training.iterations=60", "evaluation.every=20")
 RESTLESS = (
     "training.iterations=60", "evaluation.every=10", "checkpoint.keep=1", 'checkpoint.best="teacher-mse@2"',
-    "training.learning_rate=0.3", "training.ema_rate=0.5", "training.target_rate=0.5", "seed=1",
+    "training.learning_rate=0.3", "training.ema_rate=0.5", "objective.target_rate=0.5", "seed=1",
 )  # fmt: skip
 ENDLESS = ("training.iterations=100000", "checkpoint.every=50")
 

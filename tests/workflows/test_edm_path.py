@@ -24,8 +24,8 @@ SMALL = {
     "attn_resolutions": [4], "dropout": 0.1,
 }  # fmt: skip
 SETS = [
-    "training.precision=fp32", "training.iterations=4", "training.batch_size=16", "training.distance=l2",
-    "training.points=6", "training.max_ode_steps=5", "estimation.samples=32", "estimation.timesteps=8",
+    "training.precision=fp32", "training.iterations=4", "training.batch_size=16", "objective.distance=l2",
+    "objective.points=6", "objective.max_ode_steps=5", "estimation.samples=32", "estimation.timesteps=8",
     "evaluation.samples=64", "evaluation.nfe=[1,2]", "evaluation.grid_images=4",
     'evaluation.metrics=["frechet-pixels","teacher-mse"]',
 ]  # fmt: skip

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     """A tiny run of CTM on the mixture, and one of a consistency model with another form."""
     path = tmp_path_factory.mktemp("runs")
     assert run(fast_distill(path / "ctm", *SMALL)) == 0
-    cm = ["training.method=cm", "training.dsm=false", "preconditioning.name=analytic"]
+    cm = ["objective.name=cm", "objective.dsm=false", "preconditioning.name=analytic"]
     assert run(fast_distill(path / "cm", *SMALL, *cm)) == 0
     return path
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from cdistill.errors import RecipeError, suggest
-from cdistill.recipe.schema import DistillRecipe, load_recipe
+from cdistill.recipe.files import load_recipe
+from cdistill.recipe.schema import DistillRecipe
 
 NFE = (1, 2, 3, 5, 8, 10)
-_CM = {"training.method": "cm", "training.dsm": "false", "training.target_rate": "0.0"}  # as cifar10-cond-cm
+_CM = {"objective.name": "cm", "objective.dsm": "false", "objective.target_rate": "0.0"}  # as cifar10-cond-cm
 
 
 @dataclass(frozen=True)

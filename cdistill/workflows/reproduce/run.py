@@ -9,7 +9,8 @@ from typing import Any
 
 from cdistill.errors import CdistillError, DivergedError, RecipeError, StoppedError
 from cdistill.evaluation.results import finite
-from cdistill.recipe.schema import DistillRecipe, differences, load_recipe
+from cdistill.recipe.files import differences, load_recipe
+from cdistill.recipe.schema import DistillRecipe
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import say, table
 from cdistill.runtime.processes import versions

@@ -35,8 +35,8 @@ class Sample:
 
     x0: Tensor
     x_t: Tensor
-    z: Tensor
-    sigma: Tensor
+    z: Tensor | None
+    sigma: Tensor | None
     label: Tensor | None
     times: Tensor
     s: Tensor

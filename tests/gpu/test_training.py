@@ -1,6 +1,7 @@
 """The fast step on a GPU: CUDA graphs, fp16, no waiting, resident images, memory. References are computed on the CPU.
 
-test_speed.py has what can be tested without a GPU. On a GPU float32 convolutions may be TF32, of fp16's rounding.
+tests/training/test_acceleration.py has what can be tested without a GPU. On a GPU float32 convolutions may be TF32,
+of fp16's rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,24 +17,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cdistill.cli.app import run
 from cdistill.data import load_source
-from cdistill.preconditionings import make_preconditioning
-from cdistill.recipe.schema import DistillRecipe, load_recipe, shipped_recipes
-from cdistill.registry import DISTANCES
+from cdistill.recipe.files import load_recipe, shipped_recipes
+from cdistill.recipe.schema import DistillRecipe
 from cdistill.runtime.randomness import generator
 from cdistill.schedule import rho_grid
 from cdistill.storage.checkpoints import load_checkpoint, tensor_digest
 from cdistill.storage.files import list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
-from cdistill.training.acceleration import Replayed, Speed, make_solver_step
-from cdistill.training.distillation import CMTask, ConsistencyTask, CTMTask
-from cdistill.training.gan import Adversary
+from cdistill.training.acceleration import Acceleration, make_solver_step
+from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, finish, read
 from cdistill.training.settings import GanSection
-from cdistill.training.step_data import Times
 from cdistill.workflows.plan import plan
 from tests.conftest import FAST
-from tests.training.test_distillation import POINTS, gradients, moved, section, small_teacher, step, tensors
+from tests.training.tasks import POINTS, force_levels, gradients, make_task, moved, small_teacher, step, tensors
 
 # Compilers and drivers have warnings of their own, which are not ours.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
@@ -52,17 +50,14 @@ def _fresh() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def build(table, device: str, gan=None, teacher=None, **values) -> ConsistencyTask:
+def build(table, device: str, teacher=None, **values) -> Distillation:
     """A task in float32 that is the same on both devices, but for how fast it is."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    chosen = section(**values)
-    precision = {"fp32": "no"}.get(chosen.precision, chosen.precision)
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
+    precision = values.get("precision", "fp32")
+    accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
     assert accelerator.device.type == device
-    kind, distance = {"ctm": CTMTask, "cm": CMTask}[chosen.method], DISTANCES.get(chosen.distance)()
-    form, teacher = make_preconditioning("analytic", table=table), teacher or small_teacher(torch.float32)
-    adversary = gan and Adversary(gan, (1, 8, 8), 10, accelerator, 1)
-    return kind(teacher, form, distance, FLIPPED, accelerator, chosen, 1, adversary)
+    teacher = teacher or small_teacher(torch.float32)
+    return make_task(table, teacher=teacher, source=FLIPPED, accelerator=accelerator, **values)
 
 
 def relative(x: Tensor, y: Tensor) -> float:
@@ -73,16 +68,15 @@ def relative(x: Tensor, y: Tensor) -> float:
 
 
 @pytest.fixture
-def steps() -> tuple[Callable[..., Tensor], Replayed]:
+def steps() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """The teacher's step in float64 on the CPU, and the fastest one."""
     exact = make_solver_step(
-        small_teacher(), Speed(None, compiled=False, channels_last=False, teacher_channels_last=False)
+        small_teacher(), Acceleration(None, compiled=False, channels_last=False, teacher_channels_last=False)
     )
     fast = make_solver_step(
         small_teacher(torch.float32).to("cuda"),
-        Speed(torch.float16, compiled=True, channels_last=True, teacher_channels_last=True),
+        Acceleration(torch.float16, compiled=True, channels_last=True, teacher_channels_last=True),
     )
-    assert isinstance(fast, Replayed)
     return exact, fast
 
 
@@ -107,7 +101,6 @@ def test_the_replayed_half_step_is_the_eager_one_within_rounding(steps):
             found = follow(fast, h, size, h, torch.float32, "cuda")
             assert found.dtype == torch.float32
             assert 0 < relative(found, follow(exact, h, size, h, torch.float64, "cpu")) < 3 * ROUNDING
-    assert len(fast.recorded) == 2
 
 
 def test_a_replayed_step_sees_its_own_inputs_and_keeps_its_result(steps):
@@ -121,14 +114,13 @@ def test_a_replayed_step_sees_its_own_inputs_and_keeps_its_result(steps):
     assert torch.equal(again.cpu(), copied)
     for seed, found in ((0, first), (1, second)):
         assert relative(found, follow(exact, seed, 4, 3, torch.float64, "cpu")) < 3 * ROUNDING
-    assert len(fast.recorded) == 1
 
 
 # ---- a step ----
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"accumulation": 2}, {"method": "cm"}, {"gan": GanSection()}, {"compile": False, "channels_last": False},
+    {}, {"accumulation": 2}, {"objective": "cm"}, {"gan": GanSection()}, {"compile": False, "channels_last": False},
 ], ids=str)  # fmt: skip
 def test_a_step_in_fp16_is_near_that_of_a_cpu_in_float32(exact_coefficients, options):
     """In units of its rounding; on a CPU in fp16 losses are off by at most 1.3, the gradient by 2.7.
@@ -138,9 +130,9 @@ def test_a_step_in_fp16_is_near_that_of_a_cpu_in_float32(exact_coefficients, opt
     whole = moved(build(exact_coefficients, "cpu", **{**options, "compile": False}))
     half = moved(build(exact_coefficients, "cuda", precision="fp16", **options))
     half.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
-    assert half.speed.teacher == torch.float16
-    assert half.speed.compiled == half.speed.channels_last == ("compile" not in options)
-    exact, found = whole.gradients(0), half.gradients(0)
+    assert half.acceleration.teacher_dtype == torch.float16
+    assert half.acceleration.compiled == half.acceleration.channels_last == ("compile" not in options)
+    exact, found = whole.backward(0), half.backward(0)
     assert found.keys() == exact.keys()
     for name, value in exact.items():
         bound = 3 * ROUNDING**0.5 if "gan" in options else 10 * ROUNDING
@@ -152,17 +144,17 @@ def test_a_step_in_fp16_is_near_that_of_a_cpu_in_float32(exact_coefficients, opt
 def test_fp16_skips_the_steps_that_overflow_and_goes_on(exact_coefficients):
     task, counters = build(exact_coefficients, "cuda", precision="fp16", compile=False), Counters()
     task.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**60, backoff_factor=2.0**-10)
-    before, begun = tensors(task), [parameter.clone() for parameter in task.live.parameters()]
+    before, begun = tensors(task), [parameter.clone() for parameter in task.student.parameters()]
     for index in range(12):
-        finish(task, index, read(task.accelerator, task.gradients(index)), counters)
+        finish(task, index, read(task.accelerator, task.backward(index)), counters)
         if index == 0:
             assert counters.skipped == 1
             assert all(torch.equal(*pair) for pair in zip(tensors(task), before, strict=True))
     assert 1 <= counters.skipped <= 7
-    assert counters.in_a_row == 0
+    assert counters.row() == 0
     assert task.accelerator.scaler.get_scale() == 2.0 ** (60 - 10 * counters.skipped)
-    assert all(parameter.isfinite().all() for parameter in task.live.parameters())
-    assert not all(torch.equal(*pair) for pair in zip(task.live.parameters(), begun, strict=True))
+    assert all(parameter.isfinite().all() for parameter in task.student.parameters())
+    assert not all(torch.equal(*pair) for pair in zip(task.student.parameters(), begun, strict=True))
 
 
 # ---- nothing is waited for ----
@@ -186,7 +178,7 @@ def test_waiting_is_seen():
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"accumulation": 2}, {"method": "cm"}, {"precision": "fp16"}, {"gan": GanSection()},
+    {}, {"accumulation": 2}, {"objective": "cm"}, {"precision": "fp16"}, {"gan": GanSection()},
     {"gan": GanSection(), "accumulation": 2, "precision": "fp16"},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("compiled", [False, True])
@@ -200,7 +192,7 @@ def test_a_step_never_waits_for_the_device(exact_coefficients, compiled, options
         step(task, index)
     for index in (1, 2):
         with no_waiting():
-            values = task.gradients(index)
+            values = task.backward(index)
             task.prepare(index + 1)
         finish(task, index, read(task.accelerator, values), Counters())
 
@@ -213,7 +205,7 @@ def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients)
     assert near.source.labels.is_cuda
     for index in range(2):
         (here,), (there,) = near.draw(index), far.draw(index)
-        for name in ("labels", "z", "sigma", "start", "end", "inner", "outer"):
+        for name in ("labels", "z", "sigma"):
             assert getattr(here, name).is_cuda
             assert torch.equal(getattr(here, name).cpu(), getattr(there, name)), name
         for name in ("x0", "x_t"):
@@ -238,10 +230,9 @@ def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision,
     teacher = load_teacher("digits").denoiser
     options = {"batch_size": size, "points": 10, "max_ode_steps": 9, "compile": False, **few}
     task = build(exact_coefficients, "cuda", teacher=teacher, **options)
-    ones = torch.ones(size, dtype=torch.float64)
-    monkeypatch.setattr(task, "draw_times", lambda index: Times(0 * ones.long(), 5 * ones.long(), ones, 3))
+    force_levels(task, monkeypatch, t=0, s=5, h=3)
     for index in range(3):
-        finish(task, index, read(task.accelerator, task.gradients(index)), Counters())
+        finish(task, index, read(task.accelerator, task.backward(index)), Counters())
     torch.cuda.synchronize()
     used = torch.cuda.max_memory_allocated() - before
     assert 0.5 < used / planned < 2
