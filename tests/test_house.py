@@ -106,14 +106,6 @@ def test_the_command_line_starts_without_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
-def test_checking_a_recipe_needs_no_torch():
-    code = (
-        "import sys; from pathlib import Path; from cdistill.recipe.schema import *; "
-        "load_recipe(Path('digits'), DistillRecipe); sys.exit('torch' in sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
-
-
 def test_no_file_of_the_package_reads_or_writes_pickles():
     for path in MODULES:
         text = path.read_text()
@@ -135,7 +127,7 @@ def test_doctests():
     import importlib
 
     flags = doctest.ELLIPSIS
-    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.gan", "cdistill.objectives.cost"]
+    names = ["cdistill.errors", "cdistill.schedule", "cdistill.training.gan", "cdistill.objectives.ctm"]
     results = [doctest.testmod(importlib.import_module(name), optionflags=flags) for name in names]
     assert sum(result.attempted for result in results) >= 3
     assert sum(result.failed for result in results) == 0

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
-from cdistill.objectives.losses import L2
 from torch import nn
 
-from cdistill.analysis.cost import Plan, distance_cost, hollow, input_cost, network_cost
+from cdistill.analysis.cost import Plan, distance_cost, input_cost, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, broadcast
+from cdistill.objectives.distances import L2
 from cdistill.objectives.lpips import LPIPS
 from cdistill.recipe.files import load_any_recipe, shipped_recipes
 from cdistill.registry import TEACHERS
@@ -34,7 +34,7 @@ class Linear(Denoiser):
 
 
 def test_a_matrix_by_hand():
-    denoiser = hollow(Linear(10))
+    denoiser = on_meta(Linear(10))
     cost = network_cost(denoiser)
     assert (cost.forward, cost.backward) == (200, 200)  # 2 n^2; the gradient of W alone
     denoiser.requires_grad_(False)
@@ -55,7 +55,7 @@ def test_networks_cost_what_others_counted(name):
 
 
 def test_vgg_costs_what_others_counted():
-    cost = distance_cost(LPIPS.hollow(), (3, 32, 32))
+    cost = distance_cost(LPIPS.meta(), (3, 32, 32))
     assert cost.forward / 1e9 == pytest.approx(30.7, rel=0.002)
     assert cost.backward == pytest.approx(cost.forward, rel=0.01)
     assert distance_cost(L2(), (3, 32, 32)).forward == 0
@@ -83,7 +83,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_a_real_call_keeps():
         out = denoiser(x, t, t, torch.zeros(2, dtype=torch.int64))
     real = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own) / 2
     assert out.requires_grad
-    assert network_cost(hollow(denoiser)).saved == pytest.approx(real, rel=0.1)
+    assert network_cost(on_meta(denoiser)).saved == pytest.approx(real, rel=0.1)
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

@@ -22,20 +22,19 @@ from unittest.mock import MagicMock
 
 import torch
 import torch.distributed as dist
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import L2
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.analysis.cost import hollow, network_cost
+from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
+from cdistill.objectives.ctm import CTM, CTMSection
+from cdistill.objectives.distances import L2
 from cdistill.runtime.processes import keep_memory, set_threads
 from cdistill.teachers.official import OFFICIAL
-from cdistill.training.distillation import CTMTask
+from cdistill.training.distillation import Distillation
 from tests.benchmarks.clock import both_seconds
 from tests.benchmarks.estimators import images, say
 from tests.benchmarks.training import (
-    MAX_STEPS,
     POINTS,
     SMALL,
     make_task,
@@ -180,25 +179,26 @@ class Pair:
         return self.theirs[clock] / self.ours[clock]
 
 
-def count_forwards(task: CTMTask, index: int) -> tuple[int, float, float]:
+def count_forwards(task: Distillation, index: int) -> tuple[int, float, float]:
     """Returns h, and the forwards a sample of their step and of ours; a gradient to the input costs one more, to the
     weights yet one more, and theirs takes one backward pass through the frozen network twice.
     """
     (batch,) = task.draw(index)
-    inner, outer = (len(some) / len(batch.x0) for some in (batch.inner, batch.outer))
-    return batch.h, 2 * batch.h + 2 + 2 + 3 + 3 + 1, 2 * batch.h + inner + 3 * outer + 3 + 3
+    inner, outer = (len(batch.moving[pair]) / len(batch.x0) for pair in task.objective.jumps)
+    h = batch.levels["path"].shape[1] - 1
+    return h, 2 * h + 2 + 2 + 3 + 3 + 1, 2 * h + inner + 3 * outer + 3 + 3
 
 
 def expected_ratio() -> float:
     """Returns the counted ratio over the law of h, i and j."""
-    cost = step_cost("ctm", POINTS, MAX_STEPS, dsm=True)
-    ours = cost.teacher + cost.target + 2 * cost.frozen + 3 * cost.student
+    cost = CTM(CTMSection(distance="l2"), (3, 32, 32)).cost()
+    ours = cost.teacher + cost.target + 2 * cost.frozen + 3 * (cost.student + 1)
     theirs = cost.teacher + 2 + 2 + 3 + 3 + 1
     say(f"counted over the law of h: {theirs:.1f} F against {ours:.1f} F, a ratio of {theirs / ours:.3f}")
     return theirs / ours
 
 
-def check_count(theirs: Callable[[Tensor, int], None], task: CTMTask, index: int, x0: Tensor, unit: float) -> None:
+def check_count(theirs: Callable[[Tensor, int], None], task: Distillation, index: int, x0: Tensor, unit: float) -> None:
     """Counts one step of each by its operations; raises if that is not what `count_forwards` says, to 1 %."""
     h, *expected = count_forwards(task, index)
     for name, work, forwards in zip(
@@ -213,13 +213,13 @@ def check_count(theirs: Callable[[Tensor, int], None], task: CTMTask, index: int
 
 
 def measure(
-    theirs: Callable[[Tensor, int], None], tasks: dict[str, CTMTask], chosen: list[int], x0: Tensor
+    theirs: Callable[[Tensor, int], None], tasks: dict[str, Distillation], chosen: list[int], x0: Tensor
 ) -> dict[str, list[Pair]]:
     """Times one step of theirs and of every task for every chosen number, the order changing from turn to turn."""
     pairs: dict[str, list[Pair]] = {title: [] for title in tasks}
     works: dict[str, Callable[[], object]] = {}
 
-    def ours(task: CTMTask, index: int, kept: bool) -> None:
+    def ours(task: Distillation, index: int, kept: bool) -> None:
         with kept_memory() if kept else nullcontext():
             step(task, index)
 
@@ -263,7 +263,7 @@ def main() -> None:
     chosen = parser.parse_args()
     set_threads()
     teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **SMALL}))
-    unit = network_cost(hollow(teacher)).forward
+    unit = network_cost(on_meta(teacher)).forward
     say(
         f"DDPM++ of {count_parameters(teacher):,} parameters, {unit / 1e9:.2f} GFLOP a forward (F); "
         f"batch {chosen.batch_size}, {torch.get_num_threads()} threads, l2"

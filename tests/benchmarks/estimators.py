@@ -12,7 +12,7 @@ import time
 import torch
 from torch import Tensor
 
-from cdistill.analysis.cost import hollow, network_cost
+from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.data import Source
 from cdistill.estimation import Budget, Points, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff
@@ -106,7 +106,7 @@ def print_memory(denoiser: Denoiser, device: str, samples: int) -> None:
 def print_official(levels: int, samples: int) -> None:
     """Estimates the coefficients of a full-size DDPM++, weights at random, end to end on a GPU."""
     denoiser = freeze(random_denoiser(dict(OFFICIAL["edm-cifar10"].architecture))).to("cuda")
-    flop = network_cost(hollow(denoiser)).forward * levels * samples
+    flop = network_cost(on_meta(denoiser)).forward * levels * samples
     grid, source = log_uniform_grid(levels), images(50_000)
     for title in ("first, compiling", "again"):
         start = time.perf_counter()
@@ -135,7 +135,7 @@ def main() -> None:
     set_threads()
     architecture = {**OFFICIAL["edm-cifar10"].architecture, **SMALLER}
     denoiser = freeze(random_denoiser(architecture)).to(chosen.device)
-    cost = network_cost(hollow(denoiser)).forward / 1e9
+    cost = network_cost(on_meta(denoiser)).forward / 1e9
     size, threads = count_parameters(denoiser), torch.get_num_threads()
     say(f"DDPM++ of {size:,} parameters, {cost:.1f} GFLOP a forward; {threads} threads")
     if chosen.memory:  # first, and the thriftier estimator first: a process's peak never falls

@@ -15,25 +15,25 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from cdistill.objectives.cost import step_cost
-from cdistill.objectives.losses import L2, Distance, balance
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.analysis.cost import hollow, network_cost
+from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.data import Source
 from cdistill.data.source import from_uint8
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
+from cdistill.objectives.base import Batch
+from cdistill.objectives.ctm import CTM, CTMSection, draw_ctm_times
+from cdistill.objectives.distances import L2, Distance
 from cdistill.objectives.lpips import LPIPS
 from cdistill.preconditionings import make_preconditioning
 from cdistill.runtime.processes import set_threads
 from cdistill.runtime.randomness import generator
 from cdistill.teachers.official import OFFICIAL
-from cdistill.training.distillation import CTMTask
+from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, Report, finish, read
 from cdistill.training.optimizer_state import update_ema
-from cdistill.training.settings import DistillSection
-from cdistill.training.step_data import Batch, draw_ctm_times
+from cdistill.training.settings import TrainingSection
 from tests.benchmarks.clock import both_seconds, seconds
 from tests.benchmarks.estimators import PEAK, images, peak_mib, say
 from tests.edm_teacher import random_denoiser
@@ -68,54 +68,26 @@ class Saving:
     counts: bool = False
 
 
-class StandingStill(CTMTask):
+class StandingStill(Distillation):
     """Calls the networks for jumps that stand still, too."""
 
     def draw(self, index: int) -> list[Batch]:
-        """See :class:`ConsistencyTask`."""
         batches = super().draw(index)
         everywhere = torch.arange(len(batches[0].x0), device=batches[0].x0.device)
-        return [replace(batch, inner=everywhere, outer=everywhere) for batch in batches]
+        return [replace(batch, moving=dict.fromkeys(batch.moving, everywhere)) for batch in batches]
 
 
-class TwoCalls(CTMTask):
-    """Calls the student once for each loss."""
-
-    def student(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See :class:`ConsistencyTask`."""
-        return self.student_jump(batch), self.student_dsm(batch)
-
-
-class AllHalf(CTMTask):
+class AllHalf(Distillation):
     """Runs all networks under bf16 autocast, as precision = "bf16" does; accelerate allows one precision a process."""
 
-    def gradients(self, index: int) -> dict[str, Tensor]:
-        """See :class:`Task`."""
+    def backward(self, index: int) -> dict[str, Tensor]:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16):
-            return super().gradients(index)
+            return super().backward(index)
 
 
-class TwoBackwards(CTMTask):
-    """Takes the two norms of the adaptive weight from the losses themselves, as CTM's code does."""
-
-    def gradients(self, index: int) -> dict[str, Tensor]:
-        """See :class:`Task`."""
-        (batch,) = self.draw(index)
-        self.optimizer.zero_grad()
-        goal = self.goal(batch)
-        first, second = self.student(batch)
-        consistency = self.consistency_loss(self.land(batch, first), goal)
-        losses = {"consistency": consistency, "dsm": self.dsm_loss(batch, second)}
-        weight = self.live.balance_weight()
-        norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses.values()]
-        ratio = balance(*norms)
-        (losses["consistency"] + ratio * losses["dsm"]).backward()
-        return {**{name: loss.detach() for name, loss in losses.items()}, "balance": ratio}
-
-
-def step(task: CTMTask, index: int, reader: Callable[[Accelerator, dict[str, Tensor]], Report] = read) -> None:
+def step(task: Distillation, index: int, reader: Callable[[Accelerator, dict[str, Tensor]], Report] = read) -> None:
     """Does one whole step as `cdistill.training.loop.train` does."""
-    values = task.gradients(index)
+    values = task.backward(index)
     task.prepare(index + 1)
     finish(task, index, reader(task.accelerator, values), Counters())
 
@@ -128,18 +100,21 @@ def read_one_by_one(accelerator: Accelerator, values: dict[str, Tensor]) -> Repo
 def make_task(
     teacher: EDMDenoiser,
     batch_size: int,
-    kind: type[CTMTask] = CTMTask,
+    kind: type[Distillation] = Distillation,
     distance: Distance | None = None,
     **options: Any,
-) -> CTMTask:
+) -> Distillation:
     """Returns a task of the paper's numbers; every saving that is an option is off, unless `options` say otherwise."""
     plain = {"compile": False, "channels_last": False, "teacher_precision": "fp32", "precision": "fp32"}
-    section = DistillSection(iterations=1, batch_size=batch_size, distance="l2", **{**plain, **options})
+    values = {**plain, **options}
+    own = {key: value for key, value in values.items() if key in CTMSection.model_fields}
+    section = TrainingSection(iterations=1, batch_size=batch_size, **{k: v for k, v in values.items() if k not in own})
     AcceleratorState._reset_state()  # it is one for the whole process, and only of one precision
     precision = {"fp32": "no"}.get(section.precision, section.precision)
     accelerator = Accelerator(cpu=not next(teacher.parameters()).is_cuda, mixed_precision=precision)
-    form = make_preconditioning("ctm")
-    return kind(teacher, form, distance or L2(), images(), accelerator, section, seed=0)
+    objective = CTM(CTMSection(distance="l2", **own), teacher.sample_shape)
+    objective.distance = distance or objective.distance
+    return kind(teacher, make_preconditioning("ctm"), objective, images(), accelerator, section, seed=0)
 
 
 def steps_of(wanted: list[int]) -> list[int]:
@@ -158,14 +133,12 @@ def savings_of_a_step(teacher: EDMDenoiser, batch_size: int, index: int) -> list
     fast = make_task(teacher, batch_size)
     ways: dict[str, Callable[[], object]] = {
         "identity jumps skipped": _stepper(make_task(teacher, batch_size, StandingStill), index),
-        "t->s and DSM in one batch": _stepper(make_task(teacher, batch_size, TwoCalls), index),
-        "balance without a second backward": _stepper(make_task(teacher, batch_size, TwoBackwards), index),
         "one reading a step": lambda: step(fast, index, read_one_by_one),
     }
     return [Saving(title, plain, _stepper(fast, index), counts=True) for title, plain in ways.items()]
 
 
-def with_options(teacher: EDMDenoiser, batch_size: int, which: str, **more: Any) -> dict[str, CTMTask]:
+def with_options(teacher: EDMDenoiser, batch_size: int, which: str, **more: Any) -> dict[str, Distillation]:
     """Returns tasks with the options of a recipe: "none", those without compilation ("eager") or "all"."""
     if which == "none":
         return {}
@@ -193,7 +166,11 @@ def savings_of_parts(teacher: EDMDenoiser, batch_size: int) -> list[Saving]:
     chosen = torch.randint(0, len(bytes_), (256,), generator=generator(0, "rows"))
     device = task.accelerator.device
     return [
-        Saving("EMA, all tensors at once", lambda: one_by_one(task), lambda: update_ema(task.ema, task.live, 0.999)),
+        Saving(
+            "EMA, all tensors at once",
+            lambda: one_by_one(task),
+            lambda: update_ema(task.student_ema, task.student, 0.999),
+        ),
         Saving("RAdam, all tensors at once", single.step, task.optimizer.step),
         Saving(
             "data as uint8 on the device, a quarter of the memory",
@@ -203,14 +180,14 @@ def savings_of_parts(teacher: EDMDenoiser, batch_size: int) -> list[Saving]:
     ]
 
 
-def one_by_one(task: CTMTask) -> None:
+def one_by_one(task: Distillation) -> None:
     """Moves the average tensor by tensor."""
     with torch.no_grad():
-        for average, live in zip(task.ema.parameters(), task.live.parameters(), strict=True):
+        for average, live in zip(task.student_ema.parameters(), task.student.parameters(), strict=True):
             average.mul_(0.999).add_(live, alpha=0.001)
 
 
-def _stepper(task: CTMTask, index: int) -> Callable[[], object]:
+def _stepper(task: Distillation, index: int) -> Callable[[], object]:
     return lambda: step(task, index)
 
 
@@ -241,7 +218,7 @@ def compare(saving: Saving, device: str, repeats: int) -> None:
 
 def random_lpips(device: str) -> LPIPS:
     """LPIPS with weights at random: what is measured is its speed."""
-    distance = LPIPS.hollow()
+    distance = LPIPS.meta()
     distance.model.to_empty(device=device)
     with torch.no_grad():
         for tensor in [*distance.model.parameters(), *distance.model.buffers()]:
@@ -261,12 +238,12 @@ def print_rate(teacher: EDMDenoiser, batch_size: int, numbers: list[int], precis
         torch.cuda.reset_peak_memory_stats()
     taken = seconds(lambda: [step(task, index) for index in numbers], device)
     rate = batch_size * len(numbers) / taken
-    cost = step_cost("ctm", POINTS, MAX_STEPS, dsm=True)
-    forwards = cost.teacher + cost.target + 2 * cost.frozen + 3 * cost.student
-    flops = rate * forwards * network_cost(hollow(teacher)).forward / 1e12
+    cost = task.objective.cost()
+    forwards = cost.teacher + cost.target + 2 * cost.frozen + 3 * (cost.student + 1)
+    flops = rate * forwards * network_cost(on_meta(teacher)).forward / 1e12
     more = f", {flops / PEAK:.1%} of an H100's {PEAK:g}; peak memory {peak_mib(device) / 1024:.2f} GiB"
     say(
-        f"{precision}, {'lpips' if lpips else 'l2'}, batch {batch_size}, {task.speed}: {rate:.3g} images/s, "
+        f"{precision}, {'lpips' if lpips else 'l2'}, batch {batch_size}, {task.acceleration}: {rate:.3g} images/s, "
         f"{flops:.3g} TFLOP/s in the U-Nets{more if device == 'cuda' else ''}"
     )
 
@@ -305,7 +282,7 @@ def main() -> None:
         return
     batch_size = chosen.batch_size or 16
     teacher = freeze(random_denoiser({**OFFICIAL["edm-cifar10"].architecture, **SMALL})).to(chosen.device)
-    unit = network_cost(hollow(teacher)).forward / 1e9
+    unit = network_cost(on_meta(teacher)).forward / 1e9
     say(
         f"DDPM++ of {count_parameters(teacher):,} parameters, {unit:.2f} GFLOP a forward; batch {batch_size}, "
         f"{torch.get_num_threads()} threads; how many times as fast each saving makes its work:"

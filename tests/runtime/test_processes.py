@@ -18,8 +18,8 @@ CASES = {
     "ctm, live target": {"target": "live", "target_rate": 0.5},
     "ctm, gan": {"gan": True},
     "ctm, gan, micro-batches": {"gan": True, "accumulation": 3},
-    "cm": {"method": "cm", "dsm": False},
-    "cm, dsm": {"method": "cm"},
+    "cm": {"objective": "cm", "dsm": False},
+    "cm, dsm": {"objective": "cm"},
 }
 CODE = """
 import sys
@@ -43,8 +43,8 @@ for name, options in CASES.items():
     task = moved(make_task(table, gan=gan, **values))
     counters = Counters()
     for index in range(2 if gan else 1):  # the second trains the discriminator
-        report = read(task.accelerator, task.gradients(index))
-        owners = [("student", task.live)] + ([("discriminator", task.adversary.discriminator)] if gan else [])
+        report = read(task.accelerator, task.backward(index))
+        owners = [("student", task.student)] + ([("discriminator", task.adversary.discriminator)] if gan else [])
         for owner, network in owners:
             for key, parameter in network.named_parameters():
                 if parameter.grad is not None:

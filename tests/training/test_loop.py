@@ -22,7 +22,7 @@ class Walk(Task):
     def __init__(self, bad=lambda index, attempt: False, value=NAN, scaler=None):
         self.accelerator = SimpleNamespace(
             scaler=scaler, num_processes=1, is_main_process=True, device=torch.device("cpu"),
-            wait_for_everyone=lambda: None,
+            wait_for_everyone=lambda: None, trackers=[],
         )  # fmt: skip
         self.identity, self.images, self.seed = {}, 4, 7
         self.bad, self.value = bad, value
@@ -33,7 +33,7 @@ class Walk(Task):
     def at(self):
         return float(self.weight.detach())
 
-    def gradients(self, index):
+    def backward(self, index):
         self.seen.append((index, self.attempt))
         self.optimizer.zero_grad()
         factor = 1.0 if self.accelerator.scaler is None else float(self.accelerator.scaler.scale(torch.ones(())))
