@@ -107,7 +107,7 @@ def test_plans_are_json_for_machines(name, capsys):
         assert run(["distill", "--recipe", name, "--dry-run", "--nproc", "2", "--json"]) == 0
         again = json.loads(capsys.readouterr().out)
         assert again["plan"] == found
-        assert again["training"]["method"] == "ctm"
+        assert again["objective"]["name"] == "ctm"
 
 
 def fast_plan(*overrides: str) -> Plan:
