@@ -240,7 +240,7 @@ class _Collection:
             total, stopped = told[:-1].reshape(total.shape), bool(told[-1])
         if stopped:
             stopping.check("estimation")
-            raise StoppedError("estimation: another process was stopped; run the same command to go on", 75)
+            raise StoppedError("estimation: another process was stopped; run the same command to resume", 75)
         if not bool(total.isfinite().all()):
             raise CdistillError(f"estimation: the teacher's outputs are not finite in {self.precision}; try fp32")
         return total

@@ -37,7 +37,7 @@ def check(where: str) -> None:
     """Raises StoppedError if a signal came; for loops that have nothing to save."""
     if requested():
         name = signal.Signals(requested()).name
-        raise StoppedError(f"{where}: stopped by {name}; run the same command to go on", EXIT_CODES[requested()])
+        raise StoppedError(f"{where}: stopped by {name}; run the same command to resume", EXIT_CODES[requested()])
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

@@ -209,7 +209,7 @@ def draw_missing(
     if stopped is not None:
         raise stopped
     if int(told):
-        raise StoppedError("sampling: another process was stopped; run the same command to go on", 75)
+        raise StoppedError("sampling: another process was stopped; run the same command to resume", 75)
 
 
 class _Index:

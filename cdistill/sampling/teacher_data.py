@@ -1,14 +1,19 @@
-"""Data drawn from a teacher, for people who have its weights but not its data; kept in the asset folder."""
+"""The data for a teacher: a source that fits it, or samples of its own for people who have only its weights.
 
+Such samples are kept in the asset folder.
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.data.source import Source, to_uint8
-from cdistill.errors import CorruptFileError
-from cdistill.registry import teacher_data_count
+from cdistill.data import Source, load_source
+from cdistill.data.source import to_uint8
+from cdistill.errors import CorruptFileError, MismatchError, RecipeError
+from cdistill.registry import is_teacher_data, teacher_data_count
 from cdistill.runtime.console import progress
 from cdistill.sampling.drawing import generate
 from cdistill.sampling.samplers import make_sampler
@@ -19,6 +24,46 @@ from cdistill.teachers import Teacher
 PIECE = 2048  # samples that a broken-off run can lose
 # Far from those that people sample and evaluate with; torch's generator on a CPU keeps 32 bits of a seed.
 _FIRST_SEED = {"train": 2**30, "heldout": 2**31}
+
+
+def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
+    """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
+
+    Args:
+        name: A name in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
+        split: "train" or "heldout".
+        teacher: On the accelerator's device.
+        accelerator: Devices and processes.
+
+    Raises:
+        RecipeError: The teacher names no data of its own.
+        MismatchError: It does not fit the teacher.
+    """
+    chosen = name or teacher.data
+    if not chosen:
+        raise RecipeError(
+            f"data: teacher {teacher.name!r} names no data of its own; give a source, a path or 'teacher'"
+        )
+    if is_teacher_data(chosen):
+        return teacher_data(chosen, split, teacher, accelerator)
+    return fit_source(teacher, load_source(chosen, split))
+
+
+def fit_source(teacher: Teacher, source: Source) -> Source:
+    """Returns the data as the teacher needs it: without labels for an unconditional one.
+
+    Raises:
+        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
+    """
+    classes = teacher.denoiser.num_classes
+    fits = not classes or 0 < source.num_classes <= classes
+    if source.shape != teacher.shape or not fits:
+        example = f", such as {teacher.data!r}" if teacher.data else ""
+        raise MismatchError(
+            f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
+            f"has shape {teacher.shape}, {classes} classes; choose data that fits{example}"
+        )
+    return source if classes else replace(source, labels=None, num_classes=0)
 
 
 def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:

@@ -367,7 +367,7 @@ def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool
 def _stop(folder: RunFolder, done: int, number: int) -> None:
     code = stopping.EXIT_CODES[number]
     name = signal.Signals(number).name
-    raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to go on", code)
+    raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to resume", code)
 
 
 def make_accelerator(precision: str) -> Accelerator:

@@ -30,12 +30,12 @@ from cdistill.runtime.console import compact, facts, progress, table
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
 from cdistill.sampling.samplers import make_sampler
+from cdistill.sampling.teacher_data import open_data
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.estimate import estimate, is_estimate
-from cdistill.workflows.runs import open_data
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
+from cdistill.sampling.teacher_data import open_data
 from cdistill.storage.files import copy_file, list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher, save_teacher
@@ -45,7 +46,7 @@ from cdistill.workflows.measuring import (
     write_results,
 )
 from cdistill.workflows.micro_batches import with_micro_batches
-from cdistill.workflows.runs import check_run, open_data, opened_run
+from cdistill.workflows.runs import check_run, opened_run
 from cdistill.workflows.students import recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
 

@@ -22,11 +22,11 @@ from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.registry import ESTIMATORS
 from cdistill.runtime.console import compact, progress, say, table
 from cdistill.runtime.processes import let_main, versions
+from cdistill.sampling.teacher_data import open_data
 from cdistill.schedule import log_uniform_grid, rho_grid
 from cdistill.storage.run_folder import held
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.runs import open_data
 
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
 

@@ -1,33 +1,27 @@
-"""What several commands need: opening a run, checking that teacher and data fit, versions."""
+"""The life of a run folder: opened, locked, checked against the recipe, its environment and status recorded."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from cdistill.data import Source, load_source
 from cdistill.errors import (
     CdistillError,
     CorruptFileError,
     DiskFullError,
-    MismatchError,
     RecipeError,
     StoppedError,
 )
 from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
-from cdistill.registry import is_teacher_data
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import let_main, versions
-from cdistill.sampling.teacher_data import teacher_data
 from cdistill.storage.files import list_checkpoints, read_json, write_text
 from cdistill.storage.run_folder import RunFolder
-from cdistill.teachers import Teacher
 from cdistill.training.acceleration import choose_acceleration
 from cdistill.training.loop import effective_precision
 
@@ -65,46 +59,8 @@ def opened_run(
             raise
 
 
-def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
-    """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
-
-    Args:
-        name: A name in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
-        split: "train" or "heldout".
-        teacher: On the accelerator's device.
-        accelerator: Devices and processes.
-
-    Raises:
-        RecipeError: The teacher names no data of its own.
-        MismatchError: They do not fit the teacher.
-    """
-    chosen = name or teacher.data
-    if not chosen:
-        raise RecipeError(f"data: teacher {teacher.name!r} does not say its own; name a source, a path or 'teacher'")
-    if is_teacher_data(chosen):
-        return teacher_data(chosen, split, teacher, accelerator)
-    return fit_source(teacher, load_source(chosen, split))
-
-
-def fit_source(teacher: Teacher, source: Source) -> Source:
-    """Returns the data as the teacher needs them: without labels for an unconditional one.
-
-    Raises:
-        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
-    """
-    classes = teacher.denoiser.num_classes
-    fits = not classes or 0 < source.num_classes <= classes
-    if source.shape != teacher.shape or not fits:
-        example = f", {teacher.data!r} say" if teacher.data else ""
-        raise MismatchError(
-            f"data {source.name!r}: shape {source.shape}, {source.num_classes} classes; teacher {teacher.name!r} "
-            f"has shape {teacher.shape}, {classes} classes; choose data that fit{example}"
-        )
-    return source if classes else replace(source, labels=None, num_classes=0)
-
-
 def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: str) -> None:
-    """Checks that a folder is free, or holds a run that this recipe goes on with.
+    """Checks that a folder is free, or holds a run that this recipe resumes.
 
     Raises:
         RecipeError: It holds a run of another recipe, any run and `resume` is "never", or something that is no run.
@@ -120,7 +76,7 @@ def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: 
             )
         return
     if resume == "never":
-        raise RecipeError(f"{folder.path}: already holds a run; choose another --out, or --resume auto to go on")
+        raise RecipeError(f"{folder.path}: already holds a run; choose another --out, or --resume auto to resume it")
     if started:
         changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, recipe.may_change)
         if changed:
@@ -146,7 +102,7 @@ def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe,
         if old.get(key, facts[key]) != facts[key]
     ]
     if changed and list_checkpoints(folder.checkpoints):
-        say(f"{folder.path}: goes on with {', '.join(changed)}: the same algorithm, no longer the same last bits")
+        say(f"{folder.path}: resumes with {', '.join(changed)}: the same algorithm, no longer the same last bits")
     write_text(folder.path / "env.json", json.dumps(facts, indent=1) + "\n")
 
 

@@ -13,12 +13,12 @@ from cdistill.evaluation.settings import EvaluationSection
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe.schema import DistillRecipe
+from cdistill.sampling.teacher_data import open_data
 from cdistill.settings import check_section
 from cdistill.storage.checkpoints import tensor_digest
 from cdistill.storage.files import file_digest
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
-from cdistill.workflows.runs import open_data
 from cdistill.workflows.students import load_converted, load_student, untrained_student
 
 

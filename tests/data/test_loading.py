@@ -30,9 +30,9 @@ from cdistill.formats.archives import is_picture
 from cdistill.formats.images import decode
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import is_data_path
+from cdistill.sampling.teacher_data import fit_source
 from cdistill.settings import check_section
 from cdistill.teachers import load_teacher
-from cdistill.workflows.runs import fit_source
 from tests.archives import (
     LABELS,
     encode,
@@ -490,7 +490,7 @@ def test_teacher_and_data_must_fit(tmp_path):
     assert dropped.digest != data(12, [0, 1, 2, 3]).digest
     assert fit_source(digits, data(8, [0, 1, 2, 3])).num_classes == 4
     for side, labels in ((8, None), (8, [0, 1, 2, 10]), (12, [0, 1, 2, 3])):
-        with pytest.raises(MismatchError, match="choose data that fit, 'digits' say"):
+        with pytest.raises(MismatchError, match="choose data that fits, such as 'digits'"):
             fit_source(digits, data(side, labels))
 
 

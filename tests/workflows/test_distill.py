@@ -67,7 +67,7 @@ def test_signals_save_first_and_say_so(tmp_path, number, code):
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert "run the same command to go on" in errors
+    assert "run the same command to resume" in errors
     assert "Traceback" not in errors
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("stopped", code)
@@ -114,7 +114,7 @@ def test_two_processes_stop_together_on_a_signal(tmp_path, number, code, receive
     os.kill(process.pid if receiver == "launcher" else children(process.pid)[int(receiver[-1])], number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
-    assert errors.count("run the same command to go on") == 1
+    assert errors.count("run the same command to resume") == 1
     assert "Traceback" not in errors
     status = RunFolder(run).status()
     assert (status["state"], status["exit_code"]) == ("stopped", code)

@@ -156,7 +156,7 @@ def test_stopped_in_the_middle_and_repeated_is_uninterrupted_bit_for_bit(number,
     assert not Path("c.safetensors").exists()
     assert parts() == [".c.safetensors.part-0-of-1"]
     if number != signal.SIGKILL:
-        assert "run the same command to go on" in errors
+        assert "run the same command to resume" in errors
         assert len(errors.strip().splitlines()) == 1
     assert estimated(*arguments, out="c.safetensors") == estimated(*arguments)
     assert parts() == []
@@ -170,7 +170,7 @@ def test_two_processes_stop_together_on_a_signal_and_go_on(run_cli):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert errors.count("run the same command to go on") == 1
+    assert errors.count("run the same command to resume") == 1
     assert "Traceback" not in errors
     assert not Path("c.safetensors").exists()
     assert parts() == [".c.safetensors.part-0-of-2", ".c.safetensors.part-1-of-2"]

@@ -138,7 +138,7 @@ def test_a_stopped_command_goes_on_and_draws_nothing_twice(number, monkeypatch, 
     calls.clear()
     interrupted(monkeypatch, calls, *request, number=number)
     errors = capsys.readouterr().err
-    assert "run the same command to go on" in errors
+    assert "run the same command to resume" in errors
     assert len(errors.strip().splitlines()) == 1
     kept = len(list(Path("samples/.nfe1.pieces").glob("*.safetensors")))
     assert 3 <= kept < 16
@@ -278,7 +278,7 @@ def test_when_one_process_is_stopped_all_stop_and_keep_what_they_have(calls):
     first, second = start(arguments, 2, NUMBER="SIGTERM")
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]
     assert (first.returncode, second.returncode) == (75, 75), errors
-    assert errors[0].splitlines()[-1].endswith("another process was stopped; run the same command to go on")
+    assert errors[0].splitlines()[-1].endswith("another process was stopped; run the same command to resume")
     assert not Path("samples/nfe1.zip").exists()
     kept = list(Path("samples/.nfe1.pieces").glob("*.safetensors"))
     assert len(kept) > 16  # the first one finished its part
