@@ -1,25 +1,9 @@
 """What an objective is: what a student is trained to satisfy.
 
-A third party writes a subclass with its settings, names it in the entry-point group ``cdistill.objectives`` and has it
-in every command as ``[objective] name = "..."``. The engine (`cdistill.training.distillation`) owns all the rest: data,
-batches, precision, the balance of the losses, moving averages, checkpoints, logging::
-
-    class Endpoint(Objective[ObjectiveSection]):
-        '''The student's jump to eps lands where the teacher's solver does.'''
-
-        takes_s = False
-        jumps = ()
-
-        def draw(self, size, draw):
-            grid = rho_grid(18)
-            i = torch.randint(0, 17, (size,), generator=draw)
-            return {"t": grid[i], "s": grid[-1].expand(size), "path": torch.stack([grid[i], grid[-1].expand(size)], 1)}
-
-        def target(self, batch, networks):
-            return networks.solve(batch)
-
-        def cost(self):
-            return StepCost(teacher=2, target=0, frozen=0)
+A third party writes a subclass of :class:`Objective` with its settings, names it in the entry-point group
+``cdistill.objectives`` and has it in every command as ``[objective] name = "..."``; README.md here has one in thirty
+lines. The engine (`cdistill.training.distillation`) owns all the rest: data, batches, precision, the balance of the
+losses, moving averages, checkpoints, logging.
 """
 
 from __future__ import annotations
