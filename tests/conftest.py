@@ -46,7 +46,7 @@ def audible() -> None:
 @pytest.fixture(scope="session")
 def exact_coefficients() -> Coefficients:
     """l and s of the paper's 1-D mixture by quadrature, on 120 log-uniform noise levels."""
-    return exact_estimate(None, log_uniform_grid(120)).table
+    return exact_estimate(None, log_uniform_grid(120)).coefficients
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdistill.estimation import Estimate, Estimator, Points, Statistics, solve
 from cdistill.estimation.autodiff import Autodiff
+from cdistill.estimation.base import Estimator, GroupSums, Points
+from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
 from cdistill.runtime.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
@@ -90,17 +91,17 @@ def exact_means(mixture: PlaneMixture | None, t: Tensor) -> tuple[Tensor, int]:
     return means + _across(mixture.spread, t), 2 + len(mixture.spread)
 
 
-def as_statistics(means: Tensor, t: Tensor, dim: int, estimator: Estimator) -> Statistics:
-    """The statistics that infinitely many samples would leave, in two equal groups."""
+def as_sums(means: Tensor, t: Tensor, dim: int, estimator: Estimator) -> GroupSums:
+    """The sums that infinitely many samples would leave, in two equal groups."""
     if isinstance(estimator, Forward):
         means = torch.cat([means[:, :1], torch.full_like(means[:, :1], dim), means[:, 1:4]], dim=1)
     sums = means[None, None].expand(1, 2, -1, -1)
     ones = torch.ones(len(t), dtype=torch.int64)
-    return Statistics(t, dim, sums, torch.ones(1, 2, dtype=torch.float64), 0 * ones, ones)
+    return GroupSums(t, dim, sums, torch.ones(1, 2, dtype=torch.float64), 0 * ones, ones)
 
 
-def exact_estimate(mixture: PlaneMixture | None, t: Tensor, estimator: Estimator | None = None) -> Estimate:
+def exact_estimate(mixture: PlaneMixture | None, t: Tensor, estimator: Estimator | None = None) -> CoefficientEstimate:
     """l and s on the grid `t` from exact expectations."""
     estimator = estimator or Autodiff()
     means, dim = exact_means(mixture, t)
-    return solve(estimator, as_statistics(means, t, dim, estimator), 0.5)
+    return solve(estimator, as_sums(means, t, dim, estimator), 0.5)

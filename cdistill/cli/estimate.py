@@ -1,5 +1,6 @@
 """The command that estimates the coefficients of a teacher."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +68,21 @@ def estimate_coeffs(
     find_weights(teacher, weights)
     start_processes(processes)
     start()
-    from cdistill.workflows.estimate import compare_estimators, estimate_coefficients
+    from cdistill.runtime.processes import is_main_process
+    from cdistill.workflows import estimate as work
 
-    command = compare_estimators if compare else estimate_coefficients
     with console.json_only(as_json):
-        record = command(teacher, weights, data, section, file, picture)
+        if compare:
+            comparison = work.compare_estimators(teacher, data, section, weights=weights, out=file)
+            console.table(*comparison.table())
+            files = " ".join(str(work.file_of(file, name)) for name in comparison.estimates)
+            record = {"files": files, "plot": str(picture), **comparison.to_dict()}
+            draw = partial(work.draw_comparison, picture, comparison)
+        else:
+            estimate = work.estimate_coefficients(teacher, data, section, weights=weights, out=file)
+            console.table(*estimate.table(), caption=estimate.samples_note() or None)
+            record = {"file": str(file), "plot": str(picture), **estimate.to_dict()}
+            draw = partial(work.draw_coefficients, picture, estimate)
+        if is_main_process():
+            draw()
     finish(as_json, record, "   ".join(f"{key}: {record[key]}" for key in ("file", "files", "plot") if key in record))

@@ -1,8 +1,5 @@
-"""Estimation of l_t and s_t from a teacher (Zheng et al. 2025, Eqs. 15 and 17, Appendix B.1), with error bars."""
+"""Estimation of l_t and s_t from a teacher (Zheng et al. 2025, Eqs. 15 and 17, Appendix B.1), with error bars.
 
-from cdistill.estimation.base import Estimator, Points, Statistics
-from cdistill.estimation.collecting import Budget, collect_statistics
-from cdistill.estimation.result import Estimate, solve
-from cdistill.estimation.resume import Part
-
-__all__ = ["Budget", "Estimate", "Estimator", "Part", "Points", "Statistics", "collect_statistics", "solve"]
+Read `base` (estimators and the sums they leave), `autodiff` and `forward` (the two estimators), `collecting` and
+`resume` (the sums, by several processes and after an interruption), `estimate` (l, s, their errors and their file).
+"""

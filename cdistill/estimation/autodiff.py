@@ -14,6 +14,7 @@ Then, with a = 1 - l = E[tr J]/d and l' = dl/dlam (see `logit_slope`)::
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from cdistill.estimation.base import Estimator, Points, fill, final, inner, matched_slope, squared_residual
 from cdistill.networks.denoiser import Denoiser
@@ -26,8 +27,8 @@ class Autodiff(Estimator):
     scalars = ("tr J", "x.x", "x.D", "D.D", "D.Ddot", "x.Ddot")
     backwards = 3
 
+    @override
     def measure(self, denoiser: Denoiser, points: Points, t: Tensor) -> Tensor:
-        """See :class:`Estimator`."""
         x, t = points.at(t).detach().requires_grad_(), t.detach().requires_grad_()
         with torch.enable_grad():
             denoised = denoiser(x, t, None, points.labels)
@@ -46,9 +47,9 @@ class Autodiff(Estimator):
         ]
         return torch.stack(scalars, dim=1)
 
+    @override
     def solve(self, t: Tensor, means: Tensor, stops: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """See :class:`Estimator` and the module."""
-        trace, xx, xd, dd, d_ddot, x_ddot = (final(part, stops) for part in means.unbind(-1))
+        trace, xx, xd, dd, d_ddot, x_ddot = (final(values, stops) for values in means.unbind(-1))
         a = trace / dim
         slope = logit_slope(lam_of(t), 1 - means[..., 0] / dim, stops)
         norm, vanishes = squared_residual(a, xx, xd, dd)

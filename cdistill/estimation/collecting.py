@@ -1,14 +1,14 @@
-"""Collecting an estimator's statistics: in rounds, by several processes, and on after an interruption.
+"""Collecting an estimator's sums: in rounds, by several processes, resumed after an interruption.
 
 Every sample n keeps its x_0 and z at all noise levels, so that the noise of l and S is smooth in t. Points are drawn in
 blocks of a fixed size aligned to n, and on a CPU the network sees one block at a time: the result does not depend on
 batch sizes or processes.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cdistill.data import Source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
-from cdistill.estimation.base import Estimator, Points, Statistics
-from cdistill.estimation.jackknife import coefficient_errors
-from cdistill.estimation.resume import Part, Position
+from cdistill.estimation.base import Estimator, GroupSums, Points, replicates, standard_error
+from cdistill.estimation.resume import Progress
 from cdistill.networks.denoiser import Denoiser, chunk_size
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
+from cdistill.runtime.console import Advance
 from cdistill.runtime.randomness import generator, shuffled_indices
 
 GROUPS = 32
@@ -30,8 +30,6 @@ _CUDA_BLOCKS = 8  # blocks in a call on a GPU, which 16 images would leave idle
 # Below it the two points of a pair lie within a few roundings of each other. Measured on the embedded teachers, fp16
 # moves l by at most 3e-4 above it (bf16 by 3e-3, and by 0.05 at t = 0.002) and s by 5e-3 at t = 0.002.
 _HALF_FROM = 0.01
-
-Advance = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -51,47 +49,6 @@ class Budget:
     target_error: float | None = None
     paired: bool = False
     precision: str = "auto"
-
-
-def collect_statistics(
-    estimator: Estimator,
-    denoiser: Denoiser,
-    source: Source,
-    t: Tensor,
-    budget: Budget,
-    advance: Advance = lambda count, note: None,
-    accelerator: Accelerator | None = None,
-    part: Part | None = None,
-) -> Statistics:
-    """Sums an estimator's scalars over samples x_0 + t z of the data at every noise level.
-
-    Args:
-        estimator: Which scalars.
-        denoiser: The teacher.
-        source: x_0 and labels, walked through in a shuffled order, again and again if need be.
-        t: Noise levels (n,), float64, descending.
-        budget: How many samples.
-        advance: Told the number of finished (sample, timestep) pairs.
-        accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
-        part: Where unfinished work is kept, and goes on from.
-
-    Raises:
-        RecipeError: The budget's precision does not suit the estimator.
-        StoppedError: A signal came; `part` holds all that was done.
-        CdistillError: The teacher's outputs are not finite.
-    """
-    work = _Collection(estimator, denoiser, source, t, budget, advance, accelerator, part or Part(None, {}))
-    position = work.start()
-    for end in round_ends(budget)[len(position.ends) :]:
-        if not position.active():
-            break
-        work.run_round(position, end)
-        total = work.add_up(position)
-        position.close_round(total, end)
-        if budget.target_error is not None:
-            work.stop_precise_levels(position, budget.target_error)
-        work.part.save(position)
-    return work.statistics(position)
 
 
 def round_ends(budget: Budget) -> list[int]:
@@ -122,8 +79,22 @@ def network_precision(estimator: Estimator, precision: str, device: torch.device
     return precision
 
 
-class _Collection:
-    """What the rounds share; arguments as `collect_statistics`."""
+class Collection:
+    """The sums of an estimator's scalars over samples x_0 + t z of the data at every noise level.
+
+    Args:
+        estimator: Which scalars.
+        denoiser: The teacher.
+        source: x_0 and labels, walked through in a shuffled order, as often as it takes.
+        t: Noise levels (n,), float64, descending.
+        budget: How many samples.
+        accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
+        path: The coefficient file to be, beside which unfinished sums are kept and found again.
+        identity: What the sums depend on; unfinished ones of anything else are not resumed from.
+
+    Raises:
+        RecipeError: The budget's precision does not suit the estimator.
+    """
 
     def __init__(
         self,
@@ -132,99 +103,129 @@ class _Collection:
         source: Source,
         t: Tensor,
         budget: Budget,
-        advance: Advance,
-        accelerator: Accelerator | None,
-        part: Part,
+        accelerator: Accelerator | None = None,
+        path: Path | None = None,
+        identity: dict[str, Any] | None = None,
     ) -> None:
-        self.estimator, self.source, self.t, self.budget = estimator, source, t, budget
-        self.advance, self.accelerator, self.part = advance, accelerator, part
+        self.estimator, self.source, self.t, self.budget, self.accelerator = estimator, source, t, budget, accelerator
         self.device = next(iter(denoiser.state_dict().values())).device
         self.rank: int = accelerator.process_index if accelerator else 0
         self.world: int = accelerator.num_processes if accelerator else 1
         self.precision = network_precision(estimator, budget.precision, self.device)
         self.paired = budget.paired or estimator.paired
-        self.groups = min(GROUPS, budget.samples // (2 if self.paired else 1))
+        self.rows = 2 if self.paired else 1  # of each x_0
+        self.groups = min(GROUPS, budget.samples // self.rows)
         self.block = chunk_size(source.shape)
         fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
         self.denoiser = cast(Denoiser, torch.compile(denoiser, dynamic=False)) if fast else denoiser
         self.stopped = False
+        shape = self.groups, len(t), len(estimator.scalars)
+        self.progress = Progress(shape, path, identity, self.rank, self.world)
 
-    def start(self) -> Position:
-        """Returns where all processes go on together."""
-        position = self.part.load() or Position.fresh(self.groups, len(self.t), len(self.estimator.scalars))
-        if self.accelerator and self.world > 1:
-            rounds = self.accelerator.gather(torch.tensor([len(position.ends)], device=self.device))
-            position.back_to(int(rounds.min()))
-        return position
+    @property
+    def total_pairs(self) -> int:
+        """How many (sample, timestep) pairs there are at most."""
+        return self.budget.samples * len(self.t)
 
-    def run_round(self, position: Position, end: int) -> None:
-        """Adds this process's chunks of a round, up to sample `end`, to ``position.current``."""
-        first = position.ends[-1] if position.ends else 0
-        active = position.active()
-        current = position.current.to(self.device)
-        position.current = current
+    @property
+    def finished_pairs(self) -> int:
+        """How many of them need no more work, those of an interrupted collection included."""
+        return self.progress.finished_pairs(self.budget.samples)
+
+    def run(self, advance: Advance = lambda count, note: None) -> GroupSums:
+        """Sums up all samples, or as many as the target error needs.
+
+        Args:
+            advance: Called with the number of (sample, timestep) pairs that were finished since the last call.
+
+        Raises:
+            StoppedError: A signal came; the file of the unfinished sums holds all that was done.
+            CdistillError: The teacher's outputs are not finite.
+        """
+        progress = self.progress
+        if self.accelerator and self.world > 1:  # all resume in the earliest round
+            rounds = self.accelerator.gather(torch.tensor([len(progress.ends)], device=self.device))
+            progress.back_to(int(rounds.min()))
+        for end in round_ends(self.budget)[len(progress.ends) :]:
+            if not progress.active():
+                break
+            self._run_round(end, advance)
+            progress.close_round(self._add_up(), end)
+            if self.budget.target_error is not None:
+                self._stop_precise_levels(self.budget.target_error, advance)
+            progress.save()
+        return self._sums()
+
+    def _run_round(self, end: int, advance: Advance) -> None:
+        """Adds this process's chunks of a round, up to sample `end`, to ``progress.current``."""
+        progress = self.progress
+        first = progress.ends[-1] if progress.ends else 0
+        active = progress.active()
+        progress.current = current = progress.current.to(self.device)
         starts = range(first + self.rank * self.chunk, end, self.world * self.chunk)
-        for start in starts[position.chunk :]:
+        for start in starts[progress.chunk :]:
             count = min(self.chunk, end - start)
-            points, owners = self.draw(start, count)
-            for level in active[position.level :]:
-                if stopping.requested():
+            points, owners = self._draw(start, count)
+            for level in active[progress.level :]:
+                if signals.requested():
                     self.stopped = True
-                    return self.part.save(position)
-                self.part.save_sometimes(position)
-                current[:, level] += owners @ self.measure(points, level)
-                position.level += 1
-                position.pairs += count
-                self.advance(count * self.world, "")
-            position.chunk, position.level = position.chunk + 1, 0
+                    return progress.save()
+                progress.save_sometimes()
+                current[:, level] += owners @ self._measure(points, level)
+                progress.level += 1
+                progress.pairs += count
+                advance(count * self.world, "")
+            progress.chunk, progress.level = progress.chunk + 1, 0
         return None
 
-    def draw(self, start: int, count: int) -> tuple[Points, Tensor]:
-        """Draws a chunk of points from `start` on, and says which groups its first `count` belong to.
+    def _draw(self, start: int, count: int) -> tuple[Points, Tensor]:
+        """Draws a chunk of points from sample `start` on.
 
         Returns:
-            The points, and a matrix of zeros and ones (G, rows).
+            The points, and which groups its first `count` belong to: a matrix of zeros and ones (G, rows).
         """
-        each = 2 if self.paired else 1
-        x0, z, probes, labels = self._draw_units(start)
+        x0, z, probes, labels = self._draw_samples(start)
         if self.paired:
             x0, z = torch.cat([x0, x0]), torch.cat([z, -z])
             labels = None if labels is None else torch.cat([labels, labels])
-        unit = start // each + torch.arange(self.chunk // each)
-        counted = unit < (start + count) // each
-        owners = (torch.arange(self.groups)[:, None] == unit % self.groups) & counted
+        sample = start // self.rows + torch.arange(self.chunk // self.rows)
+        counted = sample < (start + count) // self.rows
+        owners = (torch.arange(self.groups)[:, None] == sample % self.groups) & counted
         moved = None if labels is None else labels.to(self.device)
         points = Points(x0.to(self.device), z.to(self.device), probes.to(self.device), moved)
         return points, owners.double().to(self.device)
 
-    def _draw_units(self, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Draws x_0, z, probes and labels of the points of a chunk, or of its pairs; probes for every point."""
-        x0, labels = self.source.batch(self._rows(start))
-        each = 2 if self.paired else 1
+    def _draw_samples(self, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Draws x_0, z and labels of the points of a chunk, once for a pair, and probes for every point."""
+        x0, labels = self.source.batch(self._indices(start))
         noise, probes = [], []
         for first in range(start, start + self.chunk, self.block):
-            shape = self.block // each, *self.source.shape
+            shape = self.block // self.rows, *self.source.shape
             draw = generator(self.budget.seed, "estimation", first)
             noise.append(torch.randn(shape, generator=draw, dtype=x0.dtype))
-            probes.append(torch.randint(0, 2, (each, *shape), generator=draw).to(x0.dtype) * 2 - 1)
+            probes.append(torch.randint(0, 2, (self.rows, *shape), generator=draw).to(x0.dtype) * 2 - 1)
         return x0, torch.cat(noise), torch.cat(probes, dim=1).flatten(0, 1), labels
 
-    def _rows(self, start: int) -> Tensor:
+    def _indices(self, start: int) -> Tensor:
         """Positions in the data of the points of a chunk, or of its pairs."""
-        each = 2 if self.paired else 1
-        return shuffled_indices(len(self.source), self.budget.seed, start // each, self.chunk // each)
+        return shuffled_indices(len(self.source), self.budget.seed, start // self.rows, self.chunk // self.rows)
 
-    def measure(self, points: Points, level: int) -> Tensor:
+    def _measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""
         t = self.t[level].expand(len(points.x0)).to(self.device)
         with self._autocast(level):
-            rows = self.estimator.measure(self.denoiser, points, t)
+            values = self.estimator.measure(self.denoiser, points, t)
         if self.paired and not self.estimator.paired:
-            rows = (rows[: len(t) // 2] + rows[len(t) // 2 :]) / 2
-        return rows
+            values = (values[: len(t) // 2] + values[len(t) // 2 :]) / 2
+        return values
 
-    def add_up(self, position: Position) -> Tensor:
+    def _autocast(self, level: int) -> AbstractContextManager[None]:
+        if self.precision == "fp32" or float(self.t[level]) < _HALF_FROM:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.float16)
+
+    def _add_up(self) -> Tensor:
         """Returns the sums of a round over all processes (G, n, k).
 
         Raises:
@@ -232,44 +233,47 @@ class _Collection:
             CdistillError: The sums are not finite.
         """
         stopped = self.stopped
-        total = position.current.cpu()
+        total = self.progress.current.cpu()
         if self.accelerator and self.world > 1:
-            self.part.save(position)  # whoever waits for a process that is killed keeps its own work
-            told = torch.cat([total.flatten(), torch.tensor([float(stopped)], dtype=torch.float64)])
-            told = self.accelerator.reduce(told.to(self.device), "sum").cpu()
-            total, stopped = told[:-1].reshape(total.shape), bool(told[-1])
+            self.progress.save()  # a process that waits for one that is killed keeps its own work
+            local = torch.cat([total.flatten(), torch.tensor([float(stopped)], dtype=torch.float64)])
+            reduced = self.accelerator.reduce(local.to(self.device), "sum").cpu()
+            total, stopped = reduced[:-1].reshape(total.shape), bool(reduced[-1])
         if stopped:
-            stopping.check("estimation")
+            signals.check("estimation")
             raise StoppedError("estimation: another process was stopped; run the same command to resume", 75)
         if not bool(total.isfinite().all()):
             raise CdistillError(f"estimation: the teacher's outputs are not finite in {self.precision}; try fp32")
         return total
 
-    def stop_precise_levels(self, position: Position, target: float) -> None:
+    def _stop_precise_levels(self, target: float, advance: Advance) -> None:
         """Stops the noise levels at which the standard errors of l and s are at most `target`.
 
-        A level's slope hangs on its neighbours too: it goes on with one of them that is not precise enough yet.
+        A level's slope depends on its neighbours too: it takes more samples with one of them that is not precise yet.
         """
-        l_error, s_error = coefficient_errors(self.estimator, self.statistics(position))
-        loose = ~(torch.maximum(l_error, s_error) <= target) & (position.stops < 0)
+        progress = self.progress
+        l_error, s_error = map(standard_error, replicates(self.estimator, self._sums()))
+        loose = ~(torch.maximum(l_error, s_error) <= target) & (progress.stops < 0)
         needed = loose.clone()
         needed[1:] |= loose[:-1]
         needed[:-1] |= loose[1:]
-        done = (position.stops < 0) & ~needed
-        position.stops = torch.where(done, len(position.ends) - 1, position.stops)
-        self.advance(int(done.sum()) * (self.budget.samples - position.ends[-1]), "")
+        done = (progress.stops < 0) & ~needed
+        progress.stops = torch.where(done, len(progress.ends) - 1, progress.stops)
+        advance(int(done.sum()) * (self.budget.samples - progress.ends[-1]), "")
 
-    def statistics(self, position: Position) -> Statistics:
-        """Returns the statistics of all finished rounds."""
-        each = 2 if self.paired else 1
-        bounds = torch.tensor([0, *position.ends]) // each
+    def _sums(self) -> GroupSums:
+        """Returns the sums of all finished rounds."""
+        progress = self.progress
+        bounds = torch.tensor([0, *progress.ends]) // self.rows
         upto = (bounds[:, None] - torch.arange(self.groups) + self.groups - 1) // self.groups
-        stops = torch.where(position.stops < 0, len(position.ends) - 1, position.stops)
-        samples = torch.tensor(position.ends)[stops]
+        stops = torch.where(progress.stops < 0, len(progress.ends) - 1, progress.stops)
+        samples = torch.tensor(progress.ends)[stops]
         dim = torch.Size(self.source.shape).numel()
-        return Statistics(self.t, dim, position.sums, upto.diff(dim=0).double(), stops, samples)
+        return GroupSums(self.t, dim, progress.sums, upto.diff(dim=0).double(), stops, samples)
 
-    def _autocast(self, level: int) -> AbstractContextManager[None]:
-        if self.precision == "fp32" or float(self.t[level]) < _HALF_FROM:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.float16)
+
+def collect_sums(
+    estimator: Estimator, denoiser: Denoiser, source: Source, t: Tensor, budget: Budget, **options: Any
+) -> GroupSums:
+    """Runs a whole :class:`Collection`; its arguments and errors."""
+    return Collection(estimator, denoiser, source, t, budget, **options).run()

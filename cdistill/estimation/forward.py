@@ -11,7 +11,7 @@ whose largest fluctuation is that of |z|^2. Its mean d is known, and the ratio::
     1 - l = E[tr J]/d ~ sum z.(D(x_0+tz) - D(x_0-tz))/(2t) / sum z.z
 
 has none of it: the ratio is exact, sample by sample, wherever J is a multiple of the identity (at low noise, for
-Gaussian data). Its bias is of order 1/N and below the error bars for any N that makes sense.
+Gaussian data). Its bias is of order 1/N and below the error bars for any practical N.
 
 *s.* The paper's s_t = E[g.dg/dlam]/E|g|^2, with g = D - (1-l) x and the derivative along the PF-ODE (Eq. 17). If D is
 E[x_0|x_t], the PF-ODE carries q(x_t) along, so that E over q(x_t) and d/dlam commute: E[g.dg/dlam] is half of
@@ -30,22 +30,23 @@ gradient of |g|^2. `cdistill estimate-coeffs --compare` measures it for a teache
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from cdistill.estimation.base import Estimator, Points, fill, final, inner, matched_slope, squared_residual
 from cdistill.networks.denoiser import Denoiser
 from cdistill.schedule import lam_of
 
-_FEWEST = 3  # levels that a slope needs
+_FEWEST_LEVELS = 3  # that a slope needs
 
 
 class Forward(Estimator):
-    """1 forward pass for each sample and noise level; for teachers that denoise well."""
+    """1 forward pass for each sample and noise level, in inference mode; for teachers that denoise well."""
 
     scalars = ("z.(D+ - D-)/2t", "z.z", "x.x", "x.D", "D.D")
     paired = True
 
+    @override
     def measure(self, denoiser: Denoiser, points: Points, t: Tensor) -> Tensor:
-        """See :class:`Estimator`; in inference mode."""
         with torch.inference_mode():
             x = points.at(t)
             out = denoiser(x, t, None, points.labels)
@@ -53,17 +54,19 @@ class Forward(Estimator):
             z = points.z[:half]
             moments = [inner(x, x), inner(x, out), inner(out, out)]
             stein = inner(z, out[:half] - out[half:]) / (2 * t[:half])
-            return torch.stack([stein, inner(z, z), *((part[:half] + part[half:]) / 2 for part in moments)], dim=1)
+            return torch.stack(
+                [stein, inner(z, z), *((values[:half] + values[half:]) / 2 for values in moments)], dim=1
+            )
 
+    @override
     def solve(self, t: Tensor, means: Tensor, stops: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """See :class:`Estimator` and the module."""
         stein, zz, xx, xd, dd = means.unbind(-1)
         a = stein / zz
         norm, vanishes = squared_residual(a, xx, xd, dd)
         lost = final(vanishes, stops)
         known = ~lost.reshape(-1, len(t)).any(0)
         s = torch.zeros(lost.shape, dtype=torch.float64)
-        if int(known.sum()) >= _FEWEST:
+        if int(known.sum()) >= _FEWEST_LEVELS:
             root = norm[..., known].clamp(min=torch.finfo(torch.float64).tiny).log() / 2
             s[..., known] = matched_slope(lam_of(t)[known], root, stops[known])
         return final(1 - a, stops), fill(s, (~known).expand_as(s))

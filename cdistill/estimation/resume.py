@@ -1,13 +1,11 @@
-"""Unfinished statistics: what an interrupted estimation leaves behind and goes on from."""
+"""The unfinished sums of an interrupted estimation, which the same command resumes from."""
 
 import glob
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.storage.checkpoints import load_tensors, save_tensors
@@ -17,40 +15,92 @@ _LAYOUT = 1  # to be raised whenever the same identity comes to mean other sampl
 _SAVE_EVERY = 20.0  # seconds of work that a kill -9 can lose
 
 
-@dataclass
-class Position:
-    """How far the collection has come in one process.
+class Progress:
+    """How far the collection has come in one process, loaded from its file if there is one.
+
+    Args:
+        shape: Groups of samples, noise levels and scalars (G, n, k).
+        path: The coefficient file to be; the unfinished sums lie beside it. None keeps nothing.
+        identity: What the sums depend on; a file of anything else is ignored, as a damaged one is.
+        rank: Number of this process.
+        world: Number of processes; other numbers divide the samples in another way.
 
     Attributes:
         sums: Of all processes, of each finished round (R, G, n, k), float64.
         ends: Samples after each finished round.
-        stops: The last round of each noise level (n,), int64; -1 while it goes on.
+        stops: The last round of each noise level (n,), int64; -1 while it needs more samples.
         current: Of this process, of the round in progress (G, n, k), float64.
         chunk: The chunk of this process in progress.
         level: How many noise levels of that chunk are finished.
         pairs: How many (sample, timestep) pairs of the round in progress this process has finished.
     """
 
-    sums: Tensor
-    ends: list[int]
-    stops: Tensor
-    current: Tensor
-    chunk: int = 0
-    level: int = 0
-    pairs: int = 0
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        path: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.file = None if path is None else path.with_name(f".{path.name}.part-{rank}-of-{world}")
+        self._header = {"identity": identity or {}, "layout": _LAYOUT}
+        self._world, self._saved = world, time.monotonic()
+        self.sums = torch.zeros(0, *shape, dtype=torch.float64)
+        self.ends: list[int] = []
+        self.stops = torch.full(shape[1:2], -1, dtype=torch.int64)
+        self.current = torch.zeros(shape, dtype=torch.float64)
+        self.chunk = self.level = self.pairs = 0
+        self._load()
 
-    @classmethod
-    def fresh(cls, groups: int, levels: int, scalars: int) -> "Position":
-        """Returns the start."""
-        empty = torch.zeros(0, groups, levels, scalars, dtype=torch.float64)
-        stops = torch.full((levels,), -1, dtype=torch.int64)
-        return cls(empty, [], stops, torch.zeros(groups, levels, scalars, dtype=torch.float64))
+    def _load(self) -> None:
+        if self.file is None:
+            return
+        try:
+            tensors, header = load_tensors(self.file, _KIND)
+        except (MissingAssetError, CorruptFileError):
+            return
+        if all(header.get(key) == value for key, value in self._header.items()):
+            self.sums, self.stops, self.current = (tensors[name] for name in ("sums", "stops", "current"))
+            self.ends = tensors["ends"].tolist()
+            self.chunk, self.level, self.pairs = tensors["place"].tolist()
+
+    def save(self) -> None:
+        """Writes the file."""
+        if self.file is not None:
+            tensors = {
+                "sums": self.sums,
+                "ends": torch.tensor(self.ends, dtype=torch.int64),
+                "stops": self.stops,
+                "current": self.current,
+                "place": torch.tensor([self.chunk, self.level, self.pairs]),
+            }
+            save_tensors(self.file, tensors, _KIND, self._header)
+        self._saved = time.monotonic()
+
+    def save_sometimes(self) -> None:
+        """Writes the file if it was last written long ago."""
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
+
+    def remove(self) -> None:
+        """Removes the file, and those of other numbers of processes, once the estimate itself is written."""
+        if self.file is not None:
+            name = self.file.name.rpartition("-of-")[0].rpartition("-")[0]
+            for path in self.file.parent.glob(f"{glob.escape(name)}-*-of-*"):
+                path.unlink(missing_ok=True)
 
     def active(self) -> list[int]:
-        """Returns the noise levels that go on."""
+        """Returns the noise levels that need more samples."""
         return (self.stops < 0).nonzero()[:, 0].tolist()
 
-    def close_round(self, total: Tensor, end: int) -> None:
+    def finished_pairs(self, samples: int) -> int:
+        """Returns how many of all (sample, timestep) pairs, `samples` at each noise level, need no more work."""
+        stopped = int((self.stops >= 0).sum())
+        before = self.ends[-1] if self.ends else 0
+        return stopped * samples + (len(self.stops) - stopped) * before + self.pairs * self._world
+
+    def close_round(self, total: torch.Tensor, end: int) -> None:
         """Ends a round in which all processes together summed `total` (G, n, k), up to sample `end`."""
         self.sums = torch.cat([self.sums, total[None]])
         self.ends.append(end)
@@ -66,67 +116,3 @@ class Position:
     def _start_round(self) -> None:
         self.current = torch.zeros_like(self.current)
         self.chunk = self.level = self.pairs = 0
-
-
-class Part:
-    """The file of a process's unfinished statistics, beside the file that it will become part of.
-
-    Args:
-        path: Of the file to be; None keeps nothing.
-        identity: What the statistics depend on; a file of anything else is not gone on from.
-        rank: Number of this process.
-        world: Number of processes; other numbers divide the samples in another way.
-    """
-
-    def __init__(self, path: Path | None, identity: dict[str, Any], rank: int = 0, world: int = 1) -> None:
-        self.path = None if path is None else path.with_name(f".{path.name}.part-{rank}-of-{world}")
-        self.identity = identity
-        self.world = world
-        self._saved = time.monotonic()
-
-    def load(self) -> Position | None:
-        """Returns where to go on, None for the start: no file, a damaged one, or one of something else."""
-        if self.path is None:
-            return None
-        try:
-            tensors, header = load_tensors(self.path, _KIND)
-        except (MissingAssetError, CorruptFileError):
-            return None
-        if header.get("identity") != self.identity or header.get("layout") != _LAYOUT:
-            return None
-        ends, place = tensors["ends"].tolist(), tensors["place"].tolist()
-        return Position(tensors["sums"], ends, tensors["stops"], tensors["current"], *place)
-
-    def finished_pairs(self, samples: int) -> int:
-        """Returns how many of all (sample, timestep) pairs, `samples` at each noise level, need no more work."""
-        position = self.load()
-        if position is None:
-            return 0
-        stopped = int((position.stops >= 0).sum())
-        before = position.ends[-1] if position.ends else 0
-        return stopped * samples + (len(position.stops) - stopped) * before + position.pairs * self.world
-
-    def save(self, position: Position) -> None:
-        """Writes the file."""
-        if self.path is not None:
-            tensors = {
-                "sums": position.sums,
-                "ends": torch.tensor(position.ends, dtype=torch.int64),
-                "stops": position.stops,
-                "current": position.current,
-                "place": torch.tensor([position.chunk, position.level, position.pairs]),
-            }
-            save_tensors(self.path, tensors, _KIND, {"identity": self.identity, "layout": _LAYOUT})
-        self._saved = time.monotonic()
-
-    def save_sometimes(self, position: Position) -> None:
-        """Writes the file if the last time is long ago."""
-        if time.monotonic() - self._saved > _SAVE_EVERY:
-            self.save(position)
-
-    def remove(self) -> None:
-        """Removes the file, and what other numbers of processes left, once the statistics are in their place."""
-        if self.path is not None:
-            name = self.path.name.rpartition("-of-")[0].rpartition("-")[0]
-            for path in self.path.parent.glob(f"{glob.escape(name)}-*-of-*"):
-                path.unlink(missing_ok=True)

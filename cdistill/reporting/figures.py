@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.analysis.consistency_gap import Score
-from cdistill.estimation import Estimate
-from cdistill.estimation.jackknife import standard_error
+from cdistill.estimation.base import standard_error
+from cdistill.estimation.estimate import CoefficientEstimate
 from cdistill.preconditionings import Preconditioning
 from cdistill.reporting.panels import (
     STYLE,
@@ -33,7 +33,7 @@ _SAME_COLOUR = 6  # between styles that differ in dashes only
 
 
 @STYLE
-def draw_coefficients(title: str, estimate: Estimate, preconditionings: Mapping[str, Preconditioning]) -> Figure:
+def draw_coefficients(title: str, estimate: CoefficientEstimate, preconditionings: Mapping[str, Preconditioning]) -> Figure:
     """Draws l and s_coef, f and g to eps and to a middle level (Fig. 2c), and g(t, s) as heat maps (Fig. 4).
 
     Bands are two standard errors.
@@ -44,7 +44,7 @@ def draw_coefficients(title: str, estimate: Estimate, preconditionings: Mapping[
         preconditionings: By name; the first two get heat maps.
     """
     figure, axes = grid(f"{title} (bands: 2 standard errors)", 2, 3, (4.8, 3.4))
-    table = estimate.table
+    table = estimate.coefficients
     levels = log_uniform_grid(200, float(table.t[-1]), float(table.t[0]))
     own = (_line("", table.t, table.l, estimate.l_error, 0), _line("", table.t, table.s, estimate.s_error, 0))
     for row, (symbol, line, jumps) in enumerate(
@@ -59,7 +59,7 @@ def draw_coefficients(title: str, estimate: Estimate, preconditionings: Mapping[
 
 
 def _jumps(
-    estimate: Estimate, preconditionings: Mapping[str, Preconditioning], levels: Tensor
+    estimate: CoefficientEstimate, preconditionings: Mapping[str, Preconditioning], levels: Tensor
 ) -> tuple[list[Line], list[Line]]:
     """Returns f and g of every preconditioning, of jumps to the lowest of `levels` and to the one nearest to 0.5."""
     f_lines: list[Line] = []
@@ -69,14 +69,14 @@ def _jumps(
         start = levels[levels >= end]
         for name, preconditioning in preconditionings.items():
             jump = start, end.expand(len(start))
-            errors = estimate.jump_errors(name, *jump) if preconditioning.needs_coefficients else (None, None)
+            errors = estimate.f_and_g_errors(name, *jump) if preconditioning.needs_coefficients else (None, None)
             for lines, values, error in zip((f_lines, g_lines), preconditioning(*jump), errors, strict=True):
                 lines.append(_line(f"{name}, {text}", start, values, error, style_of(name) + more))
     return f_lines, g_lines
 
 
 @STYLE
-def draw_estimates(title: str, estimates: Mapping[str, Estimate]) -> Figure:
+def draw_estimates(title: str, estimates: Mapping[str, CoefficientEstimate]) -> Figure:
     """Draws l and s_coef by several estimators from the same samples, and their differences from the first.
 
     Args:
@@ -87,13 +87,13 @@ def draw_estimates(title: str, estimates: Mapping[str, Estimate]) -> Figure:
     values: dict[str, list[Line]] = {"l": [], "s": []}
     differences: dict[str, list[Line]] = {"l": [], "s": []}
     for style, (name, estimate) in enumerate(estimates.items()):
-        t = estimate.table.t
+        t = estimate.coefficients.t
         for key in "ls":
-            own, theirs = getattr(estimate.table, key), getattr(reference.table, key)
-            parts = torch.stack([getattr(part, key) for part in estimate.parts])
+            own, theirs = getattr(estimate.coefficients, key), getattr(reference.coefficients, key)
+            parts = torch.stack([getattr(part, key) for part in estimate.replicates])
             values[key].append(_line(name, t, own, standard_error(parts), style))
             if name != first:
-                error = standard_error(parts - torch.stack([getattr(part, key) for part in reference.parts]))
+                error = standard_error(parts - torch.stack([getattr(part, key) for part in reference.replicates]))
                 differences[key].append(_line(f"{name} - {first}", t, own - theirs, error, style))
     rows = [
         [Panel(f"{key}(t)", "t", lines, x_log=True) for key, lines in values.items()],

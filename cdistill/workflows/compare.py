@@ -35,7 +35,7 @@ from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.estimate import estimate, is_estimate
+from cdistill.workflows.estimate import estimate_coefficients
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,7 @@ def find_coefficients(
     if given is not None:
         check_teacher(given, load_coefficients(given)[2], teacher.name, teacher.digest)
         return given
-    source = open_data(data, "train", teacher, accelerator)
-    there = is_estimate(own, teacher, source, section)
-    accelerator.wait_for_everyone()  # every process has looked before the main one writes
-    if not there:
-        estimate(teacher, source, section, own, accelerator)
+    estimate_coefficients(teacher, data, section, out=own, reuse=True, accelerator=accelerator)
     return own
 
 

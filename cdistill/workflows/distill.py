@@ -21,7 +21,7 @@ from cdistill.recipe.files import to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.reporting.records import STUDENT
-from cdistill.runtime.console import say
+from cdistill.runtime.console import say, table
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
 from cdistill.sampling.teacher_data import open_data
@@ -35,7 +35,7 @@ from cdistill.training.distillation import Distillation
 from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
 from cdistill.training.trackers import check_trackers, log_record, tracking
-from cdistill.workflows.estimate import draw_coefficients, estimate, is_estimate, print_coefficients
+from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate
 from cdistill.workflows.measuring import (
     Measured,
     make_judge,
@@ -200,10 +200,12 @@ def prepare_preconditioning(
                 copy_file(given, folder.coefficients)
             accelerator.wait_for_everyone()
         elif not begun and not estimated:
-            found = estimate(teacher, source, recipe.estimation, folder.coefficients, accelerator)
+            estimate = estimate_coefficients(
+                teacher, source, recipe.estimation, out=folder.coefficients, accelerator=accelerator
+            )
             if accelerator.is_main_process:
-                print_coefficients(found, rows=8)
-                draw_coefficients(folder.path / "plots" / "coefficients.png", found)
+                table(*estimate.table(rows=8), caption=estimate.samples_note() or None)
+                draw_coefficients(folder.path / "plots" / "coefficients.png", estimate)
     return recipe_preconditioning(recipe, teacher, folder.coefficients)
 
 

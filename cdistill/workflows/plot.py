@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cdistill.data import load_source
-from cdistill.estimation import Budget, collect_statistics, solve
-from cdistill.estimation.files import read_found
+from cdistill.estimation.collecting import Budget, Collection
+from cdistill.estimation.estimate import load_estimate, solve
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import ESTIMATORS
@@ -59,10 +59,11 @@ def draw_trajectories(
     """
     teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
     grid = log_uniform_grid(120)
-    with progress(samples * len(grid), "coefficients", "pair") as advance:
-        estimator = ESTIMATORS.get(teacher.estimator)()
-        sums = collect_statistics(estimator, teacher.denoiser, source, grid, Budget(samples, seed), advance)
-    found = solve(estimator, sums, teacher.denoiser.sigma_data).table
+    estimator = ESTIMATORS.get(teacher.estimator)()
+    collection = Collection(estimator, teacher.denoiser, source, grid, Budget(samples, seed))
+    with progress(collection.total_pairs, "coefficients", "pair") as advance:
+        sums = collection.run(advance)
+    found = solve(estimator, sums, teacher.denoiser.sigma_data).coefficients
     x = torch.randn(count, 1, generator=generator(seed, "trajectories"), dtype=torch.float64) * T
     truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
     times = {"teacher": rho_grid(_FINER * nfe + 1)}
@@ -98,4 +99,4 @@ def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
 
 def redraw_coefficients(file: Path, out: Path) -> None:
     """Draws a coefficient file (Figs. 2c and 4)."""
-    draw_coefficients(out, read_found(file))
+    draw_coefficients(out, load_estimate(file))

@@ -388,7 +388,7 @@ def test_a_form_without_a_jump_it_needs_is_an_error(moments):
 def test_bounded_follows_mixtures_better_than_ctm_and_the_backward_form(dim, seed):
     """The README's claim on two of its mixtures: by more than 10 % over 1, 2, 3 and 5 calls, far beyond chance."""
     mixture = random_mixture(dim, seed)
-    table = exact_estimate(mixture, log_uniform_grid(60)).table
+    table = exact_estimate(mixture, log_uniform_grid(60)).coefficients
     names, nfe = ("analytic-bounded", "ctm", "analytic"), (1, 2, 3, 5)
     forms = {name: make_preconditioning(name, table=table) for name in names}
     samplers = [make_sampler(mixture.denoiser, form, nfe=k) for form in forms.values() for k in nfe]

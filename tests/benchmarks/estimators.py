@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.data import Source
-from cdistill.estimation import Budget, Points, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff
-from cdistill.estimation.base import Estimator
+from cdistill.estimation.base import Estimator, Points
+from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.estimate import solve
 from cdistill.estimation.forward import Forward
 from cdistill.networks.denoiser import Denoiser, chunk_size, count_parameters, freeze
 from cdistill.runtime.processes import set_threads
@@ -54,7 +55,7 @@ def draw(count: int, device: str) -> tuple[Points, Tensor]:
 
 
 def measure_ratios(denoiser: Denoiser, device: str, repeats: int) -> dict[str, list[float]]:
-    """Times of each estimator over those of plain forward passes, measured by turns; a list for each."""
+    """Times of each estimator over those of plain forward passes, measured alternately; a list for each."""
     points, t = draw(chunk_size((3, 32, 32)), device)
     x = points.at(t)
 
@@ -98,7 +99,7 @@ def print_memory(denoiser: Denoiser, device: str, samples: int) -> None:
     for name, estimator in ESTIMATORS.items():
         peaks = []
         for count in (samples, 8 * samples):
-            collect_statistics(estimator, denoiser, source, grid, Budget(count))
+            collect_sums(estimator, denoiser, source, grid, Budget(count))
             peaks.append(peak_mib(device))
         say(f"{name}: peak {peaks[0]:.0f} MiB with {samples} samples, {peaks[1] - peaks[0]:+.1f} MiB with 8 times")
 
@@ -110,7 +111,7 @@ def print_official(levels: int, samples: int) -> None:
     grid, source = log_uniform_grid(levels), images(50_000)
     for title in ("first, compiling", "again"):
         start = time.perf_counter()
-        found = collect_statistics(Forward(), denoiser, source, grid, Budget(samples))
+        found = collect_sums(Forward(), denoiser, source, grid, Budget(samples))
         torch.cuda.synchronize()
         taken = time.perf_counter() - start
         rate = flop / taken / 1e12

@@ -1,26 +1,26 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
-from cdistill.estimation import Budget, Part, Points, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff, logit_slope
-from cdistill.estimation.base import matched_slope
-from cdistill.estimation.collecting import GROUPS, network_precision, round_ends
-from cdistill.estimation.comparison import measure_deviations
+from cdistill.estimation.base import Points, matched_slope, replicates, standard_error
+from cdistill.estimation.collecting import GROUPS, Budget, Collection, collect_sums, network_precision, round_ends
+from cdistill.estimation.estimate import deviations, solve
 from cdistill.estimation.forward import Forward
-from cdistill.estimation.jackknife import coefficient_errors
+from cdistill.estimation.resume import Progress
 from cdistill.networks.denoiser import chunk_size
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import ESTIMATORS
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.runtime.randomness import generator
 from cdistill.schedule import lam_of, log_uniform_grid, rho_grid
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
-from tests.quadrature import as_statistics, exact_estimate, exact_means, random_mixture
+from tests.quadrature import as_sums, exact_estimate, exact_means, random_mixture
 
 BOTH = [Autodiff(), Forward()]
 NAMES = [type(estimator).__name__ for estimator in BOTH]
@@ -44,7 +44,7 @@ def at(t: float, grid: torch.Tensor, values: torch.Tensor) -> float:
 
 
 def collect(estimator, denoiser, source, t, samples, seed=0, **options):
-    return collect_statistics(estimator, denoiser, source, t, Budget(samples, seed, **options))
+    return collect_sums(estimator, denoiser, source, t, Budget(samples, seed, **options))
 
 
 def collect_1d(estimator, t, samples, seed=0, **options):
@@ -68,7 +68,7 @@ def test_with_exact_expectations_both_estimators_are_one(dim):
     grid = log_uniform_grid(60)
     mixture = None if dim == 1 else random_mixture(dim, seed=dim)
     means, dim = exact_means(mixture, grid)
-    a, b = (solve(estimator, as_statistics(means, grid, dim, estimator), 0.5).table for estimator in BOTH)
+    a, b = (solve(estimator, as_sums(means, grid, dim, estimator), 0.5).coefficients for estimator in BOTH)
     torch.testing.assert_close(a.l, b.l, rtol=1e-12, atol=0)
     assert float((a.s - b.s)[2:-2].abs().max()) < 2e-4
     assert float((a.s - b.s).abs().max()) < 2e-3  # the spline's ends
@@ -80,15 +80,15 @@ def test_estimates_lie_within_three_of_their_errors(estimator, dim):
     """At 95 % or more of 40 noise levels, l and s; the truth is taken from a grid that is twice as fine."""
     grid = log_uniform_grid(40)
     mixture = None if dim == 1 else random_mixture(dim, seed=dim)
-    fine = exact_estimate(mixture, log_uniform_grid(79)).table
+    fine = exact_estimate(mixture, log_uniform_grid(79)).coefficients
     denoiser = mixture_1d() if mixture is None else mixture.denoiser
     statistics = collect(estimator, denoiser, mixture_source(denoiser), grid, 1024)
     found = solve(estimator, statistics, 0.5)
     for values, truth, error in (
-        (found.table.l, fine.l[::2], found.l_error),
-        (found.table.s, fine.s[::2], found.s_error),
+        (found.coefficients.l, fine.l[::2], found.l_error),
+        (found.coefficients.s, fine.s[::2], found.s_error),
     ):
-        resolved = 1e-9 + 1e-3 * (values is found.table.s)  # of l in float64; of s between 40 points
+        resolved = 1e-9 + 1e-3 * (values is found.coefficients.s)  # of l in float64; of s between 40 points
         outside = (values - truth).abs() > 3 * error + resolved
         assert float(outside.double().mean()) <= 0.05
 
@@ -111,11 +111,11 @@ def test_stated_errors_are_right(estimator, dim, target):
     for seed in range(24):
         samples = 512 if target is None else 1536
         found = solve(estimator, collect(estimator, denoiser, source, grid, samples, seed, target_error=target), 0.5)
-        squares["l"].append((found.table.l - truth.table.l) / found.l_error)
-        squares["s"].append((found.table.s - truth.table.s) / found.s_error)
+        squares["l"].append((found.coefficients.l - truth.coefficients.l) / found.l_error)
+        squares["s"].append((found.coefficients.s - truth.coefficients.s) / found.s_error)
         for name, mine, other, error in zip(
-            "fg", found.jump("analytic", t, s), truth.jump("analytic", t, s), found.jump_errors("analytic", t, s),
-            strict=True,
+            "fg", found.f_and_g("analytic", t, s), truth.f_and_g("analytic", t, s),
+            found.f_and_g_errors("analytic", t, s), strict=True,
         ):  # fmt: skip
             squares[name].append((mine - other) / error)
     for values in squares.values():
@@ -132,11 +132,11 @@ def test_gaussian_data_is_exact_and_gives_no_nan(estimator, dim):
     source = Source("gaussian", teacher.draw(256, generator(0, "gaussian"))[0])
     grid = rho_grid(24)
     found = solve(estimator, collect(estimator, teacher, source, grid, 96), 0.5)
-    torch.testing.assert_close(found.table.l, grid**2 / (variance + grid**2), rtol=1e-9, atol=1e-12)
-    assert (found.table.s == 0).all()
+    torch.testing.assert_close(found.coefficients.l, grid**2 / (variance + grid**2), rtol=1e-9, atol=1e-12)
+    assert (found.coefficients.s == 0).all()
     assert found.l_error.isfinite().all()
     assert found.s_error.isfinite().all()
-    f, g = found.jump("analytic", grid[:-1], grid[1:])
+    f, g = found.f_and_g("analytic", grid[:-1], grid[1:])
     assert f.isfinite().all()
     assert (g > 0).all()
 
@@ -149,7 +149,7 @@ def test_where_g_is_lost_in_rounding_s_is_that_of_the_nearest_level(estimator):
     source = Source("wide", wide.draw(4096, generator(0, "wide"))[0])
     statistics = collect(estimator, wide, source, log_uniform_grid(40), 256)
     found = solve(estimator, statistics, 0.5)
-    assert float(found.table.s[-1]) == pytest.approx(-2, abs=0.2)
+    assert float(found.coefficients.s[-1]) == pytest.approx(-2, abs=0.2)
 
 
 def test_autodiff_agrees_with_finite_differences_on_the_digits_teacher():
@@ -187,7 +187,7 @@ def test_the_gap_between_the_estimators_is_what_the_derivation_says():
     wrong = Wrong(right.weights, right.means, right.covariances)
     grid, source = log_uniform_grid(8, 0.004, 0.1), load_source("mixture-1d")
     budget = Budget(4096, paired=True)
-    a, b = (solve(e, collect_statistics(e, wrong, source, grid, budget), 0.5).table for e in BOTH)
+    a, b = (solve(e, collect_sums(e, wrong, source, grid, budget), 0.5).coefficients for e in BOTH)
     level = 4
     draw = generator(0, "gap")
     x0 = source.samples[:]
@@ -252,8 +252,8 @@ class Half:
 def test_the_parts_of_two_processes_add_up_to_one(estimator):
     """Each process takes every other chunk; the reduced sums are those of one process."""
     arguments = estimator, mixture_1d(), load_source("mixture-1d"), rho_grid(6), Budget(200, 3)
-    whole = collect_statistics(*arguments)
-    halves = [collect_statistics(*arguments, accelerator=Half(rank)) for rank in range(2)]
+    whole = collect_sums(*arguments)
+    halves = [collect_sums(*arguments, accelerator=Half(rank)) for rank in range(2)]
     torch.testing.assert_close(halves[0].sums + halves[1].sums, whole.sums, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(halves[0].sizes, whole.sizes)
 
@@ -313,10 +313,10 @@ def test_a_target_that_cannot_be_reached_takes_all_samples_and_changes_nothing()
         driven = collect_1d(estimator, grid, 700, target_error=1e-9)
         assert driven.samples.tolist() == [700] * 12
         torch.testing.assert_close(driven.means()[-1], plain.means()[0], rtol=1e-12, atol=1e-15)
-        for mine, other in zip(
-            coefficient_errors(estimator, driven), coefficient_errors(estimator, plain), strict=True
-        ):
-            torch.testing.assert_close(mine, other, rtol=2e-3, atol=1e-12)  # |g|^2 is 1e-11 of |D|^2 at t = eps
+        for mine, other in zip(replicates(estimator, driven), replicates(estimator, plain), strict=True):
+            torch.testing.assert_close(
+                standard_error(mine), standard_error(other), rtol=2e-3, atol=1e-12
+            )  # |g|^2 is 1e-11 of |D|^2 at t = eps
 
 
 def test_rounds_grow_by_half_and_end_at_the_budget():
@@ -338,7 +338,7 @@ def test_where_levels_stop_at_different_samples_slopes_use_what_they_share():
 # --- stopping and resuming ---
 
 
-def interrupted(estimator, part, budget, calls, monkeypatch, source=None):
+def interrupted(estimator, budget, calls, monkeypatch, path, identity):
     """Collects until the network was called `calls` times."""
     teacher = mixture_1d()
 
@@ -348,67 +348,70 @@ def interrupted(estimator, part, budget, calls, monkeypatch, source=None):
         def forward(self, x, t, s=None, labels=None):
             Signalling.made += 1
             if Signalling.made == calls:
-                monkeypatch.setattr(stopping, "_received", [15])
+                monkeypatch.setattr(signals, "_received", [15])
             return super().forward(x, t, s, labels)
 
     network = Signalling(teacher.weights, teacher.means, teacher.covariances)
     with pytest.raises(StoppedError):
-        collect_statistics(
-            estimator, network, source or load_source("mixture-1d"), rho_grid(5), budget, part=part
-        )  # fmt: skip
-    monkeypatch.setattr(stopping, "_received", [])
+        collect_sums(estimator, network, load_source("mixture-1d"), rho_grid(5), budget, path=path, identity=identity)
+    monkeypatch.setattr(signals, "_received", [])
     return Signalling.made
+
+
+def collect_five(estimator, budget, **options):
+    return collect_sums(estimator, mixture_1d(), load_source("mixture-1d"), rho_grid(5), budget, **options)
 
 
 @pytest.mark.parametrize("target", [None, 0.02])
 @pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
-def test_an_interrupted_collection_goes_on_at_the_last_finished_level(estimator, target, tmp_path, monkeypatch):
+def test_an_interrupted_collection_resumes_at_the_last_finished_level(estimator, target, tmp_path, monkeypatch):
     budget = Budget(640, 1, target)
-    arguments = estimator, mixture_1d(), load_source("mixture-1d"), rho_grid(5), budget
-    whole = collect_statistics(*arguments)
-    part = Part(tmp_path / "c.safetensors", {"of": "test"})
-    made = interrupted(estimator, part, budget, 13, monkeypatch)
-    made += interrupted(estimator, part, budget, 12, monkeypatch)
+    whole = collect_five(estimator, budget)
+    kept = tmp_path / "c.safetensors", {"of": "test"}
+    made = interrupted(estimator, budget, 13, monkeypatch, *kept)
+    made += interrupted(estimator, budget, 12, monkeypatch, *kept)
     assert made == 25  # 2 chunks of 5 levels and 3 more, then 12 more: no call was made twice
-    assert part.finished_pairs(640) == made * 64
-    resumed = collect_statistics(*arguments, part=part)
+    source = load_source("mixture-1d")
+    collection = Collection(estimator, mixture_1d(), source, rho_grid(5), budget, None, *kept)
+    assert collection.finished_pairs == made * 64
+    resumed = collection.run()
     assert torch.equal(resumed.sums, whole.sums)
     assert torch.equal(resumed.samples, whole.samples)
-    part.remove()
+    collection.progress.remove()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unfinished_statistics_of_something_else_are_not_gone_on_from(tmp_path, monkeypatch):
-    path, budget = tmp_path / "c.safetensors", Budget(640)
-    interrupted(Forward(), Part(path, {"teacher": "a"}), budget, 7, monkeypatch)
-    assert Part(path, {"teacher": "a"}).load() is not None
-    assert Part(path, {"teacher": "b"}).load() is None
-    assert Part(path, {"teacher": "a"}, rank=1, world=2).load() is None
+def test_unfinished_sums_of_something_else_are_not_resumed_from(tmp_path, monkeypatch):
+    path, shape = tmp_path / "c.safetensors", (32, 5, 5)
+    interrupted(Forward(), Budget(640), 7, monkeypatch, path, {"teacher": "a"})
+    assert Progress(shape, path, {"teacher": "a"}).pairs == 7 * 64
+    assert Progress(shape, path, {"teacher": "b"}).pairs == 0
+    assert Progress(shape, path, {"teacher": "a"}, rank=1, world=2).pairs == 0
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    assert Part(path, {"teacher": "a"}).load() is None
+    assert Progress(shape, path, {"teacher": "a"}).pairs == 0
 
 
-def test_processes_that_were_killed_in_different_rounds_go_on_in_the_earlier(tmp_path, monkeypatch):
+def test_processes_that_were_killed_in_different_rounds_resume_in_the_earlier(tmp_path, monkeypatch):
     """One process had come to the second round, the other had not finished the first: both begin the first again."""
     budget = Budget(1024, 0, 1e-9)  # rounds of 256, 384, ...
-    part = Part(tmp_path / "c", {})
-    interrupted(Forward(), part, budget, 25, monkeypatch)  # 20 calls in the first round, then 5 of 10 in the second
-    assert len(part.load().ends) == 1
 
     class Ahead(Half):
         def gather(self, tensor):
             return torch.cat([tensor, torch.zeros_like(tensor)])
 
-    arguments = Forward(), mixture_1d(), load_source("mixture-1d"), rho_grid(5), budget
-    again = collect_statistics(*arguments, accelerator=Ahead(0), part=part)
-    fresh = collect_statistics(*arguments, accelerator=Ahead(0))
+    path, shape = tmp_path / "c", (32, 5, 5)
+    interrupted(Forward(), budget, 25, monkeypatch, path, {})  # 20 calls in the first round, then 5 of 10 in the second
+    Path(tmp_path / ".c.part-0-of-1").rename(tmp_path / ".c.part-0-of-2")
+    assert len(Progress(shape, path, {}, 0, 2).ends) == 1
+    again = collect_five(Forward(), budget, accelerator=Ahead(0), path=path, identity={})
+    fresh = collect_five(Forward(), budget, accelerator=Ahead(0))
     assert torch.equal(again.sums, fresh.sums)
-    position = part.load()
-    position.back_to(0)
-    assert (position.ends, position.chunk, position.level, position.pairs) == ([], 0, 0, 0)
-    assert float(position.current.abs().sum()) == 0
-    assert position.active() == list(range(5))
+    progress = Progress(shape, path, {}, 0, 2)
+    progress.back_to(0)
+    assert (progress.ends, progress.chunk, progress.level, progress.pairs) == ([], 0, 0, 0)
+    assert float(progress.current.abs().sum()) == 0
+    assert progress.active() == list(range(5))
 
 
 # --- precision ---
@@ -430,10 +433,10 @@ def test_half_precision_moves_the_coefficients_less_than_their_errors():
         solve(Forward(), collect(Forward(), teacher.denoiser, source, grid, 256, precision=p), 0.5)
         for p in ("fp32", "fp16")
     )
-    assert float((full.table.l - half.table.l).abs().max()) > 0
-    assert full.table.l[-1] == half.table.l[-1]
-    assert bool(((full.table.l - half.table.l).abs() < 0.1 * full.l_error).all())
-    assert bool(((full.table.s - half.table.s).abs() < 0.3 * full.s_error).all())
+    assert float((full.coefficients.l - half.coefficients.l).abs().max()) > 0
+    assert full.coefficients.l[-1] == half.coefficients.l[-1]
+    assert bool(((full.coefficients.l - half.coefficients.l).abs() < 0.1 * full.l_error).all())
+    assert bool(((full.coefficients.s - half.coefficients.s).abs() < 0.3 * full.s_error).all())
 
 
 def test_outputs_that_are_not_finite_are_refused():
@@ -460,8 +463,8 @@ def test_the_comparison_finds_what_is_there():
 
     for denoiser, wrong in ((teacher, False), (Wrong(teacher.weights, teacher.means, teacher.covariances), True)):
         budget = Budget(2048, paired=True)
-        a, b = (solve(e, collect_statistics(e, denoiser, source, grid, budget), 0.5) for e in BOTH)
-        rows = {row.quantity: row for row in measure_deviations(a, b)}
+        a, b = (solve(e, collect_sums(e, denoiser, source, grid, budget), 0.5) for e in BOTH)
+        rows = {row.quantity: row for row in deviations(a, b)}
         assert list(rows) == ["l", "s", "f", "g"]
         assert rows["l"].paired < 2  # Stein's identity holds for any denoiser
         assert (rows["s"].paired > 5) == wrong
@@ -493,7 +496,10 @@ def test_s_is_the_slope_of_log_s_for_any_table():
 @pytest.mark.parametrize("make", [log_uniform_grid, rho_grid])
 def test_coarse_grids_do_not_overshoot(make, estimator):
     """With 16 points and exact expectations, s stays within 0.1 of the truth, at the ends too."""
-    fine, coarse = exact_estimate(None, log_uniform_grid(200)).table, exact_estimate(None, make(16), estimator).table
+    fine, coarse = (
+        exact_estimate(None, log_uniform_grid(200)).coefficients,
+        exact_estimate(None, make(16), estimator).coefficients,
+    )
     exact = torch.tensor([at(float(t), fine.t, fine.s) for t in coarse.t])
     assert float((coarse.s - exact).abs().max()) < 0.1
 
@@ -502,13 +508,13 @@ def test_the_spline_of_logit_l_beats_central_differences(exact_coefficients, mon
     """The numbers in README.md: the largest error of s over 120 log-uniform noise levels, with exact expectations."""
     import cdistill.estimation.autodiff as module
 
-    fine = exact_estimate(None, log_uniform_grid(953)).table  # 8 x 119 + 1: every eighth point is one of the 120
+    fine = exact_estimate(None, log_uniform_grid(953)).coefficients  # 8 x 119 + 1: every eighth point is one of the 120
     exact = fine.s[::8]
     assert float((exact_coefficients.s - exact).abs().max()) < 5e-5
     grid = exact_coefficients.t
     differences = torch.gradient(exact_coefficients.l, spacing=(lam_of(grid),), edge_order=2)[0]
     monkeypatch.setattr(module, "logit_slope", lambda *arguments: differences)
-    plain = exact_estimate(None, grid).table
+    plain = exact_estimate(None, grid).coefficients
     assert float((plain.s - exact).abs().max()) > 2e-2
 
 
@@ -521,10 +527,10 @@ def test_logit_slope_of_a_logistic_curve_is_exact():
 
 def test_errors_of_f_and_g_vanish_for_jumps_of_no_length():
     found = solve(Forward(), collect_1d(Forward(), log_uniform_grid(24), 256), 0.5)
-    t = found.table.t
-    f_error, g_error = found.jump_errors("analytic", t, t)
+    t = found.coefficients.t
+    f_error, g_error = found.f_and_g_errors("analytic", t, t)
     assert float(f_error.max()) == float(g_error.max()) == 0
-    f_error, g_error = found.jump_errors("analytic", t[:1], t[12:13])
+    f_error, g_error = found.f_and_g_errors("analytic", t[:1], t[12:13])
     assert 0 < float(g_error) < 0.1
-    form = make_preconditioning("analytic", table=replace(found.table))
-    assert float(form(t[:1], t[12:13])[1]) == float(found.jump("analytic", t[:1], t[12:13])[1])
+    form = make_preconditioning("analytic", table=replace(found.coefficients))
+    assert float(form(t[:1], t[12:13])[1]) == float(found.f_and_g("analytic", t[:1], t[12:13])[1])

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from cdistill.data import load_source
-from cdistill.estimation import Budget, Estimate, Statistics, collect_statistics, collecting, solve
+from cdistill.estimation import collecting
 from cdistill.estimation.autodiff import Autodiff
+from cdistill.estimation.base import GroupSums
+from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.schedule import log_uniform_grid
@@ -22,12 +25,12 @@ def digits() -> Denoiser:
     return load_teacher("digits").denoiser
 
 
-def collect(denoiser: Denoiser, samples: int = 200, precision: str = "fp32", **options) -> Statistics:
+def collect(denoiser: Denoiser, samples: int = 200, precision: str = "fp32", **options) -> GroupSums:
     budget = Budget(samples, 0, precision=precision, **options)
-    return collect_statistics(Forward(), denoiser, load_source("digits"), GRID, budget)
+    return collect_sums(Forward(), denoiser, load_source("digits"), GRID, budget)
 
 
-def estimate(denoiser: Denoiser, samples: int, precision: str) -> Estimate:
+def estimate(denoiser: Denoiser, samples: int, precision: str) -> CoefficientEstimate:
     return solve(Forward(), collect(denoiser, samples, precision), denoiser.sigma_data)
 
 
@@ -61,7 +64,7 @@ def fast(monkeypatch) -> Callable[[str | None], list[torch.fx.GraphModule]]:
     return take
 
 
-def assert_same(mine: Statistics, other: Statistics, rounding: float = 1e-5) -> None:
+def assert_same(mine: GroupSums, other: GroupSums, rounding: float = 1e-5) -> None:
     """The sums agree to float32 rounding of the network; what does not hang on the network, nearly exactly."""
     torch.testing.assert_close(mine.sums, other.sums, rtol=rounding, atol=rounding)
     torch.testing.assert_close(mine.sums[..., 1:3], other.sums[..., 1:3], rtol=1e-12, atol=0)  # z.z and x.x
@@ -106,16 +109,16 @@ def test_the_compiled_teacher_in_half_precision_moves_less_than_the_errors(digit
     graphs = fast("aot_eager")
     half = estimate(digits, 256, "auto")
     assert len(graphs) == 2
-    assert float((full.table.l - half.table.l).abs().max()) > 0
-    assert bool(((full.table.l - half.table.l).abs() < 0.3 * full.l_error).all())
-    assert bool(((full.table.s - half.table.s).abs() < 0.3 * full.s_error).all())
+    assert float((full.coefficients.l - half.coefficients.l).abs().max()) > 0
+    assert bool(((full.coefficients.l - half.coefficients.l).abs() < 0.3 * full.l_error).all())
+    assert bool(((full.coefficients.s - half.coefficients.s).abs() < 0.3 * full.s_error).all())
 
 
 def test_backward_passes_stay_uncompiled_and_in_single_blocks(digits, fast, monkeypatch):
     fast(None)
     monkeypatch.setattr(torch, "compile", None)  # called no more
     calls = calls_of(digits)
-    collect_statistics(Autodiff(), digits, load_source("digits"), GRID[:3], Budget(100))
+    collect_sums(Autodiff(), digits, load_source("digits"), GRID[:3], Budget(100))
     assert calls == [(64, torch.float32)] * 6
 
 
@@ -127,9 +130,9 @@ def test_half_precision_on_a_gpu_agrees_with_single_precision_on_a_cpu(digits):
     """Half precision and compiled; within 0.3 standard errors."""
     slow = estimate(digits, 256, "fp32")
     found = estimate(digits.to("cuda"), 256, "auto")
-    assert float((slow.table.l - found.table.l).abs().max()) > 0
-    assert bool(((slow.table.l - found.table.l).abs() < 0.3 * slow.l_error).all())
-    assert bool(((slow.table.s - found.table.s).abs() < 0.3 * slow.s_error).all())
+    assert float((slow.coefficients.l - found.coefficients.l).abs().max()) > 0
+    assert bool(((slow.coefficients.l - found.coefficients.l).abs() < 0.3 * slow.l_error).all())
+    assert bool(((slow.coefficients.s - found.coefficients.s).abs() < 0.3 * slow.s_error).all())
     torch.testing.assert_close(found.l_error, slow.l_error, rtol=0.1, atol=1e-9)
 
 
@@ -161,7 +164,7 @@ def test_more_samples_take_no_more_memory_on_a_gpu(digits):
 def test_derivatives_on_a_gpu_agree_with_a_cpu(digits):
     budget = Budget(128)
     arguments = load_source("digits"), GRID, budget
-    slow = solve(Autodiff(), collect_statistics(Autodiff(), digits, *arguments), digits.sigma_data)
-    found = solve(Autodiff(), collect_statistics(Autodiff(), digits.to("cuda"), *arguments), digits.sigma_data)
-    assert bool(((slow.table.l - found.table.l).abs() < 0.3 * slow.l_error).all())
-    assert bool(((slow.table.s - found.table.s).abs() < 0.3 * slow.s_error).all())
+    slow = solve(Autodiff(), collect_sums(Autodiff(), digits, *arguments), digits.sigma_data)
+    found = solve(Autodiff(), collect_sums(Autodiff(), digits.to("cuda"), *arguments), digits.sigma_data)
+    assert bool(((slow.coefficients.l - found.coefficients.l).abs() < 0.3 * slow.l_error).all())
+    assert bool(((slow.coefficients.s - found.coefficients.s).abs() < 0.3 * slow.s_error).all())

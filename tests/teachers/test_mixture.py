@@ -6,8 +6,9 @@ import torch
 
 from cdistill.cli.app import run
 from cdistill.data import load_source
-from cdistill.estimation import Budget, collect_statistics, solve
 from cdistill.estimation.autodiff import Autodiff
+from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.estimate import solve
 from cdistill.runtime.randomness import generator
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import (
@@ -134,7 +135,8 @@ def test_l_is_the_mean_of_the_shrinkages(width):
     name, t = f"mixture-{width}-cond", torch.logspace(1, -2.5, 6, dtype=torch.float64)
     e = load_teacher(name).denoiser.eigenvalues[0]
     teacher, source = load_teacher(name), load_source(name)
-    found = solve(Autodiff(), collect_statistics(Autodiff(), teacher.denoiser, source, t, Budget(16, 0)), 0.5).table.l
+    sums = collect_sums(Autodiff(), teacher.denoiser, source, t, Budget(16, 0))
+    found = solve(Autodiff(), sums, 0.5).coefficients.l
     torch.testing.assert_close(found, (t[:, None] ** 2 / (e + t[:, None] ** 2)).mean(1), rtol=1e-6, atol=1e-6)
 
 

@@ -15,11 +15,11 @@ import torch
 
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, StoppedError
-from cdistill.estimation.files import Found, read_found
+from cdistill.estimation.estimate import CoefficientEstimate, load_estimate
 from cdistill.preconditionings import load_preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.registry import ESTIMATORS
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 from cdistill.storage.run_folder import held
 from cdistill.workflows import distill as training
@@ -31,7 +31,7 @@ DIGITS = ["-q", "estimate-coeffs", "--teacher", "digits", "--timesteps", "6"]
 # A command whose unfinished statistics are written at every noise level, so that a test knows how far it has come.
 SAVING = (
     "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-    "import cdistill.estimation.resume as parts; parts._SAVE_EVERY = 0.0\n"
+    "import cdistill.estimation.resume as resume; resume._SAVE_EVERY = 0.0\n"
     "from cdistill.cli.app import run; sys.exit(run(sys.argv[1:]))"
 )
 
@@ -41,7 +41,7 @@ def _own_folder(tmp_path, monkeypatch):
     """An empty folder, and no picture of every estimate, which takes longer than the estimate."""
     monkeypatch.chdir(tmp_path)
     for module in (estimation, training):
-        monkeypatch.setattr(module, "draw_coefficients", lambda path, found: None)
+        monkeypatch.setattr(module, "draw_coefficients", lambda path, estimate: None)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def wait_for_pairs(name: str, pairs: int, process: subprocess.Popen[str]) -> Non
 def stop_after(monkeypatch, levels: int) -> None:
     """Makes the flag of a SIGTERM appear when so many noise levels of chunks are done."""
     asked = itertools.count()
-    monkeypatch.setattr(stopping, "requested", lambda: int(signal.SIGTERM) * (next(asked) >= levels))
+    monkeypatch.setattr(signals, "requested", lambda: int(signal.SIGTERM) * (next(asked) >= levels))
 
 
 def interrupted(monkeypatch, *arguments: str) -> None:
@@ -119,16 +119,16 @@ def test_two_processes_are_one(estimator, samples, target, run_cli):
     assert done.returncode == 0, done.stderr
     assert parts() == []
     estimated(*arguments, out="one.safetensors")
-    one, two = (read_found(Path(f"{name}.safetensors")) for name in ("one", "two"))
+    one, two = (load_estimate(Path(f"{name}.safetensors")) for name in ("one", "two"))
     for mine, other in zip(numbers_of(one), numbers_of(two), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=0)
-    assert one.statistics.samples.tolist() == two.statistics.samples.tolist()
-    assert (len(set(one.statistics.samples.tolist())) > 1) == (target is not None)
+    assert one.sums.samples.tolist() == two.sums.samples.tolist()
+    assert (len(set(one.sums.samples.tolist())) > 1) == (target is not None)
     assert one.header == two.header
 
 
-def numbers_of(found: Found) -> tuple[torch.Tensor, ...]:
-    return found.estimate.table.l, found.estimate.table.s, found.estimate.l_error, found.estimate.s_error
+def numbers_of(estimate: CoefficientEstimate) -> tuple[torch.Tensor, ...]:
+    return estimate.coefficients.l, estimate.coefficients.s, estimate.l_error, estimate.s_error
 
 
 # --- kills, signals, and going on ---
@@ -254,19 +254,19 @@ def test_compare_writes_files_picture_and_table(capsys):
     record = json.loads(captured.out)
     assert record["files"] == "c-autodiff.safetensors c-forward.safetensors"
     assert Path(record["plot"]).read_bytes()[:4] == b"\x89PNG"
-    assert "mixture-1d: autodiff minus forward on the same samples" in captured.err
+    assert "mixture-1d: autodiff minus others on the same samples" in captured.err
     rows = record["deviations"]["forward"]
     assert [row["quantity"] for row in rows] == ["l", "s", "f", "g"]
     assert all(0 < row["bars"] < 2.5 and 0 < row["paired"] < 2.5 for row in rows)
     for name in ("autodiff", "forward"):
-        found = read_found(Path(f"c-{name}.safetensors"))
+        found = load_estimate(Path(f"c-{name}.safetensors"))
         assert (found.header["estimator"], found.header["paired"]) == (name, True)
-        assert record["estimates"][name]["s"] == found.estimate.table.s.tolist()
-        assert record["estimates"][name]["s_error"] == found.estimate.s_error.tolist()
+        assert record["estimates"][name]["s"] == found.coefficients.s.tolist()
+        assert record["estimates"][name]["s_error"] == found.s_error.tolist()
     assert parts() == []
     assert run(arguments) == 0
     told = capsys.readouterr().out
-    assert "autodiff minus forward" in told
+    assert "autodiff minus others" in told
     assert "files: c-autodiff.safetensors c-forward.safetensors" in told
 
 
@@ -355,8 +355,8 @@ def older(path: Path) -> Path:
 def test_a_file_that_version_0_1_smoothed_is_read_but_no_longer_estimated(whole):
     old, _ = load_tensors(whole, "coefficients")
     file = altered(whole, {"s": old["s"] + 0.01}, {"smoothing": "spline"})
-    estimate = read_found(file).estimate
-    assert torch.equal(estimate.table.s, old["s"] + 0.01)
+    estimate = load_estimate(file)
+    assert torch.equal(estimate.coefficients.s, old["s"] + 0.01)
     assert torch.equal(estimate.s_error, old["s_error"])
     file.rename("c.safetensors")
     assert estimated(*MIXTURE, out="c.safetensors") == whole.read_bytes()
@@ -444,12 +444,12 @@ def test_headers_that_say_something_else_are_refused(header, code, words, whole,
 def test_a_file_holds_what_its_sums_give(more, capsys):
     estimated(*MIXTURE, *more)
     tensors, header = load_tensors(Path("whole.safetensors"), "coefficients")
-    found = read_found(Path("whole.safetensors"))
+    found = load_estimate(Path("whole.safetensors"))
     for name, value in zip(("l", "s", "l_error", "s_error"), numbers_of(found), strict=True):
         assert torch.equal(tensors[name], value)
         assert bool((value > 0).all()) or name in "ls"
     t, s = tensors["pairs"].unbind(1)
-    for name, error in zip("fg", found.estimate.jump_errors("analytic", t, s), strict=True):
+    for name, error in zip("fg", found.f_and_g_errors("analytic", t, s), strict=True):
         assert torch.equal(tensors[f"{name}_error"], error)
     capsys.readouterr()
     assert run(["inspect", "whole.safetensors", "--json"]) == 0
@@ -472,16 +472,16 @@ class Starts:
 
     def __init__(self, monkeypatch) -> None:
         self.estimations = 0
-        estimate = training.estimate
+        estimate = training.estimate_coefficients
 
-        def counted(*arguments):
+        def counted(*arguments, **options):
             self.estimations += 1
-            return estimate(*arguments)
+            return estimate(*arguments, **options)
 
         def stopped(*arguments):
             raise StoppedError("training: stopped before it has begun", 75)
 
-        monkeypatch.setattr(training, "estimate", counted)
+        monkeypatch.setattr(training, "estimate_coefficients", counted)
         monkeypatch.setattr(training, "train", stopped)
 
     def __call__(self, *values: str) -> str:
@@ -518,7 +518,7 @@ def test_a_run_that_has_begun_keeps_its_coefficients(monkeypatch, fails):
     arguments = ["-q", "distill", "--recipe", "mixture", "--out", "run", *values]
     assert run(arguments) == 0
     before = Path("run/coefficients.safetensors").read_bytes()
-    monkeypatch.setattr(training, "estimate", None)  # called no more
+    monkeypatch.setattr(training, "estimate_coefficients", None)  # called no more
     assert run(arguments) == 0
     assert Path("run/coefficients.safetensors").read_bytes() == before
     code, text = fails(*arguments, "--set", 'estimation.estimator="autodiff"')
@@ -552,6 +552,6 @@ def test_a_plug_in_is_compared_too(monkeypatch, capsys):
     finally:
         ESTIMATORS.remove("mine")
     with pytest.raises(CdistillError, match="unknown estimator 'mine'"):
-        read_found(Path("c-mine.safetensors"))
+        load_estimate(Path("c-mine.safetensors"))
     form = make_preconditioning("analytic", table=load_coefficients(Path("c-mine.safetensors"))[0])
     assert float(form(torch.tensor([1.0]).double(), torch.tensor([1.0]).double())[1]) == 0

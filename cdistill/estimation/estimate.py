@@ -1,0 +1,310 @@
+"""l and s of a teacher with the standard errors of everything that follows from them, and their file.
+
+The format of the file: `cdistill.preconditionings.coefficients`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdistill.errors import CorruptFileError, brief
+from cdistill.estimation.base import Estimator, GroupSums, replicates, standard_error
+from cdistill.preconditionings.coefficients import Coefficients, load_coefficients, save_coefficients
+from cdistill.preconditionings.loading import make_preconditioning
+from cdistill.registry import ESTIMATORS
+from cdistill.runtime.console import compact
+from cdistill.schedule import EPS, SIGMA_DATA
+
+_PAIRED_LEVELS = 16
+_SUMS = ("sums", "sizes", "stops", "samples")
+_FACTS = ("estimator", "dim", "sigma_data")
+_FEWEST_GROUPS = 2  # that have an error
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""Title, columns and rows; `cdistill.runtime.console.table` prints it."""
+
+
+@dataclass(frozen=True)
+class CoefficientEstimate:
+    """l and s of a teacher, with what their errors follow from.
+
+    Attributes:
+        coefficients: l_t and s_t.
+        replicates: The same without each group of samples in turn.
+        sums: What both were computed from.
+        sigma_data: Standard deviation of the data.
+        header: How they were made, {} if they are not those of a file.
+    """
+
+    coefficients: Coefficients
+    replicates: tuple[Coefficients, ...]
+    sums: GroupSums
+    sigma_data: float = SIGMA_DATA
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def l_error(self) -> Tensor:
+        """Standard errors of l (n,)."""
+        return standard_error(torch.stack([replicate.l for replicate in self.replicates]))
+
+    @cached_property
+    def s_error(self) -> Tensor:
+        """Standard errors of s (n,)."""
+        return standard_error(torch.stack([replicate.s for replicate in self.replicates]))
+
+    def f_and_g(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns f(t,s) and g(t,s) of the preconditioning `name`, like `t`."""
+        return make_preconditioning(name, self.sigma_data, EPS, self.coefficients)(t, s)
+
+    def f_and_g_replicates(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns f and g of the preconditioning `name` without each group in turn, each (G, ...)."""
+        makers = [make_preconditioning(name, self.sigma_data, EPS, replicate) for replicate in self.replicates]
+        f, g = zip(*[preconditioning(t, s) for preconditioning in makers], strict=True)
+        return torch.stack(f), torch.stack(g)
+
+    def f_and_g_errors(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the standard errors of f(t,s) and g(t,s) of the preconditioning `name`, like `t`."""
+        f, g = self.f_and_g_replicates(name, t, s)
+        return standard_error(f), standard_error(g)
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Returns all t and s < t, each (P,), among 16 of the noise levels, both ends included."""
+        levels = _spread(self.coefficients.t, _PAIRED_LEVELS)
+        first, second = torch.triu_indices(len(levels), len(levels), 1)
+        return levels[first], levels[second]
+
+    def table(self, rows: int = 16) -> Table:
+        """Returns l and s, and f and g of halving the noise (0.5 in CTM), at `rows` of the noise levels."""
+        t = _spread(self.coefficients.t, rows)
+        chosen = torch.isin(self.coefficients.t, t)
+        s = (t / 2).clamp(min=float(self.coefficients.t[-1]))
+        f_and_g = zip(self.f_and_g("analytic", t, s), self.f_and_g_errors("analytic", t, s), strict=True)
+        columns = {
+            "l": _with_errors(self.coefficients.l[chosen], self.l_error[chosen]),
+            "s_coef": _with_errors(self.coefficients.s[chosen], self.s_error[chosen]),
+            **{name: _with_errors(*values) for name, values in zip(("f(t,t/2)", "g(t,t/2)"), f_and_g, strict=True)},
+        }
+        for name in ("f(t,t/2)", "g(t,t/2)"):
+            columns[name] = [text if level > end else "-" for text, level, end in zip(columns[name], t, s, strict=True)]
+        if len(self.sums.samples.unique()) > 1:
+            columns["samples"] = [str(count) for count in self.sums.samples[chosen].tolist()]
+        title = (
+            f"{len(t)} of {len(self.coefficients.t)} noise levels, {self.header.get('estimator', 'l and s')}; CTM's f "
+            "and g: 0.5; in brackets: standard error"
+        )
+        lines = [[f"{level:.4g}", *line] for level, *line in zip(t.tolist(), *columns.values(), strict=True)]
+        return title, ["t", *columns], lines
+
+    def samples_note(self) -> str:
+        """Returns how many samples a target error took, and where it was missed; "" without one."""
+        target, samples = self.header.get("target_error"), self.sums.samples
+        if target is None:
+            return ""
+        missed = int((torch.maximum(self.l_error, self.s_error) > target).sum())
+        return (
+            f"target error {target:g}: {int(samples.min())} to {int(samples.max())} samples a noise level, "
+            f"{int(samples.sum()):,} pairs in place of {self.header['samples'] * len(samples):,}"
+            + (f"; {missed} of {len(samples)} levels are above it" if missed else "")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns l, s, their errors and the samples of each noise level as JSON."""
+        values = {"t": self.coefficients.t, "l": self.coefficients.l, "s": self.coefficients.s}
+        errors = {"l_error": self.l_error, "s_error": self.s_error, "samples": self.sums.samples}
+        facts = {key: self.header[key] for key in ("teacher", "estimator") if key in self.header}
+        return {**facts, **{key: tensor.tolist() for key, tensor in {**values, **errors}.items()}}
+
+    def save(self, path: Path) -> None:
+        """Writes a coefficient file with everything that it follows from, atomically."""
+        t, s = self.pairs()
+        f, g = self.f_and_g("analytic", t, s)
+        f_error, g_error = self.f_and_g_errors("analytic", t, s)
+        tensors = {
+            "l_error": self.l_error, "s_error": self.s_error,
+            "pairs": torch.stack([t, s], dim=1), "f": f, "g": g, "f_error": f_error, "g_error": g_error,
+            **{name: getattr(self.sums, name) for name in _SUMS},
+        }  # fmt: skip
+        save_coefficients(path, self.coefficients, tensors, dict(self.header))
+
+
+def _spread(t: Tensor, count: int) -> Tensor:
+    """Returns about `count` of the noise levels, both ends included."""
+    return t[torch.linspace(0, len(t) - 1, count).round().long().unique()]
+
+
+def _with_errors(values: Tensor, errors: Tensor) -> list[str]:
+    return [compact(value, error) for value, error in zip(values.tolist(), errors.tolist(), strict=True)]
+
+
+def solve(
+    estimator: Estimator, sums: GroupSums, sigma_data: float, header: Mapping[str, Any] | None = None
+) -> CoefficientEstimate:
+    """Computes l and s of all samples and without each group in turn.
+
+    Args:
+        estimator: Which collected the sums.
+        sums: Of its scalars.
+        sigma_data: Standard deviation of the data.
+        header: How they were made.
+    """
+    whole = estimator.solve(sums.t, sums.means(), sums.stops, sums.dim)
+    tables = [Coefficients(sums.t, *pair) for pair in [whole, *zip(*replicates(estimator, sums), strict=True)]]
+    return CoefficientEstimate(tables[0], tuple(tables[1:]), sums, sigma_data, header or {})
+
+
+def load_estimate(path: Path) -> CoefficientEstimate:
+    """Reads a coefficient file with everything that it follows from.
+
+    Raises:
+        MissingAssetError: There is no such file.
+        CorruptFileError: It is damaged, or without the sums that versions before 0.1 did not write.
+        UnknownNameError: It was made by an estimator that is not installed here.
+    """
+    stored, tensors, header = load_coefficients(path)
+    lacking = [name for name in _SUMS if name not in tensors] + [name for name in _FACTS if name not in header]
+    if lacking:
+        raise CorruptFileError(f"{path}: lacks {', '.join(lacking)}; estimate the coefficients again")
+    sums = GroupSums(stored.t, header["dim"], *(tensors[name] for name in _SUMS))
+    try:
+        estimator = ESTIMATORS.get(str(header["estimator"]))()
+        _check_sums(sums, len(estimator.scalars))
+        solved = solve(estimator, sums, float(header["sigma_data"]), header)
+        if header.get("smoothing", "none") != "none":  # by version 0.1: l and s are not those of the sums
+            solved = replace(solved, coefficients=stored)
+        elif not (_agree(solved.coefficients.l, stored.l) and _agree(solved.coefficients.s, stored.s)):
+            raise ValueError("they do not give its l and s")
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CorruptFileError(
+            f"{path}: its sums make no estimate ({brief(error)}); estimate the coefficients again"
+        ) from error
+    return solved
+
+
+def _agree(solved: Tensor, stored: Tensor) -> bool:
+    """Whether values are the same but for the rounding of other versions."""
+    return torch.allclose(solved, stored, rtol=1e-4, atol=1e-6)
+
+
+def _check_sums(sums: GroupSums, scalars: int) -> None:
+    """Raises ValueError unless shapes and numbers are such as a collection leaves."""
+    levels, (rounds, groups) = len(sums.t), sums.sizes.shape
+    expected = {
+        "sums": (sums.sums, torch.float64, (rounds, groups, levels, scalars)),
+        "sizes": (sums.sizes, torch.float64, (rounds, groups)),
+        "stops": (sums.stops, torch.int64, (levels,)),
+        "samples": (sums.samples, torch.int64, (levels,)),
+    }
+    for name, (tensor, dtype, shape) in expected.items():
+        if tensor.shape != shape or tensor.dtype != dtype or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} are not {' x '.join(map(str, shape))} finite numbers of {dtype}")
+    sizes, stops = sums.sizes, sums.stops
+    if rounds < 1 or groups < _FEWEST_GROUPS or not bool((sizes >= 0).all() and (sizes[0] > 0).all()):
+        raise ValueError("sizes are not those of groups of samples")
+    if not bool(((stops >= 0) & (stops < rounds)).all()):
+        raise ValueError("stops name rounds that are not there")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The difference of two estimators in one quantity, over all noise levels or jumps.
+
+    Attributes:
+        quantity: "l", "s", "f" or "g".
+        largest: Largest absolute difference.
+        bars: Root mean square of the difference in units of the error bars of both together.
+        paired: The same in units of the standard error of the difference, which is smaller: the samples are common.
+        beyond: Fraction of the differences beyond two of those standard errors; 0.05 is chance.
+    """
+
+    quantity: str
+    largest: float
+    bars: float
+    paired: float
+    beyond: float
+
+
+@dataclass(frozen=True)
+class EstimatorComparison:
+    """Estimates of one teacher from the same samples, in the same groups.
+
+    Attributes:
+        teacher: Its name.
+        estimates: Name of the estimator -> its estimate; the others are compared with the first.
+    """
+
+    teacher: str
+    estimates: Mapping[str, CoefficientEstimate]
+
+    @cached_property
+    def deviations(self) -> dict[str, list[Deviation]]:
+        """How far each other estimator is from the first, in l, s, and f and g of the analytic preconditioning."""
+        first, *others = self.estimates.values()
+        names = list(self.estimates)[1:]
+        return {name: deviations(first, other) for name, other in zip(names, others, strict=True)}
+
+    def table(self) -> Table:
+        """Returns a line for each other estimator and quantity."""
+        first = next(iter(self.estimates))
+        lines = [
+            [name, row.quantity, f"{row.largest:.2e}", f"{row.bars:.2f}", f"{row.paired:.2f}", f"{row.beyond:.0%}"]
+            for name, rows in self.deviations.items()
+            for row in rows
+        ]
+        return (
+            f"{self.teacher}: {first} minus others on the same samples; 1.0 and 5% are chance",
+            ["minus", "of", "largest difference", "in error bars, rms", "in errors of the difference, rms",
+             "beyond 2 of them"],
+            lines,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the estimates and their deviations as JSON."""
+        return {
+            "teacher": self.teacher,
+            "against": next(iter(self.estimates)),
+            "deviations": {name: [asdict(row) for row in rows] for name, rows in self.deviations.items()},
+            "estimates": {name: estimate.to_dict() for name, estimate in self.estimates.items()},
+        }
+
+
+def deviations(first: CoefficientEstimate, second: CoefficientEstimate) -> list[Deviation]:
+    """Compares two estimates from the same samples and groups: l, s, and f, g of the analytic preconditioning."""
+    mine, other = _quantities(first), _quantities(second)
+    return [_deviation(name, mine[name], other[name]) for name in mine]
+
+
+def _quantities(estimate: CoefficientEstimate) -> dict[str, Tensor]:
+    """Returns l, s, f and g of all samples, then without each group: (1+G, ...)."""
+    tables = (estimate.coefficients, *estimate.replicates)
+    t, s = estimate.pairs()
+    whole, without = estimate.f_and_g("analytic", t, s), estimate.f_and_g_replicates("analytic", t, s)
+    f, g = (torch.cat([value[None], rest]) for value, rest in zip(whole, without, strict=True))
+    return {
+        "l": torch.stack([table.l for table in tables]),
+        "s": torch.stack([table.s for table in tables]),
+        "f": f,
+        "g": g,
+    }
+
+
+def _deviation(name: str, first: Tensor, second: Tensor) -> Deviation:
+    """Compares values (1+G, ...), the whole followed by its replicates."""
+    difference = first - second
+    own = (standard_error(first[1:]).square() + standard_error(second[1:]).square()).sqrt()
+    paired = standard_error(difference[1:])
+    known = (own > 0) & (paired > 0)
+    largest = float(difference[0].abs().max())
+    if not bool(known.any()):
+        return Deviation(name, largest, 0.0, 0.0, 0.0)
+    bars, units = (difference[0] / own)[known], (difference[0] / paired)[known]
+    beyond = float((units.abs() > 2).double().mean())
+    return Deviation(name, largest, _rms(bars), _rms(units), beyond)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
