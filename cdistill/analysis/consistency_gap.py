@@ -1,21 +1,22 @@
-"""The laboratory: what preconditionings are worth before any training, on the teacher's own trajectories.
+"""The consistency gap: what preconditionings are worth before any training, on the teacher's own trajectories.
 
-A jump from t to s with the teacher in the student's place misses the trajectory by ``r = x_s - f x_t - g D(x_t,t)``.
-The optimal student denoiser D* makes r vanish, so that D* - D = r/g: the consistency gap (Zheng et al. 2025,
-Section 3.3 and Prop. 3.1), which training has to close. Both follow, for any f and g, from six means at each pair::
+A jump from t to s by a student that is still the teacher misses the trajectory by ``r = x_s - f x_t - g D(x_t,t)``,
+the jump error. The optimal student denoiser D* makes r vanish, so that D* - D = r/g: the consistency gap (Zheng et al.
+2025, Section 3.3 and Prop. 3.1), which training has to close. Both follow, for any f and g, from six means at each
+pair::
 
     E|r|^2 = E[x_s.x_s] + f^2 E[x_t.x_t] + g^2 E[D.D] - 2f E[x_s.x_t] - 2g E[x_s.D] + 2fg E[x_t.D]
 
 so one pass over the trajectories keeps inner products alone, however many trajectories there are. r is lost in
-float64 rounding below 1e-8 of the largest of its terms.
-
-The gap alone can be made small by large g, which multiplies every error of D: the jump error |r| stands beside it.
+float64 rounding below 1e-8 of the largest of its terms. The gap alone can be made small by large g, which multiplies
+every error of D; therefore the jump error is reported with it.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from accelerate import Accelerator
@@ -23,18 +24,22 @@ from torch import Tensor
 
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
+from cdistill.runtime.console import Advance
 from cdistill.sampling.drawing import Chunk, Sampler, draw_chunks
 from cdistill.sampling.solvers import Denoise, heun_step
 from cdistill.schedule import rho_grid
 
 GROUPS = 16
 _SINGULAR = 1e-12  # of the correlation of x and D: below it, they are multiples of each other
-_SAME = 1e-9  # ln of a ratio: two forms that differ by less are the same function
+_SAME = 1e-9  # ln of a ratio: two preconditionings that differ by less are the same function
 _NEEDED = 2.0  # standard errors
 
 Number = tuple[float, float]
 """A value and its standard error."""
+
+Student = tuple[str, int]
+"""An untrained student: name of its preconditioning and number of network calls."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Moments:
         xx: Sums of x_t.x_s (G, L, L), float64.
         dx: Sums of D(x_t,t).x_s (G, L-1, L).
         dd: Sums of D(x_t,t).D(x_t,t) (G, L-1).
-        ends: Sums of |x' - x_eps|^2/d, x' the end points of each sampler (G, S).
+        end_errors: Student -> sums of |x' - x_eps|^2/d, x' its end points (G,).
     """
 
     levels: Tensor
@@ -77,7 +82,7 @@ class Moments:
     xx: Tensor
     dx: Tensor
     dd: Tensor
-    ends: Tensor
+    end_errors: Mapping[Student, Tensor]
 
     def replicates(self, sums: Tensor) -> Tensor:
         """Returns means over all trajectories, then over all but each group, from sums (G, ...): (1+G, ...)."""
@@ -87,7 +92,7 @@ class Moments:
 
     def means(self) -> Means:
         """Returns the means at all pairs."""
-        xx, dx, dd = (self.replicates(part) / self.dim for part in (self.xx, self.dx, self.dd))
+        xx, dx, dd = (self.replicates(sums) / self.dim for sums in (self.xx, self.dx, self.dd))
         own, ahead = xx.diagonal(dim1=1, dim2=2), dx.diagonal(dim1=1, dim2=2)
         return Means(
             ss=own[:, None, 1:],
@@ -105,8 +110,8 @@ def collect_moments(
     count: int,
     seed: int,
     substeps: int,
-    samplers: Sequence[Sampler] = (),
-    advance: Callable[[int, str], None] = lambda count, note: None,
+    samplers: Mapping[Student, Sampler] = MappingProxyType({}),
+    advance: Advance = lambda count, note: None,
     accelerator: Accelerator | None = None,
 ) -> Moments:
     """Follows the teacher's trajectories from T to eps by Heun's method and sums their inner products.
@@ -117,8 +122,8 @@ def collect_moments(
         count: Number of trajectories, at least 2; their noise is that of the image seeds from ``seed * count`` on.
         seed: Which trajectories; other seeds share none, with the same `count`.
         substeps: Heun's steps from one level to the next.
-        samplers: What else maps the same noise to points at eps, compared with the ends of the trajectories.
-        advance: Told the number of finished trajectories.
+        samplers: Untrained students, whose end points are compared with those of the trajectories.
+        advance: Called with the number of trajectories that were finished since the last call.
         accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
 
     Raises:
@@ -126,22 +131,23 @@ def collect_moments(
     """
     owners = torch.arange(count) % min(GROUPS, count)
     sizes = owners.bincount()
-    sums = [
+    totals = [
         torch.zeros(len(sizes), *shape, dtype=torch.float64)
         for shape in ((points, points), (points - 1, points), (points - 1,), (len(samplers),))
     ]
     device = next(iter(denoiser.state_dict().values())).device
     seeds = range(seed * count, (seed + 1) * count)
     for chunk in draw_chunks(denoiser.sample_shape, seeds, denoiser.num_classes, accelerator=accelerator):
-        stopping.check("comparison")
-        products = _chunk_products(denoiser, chunk, points, substeps, samplers, device)
-        for total, part in zip(sums, products, strict=True):
-            total.index_add_(0, owners[chunk.rows], part[chunk.places])
+        signals.check("comparison")
+        products = _chunk_products(denoiser, chunk, points, substeps, list(samplers.values()), device)
+        for total, product in zip(totals, products, strict=True):
+            total.index_add_(0, owners[chunk.rows], product[chunk.places])
         advance(chunk.turn, "")
     if accelerator:
-        sums = [accelerator.reduce(part.to(device), "sum").cpu() for part in sums]
-    xx, dx, dd, ends = sums
-    return Moments(rho_grid(points), torch.Size(denoiser.sample_shape).numel(), sizes, xx, dx, dd, ends)
+        totals = [accelerator.reduce(total.to(device), "sum").cpu() for total in totals]
+    xx, dx, dd, ends = totals
+    end_errors = dict(zip(samplers, ends.unbind(1), strict=True))
+    return Moments(rho_grid(points), torch.Size(denoiser.sample_shape).numel(), sizes, xx, dx, dd, end_errors)
 
 
 def _chunk_products(
@@ -152,7 +158,7 @@ def _chunk_products(
     samplers: Sequence[Sampler],
     device: torch.device,
 ) -> list[Tensor]:
-    """Returns x.x (B, L, L), D.x (B, L-1, L), D.D (B, L-1) and the errors of the ends (B, S) of each sample."""
+    """Returns x.x (B, L, L), D.x (B, L-1, L), D.D (B, L-1) and the squared end errors (B, S) of each sample."""
     start, labels = chunk.x.to(device), None if chunk.labels is None else chunk.labels.to(device)
     with torch.inference_mode():
         path = list(walk(lambda x, t: denoiser(x, t, None, labels), start, points, substeps))
@@ -161,7 +167,7 @@ def _chunk_products(
         ends = [sampler(start, labels, chunk.noise(device)).double().flatten(1) for sampler in samplers]
         errors = torch.stack([(end - x[:, -1]).square().mean(1) for end in ends], 1) if ends else x.new_zeros(len(x), 0)
         products = [x @ x.mT, d @ x.mT, d.square().sum(-1), errors]
-    return [part.cpu() for part in products]
+    return [product.cpu() for product in products]
 
 
 def walk(denoise: Denoise, x: Tensor, points: int, substeps: int) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -192,18 +198,18 @@ def walk(denoise: Denoise, x: Tensor, points: int, substeps: int) -> Iterator[tu
     yield x, None
 
 
-def pair_coefficients(form: Preconditioning, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns f and g of the jumps from ``levels[:-1]`` to ``levels[1:]``, (n, n), NaN where the form has none.
+def f_and_g_at_pairs(preconditioning: Preconditioning, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns f and g of the jumps from ``levels[:-1]`` to ``levels[1:]``, (n, n), NaN where there is no jump.
 
     Raises:
-        CdistillError: The form has no jump that it should have, or a wrong one.
+        CdistillError: The preconditioning has no jump that it should have, or a wrong one.
     """
     t, s = torch.meshgrid(levels[:-1], levels[1:], indexing="ij")
     wanted = s < t
-    if form.to_eps_only:
+    if preconditioning.to_eps_only:
         wanted = wanted & (s == levels[-1])
     f, g = torch.full_like(t, math.nan), torch.full_like(t, math.nan)
-    f[wanted], g[wanted] = form(t[wanted], s[wanted])
+    f[wanted], g[wanted] = preconditioning(t[wanted], s[wanted])
     return f, g
 
 
@@ -242,10 +248,10 @@ def _jumps(levels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Score:
-    """What the laboratory says of one preconditioning.
+    """What one preconditioning does on the teacher's trajectories.
 
     Matrices are (n, n), rows t of ``levels[:-1]``, columns s of ``levels[1:]``, NaN where there is no jump. Means are
-    root mean squares over all pairs, NaN for a form that does not have all.
+    root mean squares over all pairs, NaN for a preconditioning that does not have all.
 
     Attributes:
         name: Name in the registry.
@@ -269,16 +275,21 @@ class Score:
     ends: dict[int, Number]
     overall: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
 
+    @property
+    def complete(self) -> bool:
+        """Whether it has an end point at every NFE."""
+        return bool(self.overall.isfinite().all())
+
 
 @dataclass(frozen=True)
 class Rank:
-    """A place in the ranking.
+    """The place of a preconditioning in the order of the untrained students.
 
     Attributes:
         name: The preconditioning.
-        place: 1 for the best; None for a form that cannot do every NFE.
+        place: 1 for the best; None for one that cannot do every NFE.
         tied: Whether it shares the place with a neighbour.
-        ratio: ln of its error over that of the form above, and the standard error of this paired difference.
+        ratio: ln of its error over that of the one before, and the standard error of this paired difference.
     """
 
     name: str
@@ -287,35 +298,32 @@ class Rank:
     ratio: Number | None = None
 
 
-def score(
-    name: str, moments: Moments, coefficients: tuple[Tensor, Tensor], columns: Mapping[int, int], nfe: Sequence[int]
-) -> Score:
-    """Judges f and g on the moments.
+def score(name: str, moments: Moments, f_and_g: tuple[Tensor, Tensor], nfe: Sequence[int]) -> Score:
+    """Computes gap, jump error and end points of a preconditioning.
 
     Args:
-        name: Whose they are.
+        name: Its name, by which its students stand in ``moments.end_errors``.
         moments: Of the teacher.
-        coefficients: f and g, see `pair_coefficients`.
-        columns: NFE -> column of its sampler in ``moments.ends``.
+        f_and_g: See `f_and_g_at_pairs`.
         nfe: Every NFE that counts in `overall`.
     """
-    f, g = coefficients
+    f, g = f_and_g
     jump_error = moments.means().squared_residual(f, g).sqrt()
     gap = jump_error / g.abs()
     inside = _jumps(moments.levels)
-    ends = moments.replicates(moments.ends).sqrt()
-    found = {calls: ends[:, column] for calls, column in columns.items()}
-    logs = [found[calls].clamp(min=1e-300).log() if calls in found else torch.full((1,), math.nan) for calls in nfe]
+    students = {calls: sums for (student, calls), sums in moments.end_errors.items() if student == name}
+    ends = {calls: moments.replicates(sums).sqrt() for calls, sums in students.items()}
+    logs = [ends[calls].clamp(min=1e-300).log() if calls in ends else torch.full((1,), math.nan) for calls in nfe]
     return Score(
         name, f, g, gap[0], jump_error[0],
         jackknife(_root_mean_square(gap, inside)), jackknife(_root_mean_square(jump_error, inside)),
-        {calls: jackknife(values) for calls, values in found.items()},
+        {calls: jackknife(values) for calls, values in ends.items()},
         torch.stack(torch.broadcast_tensors(*logs)).mean(0),
     )  # fmt: skip
 
 
 def score_bound(moments: Moments) -> Score:
-    """Judges the best f and g of all, see `least_squares`; NFE 1 is their jump from T to eps.
+    """Scores the best f and g of all, see `least_squares`; NFE 1 is their jump from T to eps.
 
     Its gap is NaN: the smallest gap is not that of the smallest jump error.
     """
@@ -329,26 +337,26 @@ def score_bound(moments: Moments) -> Score:
 
 
 def rank(scores: Sequence[Score]) -> list[Rank]:
-    """Orders forms by the geometric mean of their end-point errors.
+    """Orders preconditionings by the geometric mean of their end-point errors.
 
     Two neighbours share a place when their difference is below two standard errors of the paired difference: all use
-    the same trajectories. Sharing is not transitive: the first and the last of a place may differ by more. Forms
-    that are the same function stand in the order of their names.
+    the same trajectories. Sharing is not transitive: the first and the last of a place may differ by more.
+    Preconditionings that are the same function stand in the order of their names.
     """
-    able = sorted(filter(_is_finite, scores), key=lambda one: (round(float(one.overall[0]), 9), one.name))
-    unable = [Rank(one.name, None) for one in scores if not _is_finite(one)]
-    ratios = [None, *(jackknife(lower.overall - upper.overall) for upper, lower in pairwise(able))]
-    joined = [ratio is not None and ratio[0] < max(_NEEDED * ratio[1], _SAME) for ratio in ratios]
+    complete = [score for score in scores if score.complete]
+    complete.sort(key=lambda score: (round(float(score.overall[0]), 9), score.name))
+    ratios = [None, *(jackknife(worse.overall - better.overall) for better, worse in pairwise(complete))]
+    shares = [ratio is not None and ratio[0] < max(_NEEDED * ratio[1], _SAME) for ratio in ratios]
     places: list[int] = []
-    for index, shared in enumerate(joined):
+    for index, shared in enumerate(shares):
         places.append(places[-1] if shared else index + 1)
-    found = [
-        Rank(one.name, place, shared or after, ratio)
-        for one, place, shared, after, ratio in zip(
-            able, places, joined[: len(able)], [*joined[1:], False], ratios, strict=False
+    ranks = [
+        Rank(score.name, place, shared or next_shares, ratio)
+        for score, place, shared, next_shares, ratio in zip(
+            complete, places, shares, [*shares[1:], False], ratios, strict=False
         )
     ]
-    return found + unable
+    return ranks + [Rank(score.name, None) for score in scores if not score.complete]
 
 
 def jackknife(values: Tensor) -> Number:
@@ -356,10 +364,6 @@ def jackknife(values: Tensor) -> Number:
     rest = values[1:]
     spread = (rest - rest.mean()).square().sum() * (len(rest) - 1) / max(len(rest), 1)
     return float(values[0]), float(spread.sqrt())
-
-
-def _is_finite(one: Score) -> bool:
-    return bool(one.overall.isfinite().all())
 
 
 def _root_mean_square(values: Tensor, inside: Tensor) -> Tensor:

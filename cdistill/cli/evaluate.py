@@ -169,11 +169,17 @@ def compare(
     find_weights(teacher, weights)
     start_processes(processes)
     start()
-    from cdistill.workflows.compare import Request
     from cdistill.workflows.compare import compare as run_compare
 
-    request = Request(names, wanted, points, trajectories, substeps, seed)
     folder = out or Path(f"compare-{Path(teacher).stem}")
     with console.json_only(as_json):
-        record = run_compare(teacher, weights, data, request, coefficients, section, folder)
-    finish(as_json, record, f"results: {folder / 'compare.json'}   heat maps: {folder / 'compare.png'}")
+        comparison = run_compare(
+            teacher, names, wanted, coefficients=coefficients, data=data, settings=section, points=points,
+            trajectories=trajectories, substeps=substeps, seed=seed, weights=weights, out=folder,
+        )  # fmt: skip
+        console.table(*comparison.table())
+        console.table(*comparison.pair_table())
+        if comparison.left_out:
+            console.facts("left out", list(comparison.left_out.items()))
+    text = f"results: {folder / 'compare.json'}   heat maps: {folder / 'compare.png'}"
+    finish(as_json, comparison.to_dict(), text)

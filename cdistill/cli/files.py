@@ -1,7 +1,7 @@
 """The commands about files: someone else's weights converted, any file of ours described."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,27 @@ def convert(
 
     with console.json_only(as_json):
         record = run_convert(file, flavour, target)
+        _print_conversion(file, record)
     finish(as_json, record, "")
+
+
+def _print_conversion(file: Path, record: dict[str, Any]) -> None:
+    classes = f"{record['num_classes']} classes" if record["num_classes"] else "unconditional"
+    rows = [
+        ["what", f"{record['what']} ({record['kind']})"],
+        ["images", f"{' x '.join(map(str, record['shape']))}, {classes}"],
+        ["parameters", f"{record['parameters']:,}"],
+        ["licence", record["licence"]],
+        ["sha256 of the file", record["source"]["file_sha256"]],
+        ["written", record["file"]],
+    ]
+    console.facts(file.name, rows)
+    if record["source"].get("entry") == "net":
+        console.say(
+            "a training state without the average 'ema': these weights are those of the last step, not averaged"
+        )
+    use = "sample --run" if record["kind"] == "student" else "estimate-coeffs --teacher"
+    console.say(f"use it: cdistill {use} {record['file']}")
 
 
 def inspect(

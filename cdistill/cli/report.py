@@ -95,11 +95,11 @@ def plot_trajectories(
     """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser."""
     names = known_forms(preconditionings)
     start()
-    from cdistill.workflows.plot import draw_trajectories, print_trajectories
+    from cdistill.workflows.plot import draw_trajectories, trajectory_table
 
     results = draw_trajectories(names, nfe, count, seed, samples, with_suffix(out, ".png"))
     if not as_json:
-        print_trajectories(results)
+        console.table(*trajectory_table(results))
     finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
 
 
@@ -142,8 +142,9 @@ def plot_coefficients(
     out: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
 ) -> None:
     """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's."""
-    from cdistill.workflows.plot import redraw_coefficients
+    from cdistill.estimation.estimate import load_estimate
+    from cdistill.workflows.estimate import draw_coefficients
 
     picture = with_suffix(out or file.with_suffix(".png"), ".png")
-    redraw_coefficients(file, picture)
+    draw_coefficients(picture, load_estimate(file))
     console.say(str(picture))

@@ -46,13 +46,13 @@ def make_preconditioning(
 def load_preconditioning(
     name: str = "analytic",
     teacher: AnyTeacher | None = None,
-    coefficients: str | PathLike[str] | None = None,
+    coefficients: str | PathLike[str] | Coefficients | None = None,
     *,
     sigma_data: float | None = None,
     eps: float = EPS,
     allow_other_teacher: bool = False,
 ) -> Preconditioning:
-    """Builds the registered preconditioning `name`, with the coefficients of a file where it needs some.
+    """Builds the registered preconditioning `name`, with coefficients where it needs some.
 
     All that a sampler of one's own needs, without the rest of cdistill::
 
@@ -63,8 +63,8 @@ def load_preconditioning(
         name: A name in the registry; see ``cdistill ls preconditionings``.
         teacher: The teacher in use, whose digest the coefficients must bear. Without one the caller checks it:
             ``provenance`` of the result says which teacher and data the coefficients were estimated from.
-        coefficients: A file that ``cdistill estimate-coeffs`` made; its checksum is verified. It is read only where
-            the preconditioning needs coefficients.
+        coefficients: A file that ``cdistill estimate-coeffs`` made, whose checksum is verified, or l and s
+            themselves. They are read only where the preconditioning needs coefficients.
         sigma_data: Standard deviation of the data; the teacher's by default, 0.5 without a teacher.
         eps: Smallest noise level.
         allow_other_teacher: Whether coefficients of another teacher are accepted.
@@ -83,11 +83,14 @@ def load_preconditioning(
     """
     table: Coefficients | None = None
     header: dict[str, Any] = {}
-    if coefficients is not None and getattr(PRECONDITIONINGS.get(name), "needs_coefficients", False):
-        table, _, header = load_coefficients(Path(coefficients))
+    if isinstance(coefficients, Coefficients):
+        table = coefficients
+    elif coefficients is not None and getattr(PRECONDITIONINGS.get(name), "needs_coefficients", False):
+        path = Path(coefficients)
+        table, _, header = load_coefficients(path)
         if teacher is not None and not allow_other_teacher:
             remedy = ", or set preconditioning.allow_other_teacher=true"
-            check_teacher(Path(coefficients), header, teacher.name, teacher.digest, remedy)
+            check_teacher(path, header, teacher.name, teacher.digest, remedy)
     own = SIGMA_DATA if teacher is None else teacher.denoiser.sigma_data
     preconditioning = make_preconditioning(name, own if sigma_data is None else sigma_data, eps, table)
     preconditioning.provenance = header

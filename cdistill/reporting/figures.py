@@ -33,7 +33,9 @@ _SAME_COLOUR = 6  # between styles that differ in dashes only
 
 
 @STYLE
-def draw_coefficients(title: str, estimate: CoefficientEstimate, preconditionings: Mapping[str, Preconditioning]) -> Figure:
+def draw_coefficients(
+    title: str, estimate: CoefficientEstimate, preconditionings: Mapping[str, Preconditioning]
+) -> Figure:
     """Draws l and s_coef, f and g to eps and to a middle level (Fig. 2c), and g(t, s) as heat maps (Fig. 4).
 
     Bands are two standard errors.

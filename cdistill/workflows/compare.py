@@ -1,8 +1,8 @@
-"""``cdistill compare``: preconditionings judged before training."""
+"""Comparing preconditionings before training: ``cdistill compare``."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,249 +11,235 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.analysis.consistency_gap import (
-    Moments,
     Number,
     Rank,
     Score,
+    Student,
     collect_moments,
-    pair_coefficients,
+    f_and_g_at_pairs,
     rank,
     score,
     score_bound,
 )
 from cdistill.errors import CdistillError, brief
+from cdistill.estimation.estimate import Table
 from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import load_preconditioning
-from cdistill.preconditionings.coefficients import check_teacher, load_coefficients
+from cdistill.preconditionings.coefficients import Coefficients, check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.runtime.console import compact, facts, progress, table
+from cdistill.runtime.console import compact, progress
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
 from cdistill.sampling.samplers import make_sampler
 from cdistill.sampling.teacher_data import open_data
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
-from cdistill.teachers import Teacher, load_teacher
+from cdistill.teachers import Teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.estimate import estimate_coefficients
+from cdistill.workflows.estimate import estimate_coefficients, open_teacher
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is compared on what.
+class PreconditioningComparison:
+    """Preconditionings, ordered by their untrained students.
 
     Attributes:
-        names: Preconditionings.
-        nfe: Numbers of network calls of the untrained students.
-        points: Noise levels of the rho-grid whose pairs are judged.
-        trajectories: How many.
-        substeps: Heun's steps from one level to the next.
-        seed: Of the trajectories.
+        scores: In the order of `ranks`.
+        bound: What the best f and g of all would do.
+        ranks: The order, the best first.
+        left_out: Name -> why a preconditioning could not take part.
+        levels: Noise levels between which all jumps were made (L,).
+        facts: Teacher, coefficients, settings and versions, as JSON.
     """
 
-    names: Sequence[str]
-    nfe: Sequence[int]
-    points: int
-    trajectories: int
-    substeps: int
-    seed: int
+    scores: Sequence[Score]
+    bound: Score
+    ranks: Sequence[Rank]
+    left_out: Mapping[str, str]
+    levels: Tensor
+    facts: Mapping[str, Any]
 
+    @property
+    def title(self) -> str:
+        """A heading for tables and figures."""
+        return f"{self.facts['teacher']}: {self.facts['trajectories']} trajectories"
 
-@dataclass(frozen=True)
-class Entrant:
-    """A preconditioning that takes part.
+    def table(self) -> Table:
+        """Returns the ranking: end points of the untrained students, a line for each preconditioning."""
+        nfe, missing = self.facts["nfe"], (math.nan, math.nan)
+        ranks = [*self.ranks, Rank(self.bound.name, None)]
+        rows = [
+            [
+                score.name,
+                "-" if place.place is None else f"{place.place}{'=' if place.tied else ''}",
+                *[compact(*score.ends.get(calls, missing)) for calls in nfe],
+                "-" if place.ratio is None else f"{compact(*percent(place.ratio))}%",
+            ]
+            for score, place in zip([*self.scores, self.bound], ranks, strict=True)
+        ]
+        title = (
+            f"{self.title}; untrained students' end points against the teacher's\n"
+            "rms per element (standard error); worse: than the one above, over all NFE"
+        )
+        return title, ["preconditioning", "rank", *[f"{calls} NFE" for calls in nfe], "worse by"], rows
 
-    Attributes:
-        coefficients: f and g at all pairs, see `pair_coefficients`.
-        samplers: NFE -> sampler of the untrained student.
-    """
+    def pair_table(self) -> Table:
+        """Returns jump errors, gaps and the largest f and g over all pairs (t, s)."""
+        rows = [
+            [score.name, compact(*score.mean_jump_error), compact(*score.mean_gap),
+             f"{_largest(score.f):.3g}", f"{_largest(score.g):.3g}"]
+            for score in [*self.scores, self.bound]
+        ]  # fmt: skip
+        return "over all pairs (t, s)", ["preconditioning", "jump error", "gap", "max |f|", "max |g|"], rows
 
-    coefficients: tuple[Tensor, Tensor]
-    samplers: dict[int, Sampler]
+    def to_dict(self) -> dict[str, Any]:
+        """Returns everything as JSON; what is not finite becomes null."""
+        return {
+            **self.facts,
+            "levels": self.levels.tolist(),
+            "ranking": [asdict(place) for place in self.ranks],
+            "left_out": dict(self.left_out),
+            "forms": {score.name: _as_json(score) for score in self.scores},
+            "bound": _as_json(self.bound),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Writes ``compare.json`` and the heat maps ``compare.png``."""
+        from cdistill.reporting.figures import draw_gaps
+        from cdistill.reporting.panels import save_figure
+
+        write_text(folder / "compare.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        save_figure(draw_gaps(self.title, self.levels, self.scores, self.bound), folder / "compare.png")
 
 
 def compare(
-    teacher_name: str,
-    weights: Path | None,
-    data: str | None,
-    request: Request,
-    coefficients: Path | None,
-    section: EstimationSection,
-    out: Path,
-) -> dict[str, Any]:
-    """Judges preconditionings on a teacher's trajectories; prints, draws and returns the result as JSON.
+    teacher: str | Path | Teacher,
+    preconditionings: Sequence[str] | None = None,
+    nfe: Sequence[int] = (1, 2, 3, 5),
+    *,
+    coefficients: Path | Coefficients | None = None,
+    data: str | None = None,
+    settings: EstimationSection | None = None,
+    points: int = 18,
+    trajectories: int = 256,
+    substeps: int = 4,
+    seed: int = 0,
+    weights: Path | None = None,
+    out: Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> PreconditioningComparison:
+    """Compares preconditionings before training, on a teacher's own trajectories.
 
     Args:
-        teacher_name: Name or file.
-        weights: File of its weights, where it is in no usual place.
-        data: What coefficients are estimated on; the teacher's own by default.
-        request: What is compared on what.
-        coefficients: File of coefficients; None to estimate them where a form needs some.
-        section: How they are estimated.
-        out: Folder of ``compare.json``, ``compare.png`` and the estimated coefficients.
+        teacher: A name (``cdistill ls teachers``), a file, or a loaded teacher.
+        preconditionings: Names; all that are registered by default.
+        nfe: Numbers of network calls of the untrained students.
+        coefficients: l and s of this teacher, or their file; estimated by default where a preconditioning needs them.
+        data: What they are estimated on; the teacher's own by default.
+        settings: How they are estimated.
+        points: Noise levels of the rho-grid, between which all jumps are made.
+        trajectories: How many.
+        substeps: Heun's steps from one level to the next.
+        seed: Of the trajectories.
+        weights: File of the teacher's weights, where its name alone does not find them.
+        out: Folder of ``compare.json``, ``compare.png`` and the estimated coefficients; None writes nothing.
+        accelerator: Devices and processes; one for this machine by default.
 
     Raises:
         CdistillError: No preconditioning is left to compare.
+        MismatchError: The coefficients were made for another teacher.
+
+    >>> comparison = compare("mixture-1d", ["bcm", "ctm"], nfe=[1, 2], trajectories=32)
+    >>> [(place.name, place.place) for place in comparison.ranks]
+    [('bcm', 1), ('ctm', 1)]
     """
-    teacher = load_teacher(teacher_name, weights)
-    accelerator = make_accelerator("fp32")
-    teacher.denoiser.to(accelerator.device)
-    if any(map(_needs_coefficients, request.names)):
-        own = out / "coefficients.safetensors"
-        coefficients = find_coefficients(teacher, coefficients, data, section, own, accelerator)
-    entrants, refused = admit(teacher, request, coefficients)
-    samplers = [sampler for entrant in entrants.values() for sampler in entrant.samplers.values()]
-    with progress(request.trajectories, "trajectories", "trajectory") as advance:
+    names = list(preconditionings or PRECONDITIONINGS.names())
+    accelerator = accelerator or make_accelerator("fp32")
+    teacher = open_teacher(teacher, weights, accelerator)
+    if any(map(_needs_coefficients, names)):
+        coefficients = _coefficients_of(teacher, coefficients, data, settings, out, accelerator)
+    f_and_g, samplers, left_out = _take_part(teacher, names, nfe, points, coefficients)
+    with progress(trajectories, "trajectories", "trajectory") as advance:
         moments = collect_moments(
-            teacher.denoiser, request.points, request.trajectories, request.seed, request.substeps,
-            samplers, advance, accelerator,
-        )  # fmt: skip
-    scores, bound = judge(entrants, moments, request.nfe), score_bound(moments)
-    ranks = rank(scores)
-    record = as_record(
-        scores, bound, ranks, refused,
-        teacher=teacher.name,
-        teacher_sha256=teacher.digest,
-        coefficients=None if coefficients is None else _provenance(coefficients),
-        levels=moments.levels.tolist(),
-        device=str(accelerator.device),
-        versions=versions(),
-        **{**asdict(request), "names": list(request.names), "nfe": list(request.nfe)},
-    )  # fmt: skip
-    if accelerator.is_main_process:
-        report(out, f"{teacher.name}: {request.trajectories} trajectories", record, moments, scores, bound, ranks)
+            teacher.denoiser, points, trajectories, seed, substeps, samplers, advance, accelerator
+        )
+    scores = {name: score(name, moments, values, nfe) for name, values in f_and_g.items()}
+    ranks = rank(list(scores.values()))
+    facts = {
+        "teacher": teacher.name,
+        "teacher_sha256": teacher.digest,
+        "coefficients": _provenance(coefficients) if isinstance(coefficients, Path) else None,
+        "device": str(accelerator.device),
+        "versions": versions(),
+        "names": names, "nfe": list(nfe), "points": points, "trajectories": trajectories, "substeps": substeps,
+        "seed": seed,
+    }  # fmt: skip
+    ordered = [scores[place.name] for place in ranks]
+    comparison = PreconditioningComparison(ordered, score_bound(moments), ranks, left_out, moments.levels, facts)
+    if out is not None and accelerator.is_main_process:
+        comparison.save(out)
     accelerator.wait_for_everyone()
-    return record
+    return comparison
 
 
-def find_coefficients(
+def _coefficients_of(
     teacher: Teacher,
-    given: Path | None,
+    given: Path | Coefficients | None,
     data: str | None,
-    section: EstimationSection,
-    own: Path,
+    settings: EstimationSection | None,
+    out: Path | None,
     accelerator: Accelerator,
-) -> Path:
-    """Returns the file of the teacher's coefficients: the given one, or `own`, estimated now unless it is there.
-
-    Raises:
-        MismatchError: The given one was made for another teacher.
-    """
-    if given is not None:
+) -> Path | Coefficients:
+    """Returns the given coefficients if they are the teacher's, or estimates them, unless they lie in `out` already."""
+    if isinstance(given, Path):
         check_teacher(given, load_coefficients(given)[2], teacher.name, teacher.digest)
+    if given is not None:
         return given
-    estimate_coefficients(teacher, data, section, out=own, reuse=True, accelerator=accelerator)
-    return own
+    file = None if out is None else out / "coefficients.safetensors"
+    estimate = estimate_coefficients(teacher, data, settings, out=file, reuse=True, accelerator=accelerator)
+    return file or estimate.coefficients
 
 
-def admit(teacher: Teacher, request: Request, coefficients: Path | None) -> tuple[dict[str, Entrant], dict[str, str]]:
+def _take_part(
+    teacher: Teacher, names: Sequence[str], nfe: Sequence[int], points: int, coefficients: Path | Coefficients | None
+) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[Student, Sampler], dict[str, str]]:
     """Builds the preconditionings; one that fails, whatever another package raises, is left out.
 
     Returns:
-        Those that take part, and the errors of those that do not, both by name.
+        f and g at all pairs by name, the untrained students, and why others were left out.
 
     Raises:
         CdistillError: None takes part.
     """
-    found: dict[str, Entrant] = {}
-    refused: dict[str, str] = {}
-    for name in request.names:
+    f_and_g: dict[str, tuple[Tensor, Tensor]] = {}
+    samplers: dict[Student, Sampler] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
         try:
-            form = load_preconditioning(name, teacher, coefficients)
-            pairs = pair_coefficients(form, rho_grid(request.points))
-            calls = [k for k in request.nfe if k == 1 or not form.to_eps_only]  # CM draws fresh noise behind the first
-            samplers: dict[int, Sampler] = {k: make_sampler(teacher.denoiser, form, nfe=k) for k in calls}
-            found[name] = Entrant(pairs, samplers)
+            preconditioning = load_preconditioning(name, teacher, coefficients)
+            values = f_and_g_at_pairs(preconditioning, rho_grid(points))
+            # CM draws fresh noise after the first call, so that its end points are not the trajectory's
+            calls = [k for k in nfe if k == 1 or not preconditioning.to_eps_only]
+            samplers |= {(name, k): make_sampler(teacher.denoiser, preconditioning, nfe=k) for k in calls}
+            f_and_g[name] = values
         except CdistillError as error:
-            refused[name] = brief(error)
+            left_out[name] = brief(error)
         except Exception as error:
-            refused[name] = f"{type(error).__name__}: {brief(error)}"
-    if not found:
-        raise CdistillError(f"compare: no preconditioning is left; {'; '.join(refused.values())}")
-    return found, refused
+            left_out[name] = f"{type(error).__name__}: {brief(error)}"
+    if not f_and_g:
+        raise CdistillError(f"compare: no preconditioning is left; {'; '.join(left_out.values())}")
+    return f_and_g, samplers, left_out
 
 
-def judge(entrants: dict[str, Entrant], moments: Moments, nfe: Sequence[int]) -> list[Score]:
-    """Scores all entrants, whose samplers stand in ``moments.ends`` one after the other."""
-    scores, first = [], 0
-    for name, entrant in entrants.items():
-        columns = {calls: first + index for index, calls in enumerate(entrant.samplers)}
-        first += len(columns)
-        scores.append(score(name, moments, entrant.coefficients, columns, nfe))
-    return scores
-
-
-def report(
-    out: Path,
-    title: str,
-    record: dict[str, Any],
-    moments: Moments,
-    scores: Sequence[Score],
-    bound: Score,
-    ranks: Sequence[Rank],
-) -> None:
-    """Writes the record and the picture, and prints the ranking."""
-    from cdistill.reporting.figures import draw_gaps
-    from cdistill.reporting.panels import save_figure
-
-    by_name = {one.name: one for one in scores}
-    ordered = [by_name[place.name] for place in ranks]
-    write_text(out / "compare.json", json.dumps(record, indent=1) + "\n")
-    save_figure(draw_gaps(title, moments.levels, ordered, bound), out / "compare.png")
-    print_ranking(title, ordered, bound, ranks, record["nfe"])
-    if record["left_out"]:
-        facts("left out", list(record["left_out"].items()))
-
-
-def print_ranking(
-    title: str, ordered: Sequence[Score], bound: Score, ranks: Sequence[Rank], nfe: Sequence[int]
-) -> None:
-    """Prints two tables with a line for each form in the order of `ranks`, and the bound below them."""
-    missing = (math.nan, math.nan)
-    rows = [
-        [
-            one.name,
-            "-" if place.place is None else f"{place.place}{'=' if place.tied else ''}",
-            *[compact(*one.ends.get(calls, missing)) for calls in nfe],
-            "-" if place.ratio is None else f"{compact(*percent(place.ratio))}%",
-        ]
-        for one, place in zip([*ordered, bound], [*ranks, Rank(bound.name, None)], strict=True)
-    ]
-    table(
-        f"{title}; untrained students' end points against the teacher's\n"
-        "rms per element (standard error); behind: the form above, over all NFE",
-        ["preconditioning", "rank", *[f"{calls} NFE" for calls in nfe], "behind"],
-        rows,
-    )
-    table(
-        "over all pairs (t, s)",
-        ["preconditioning", "jump error", "gap", "max |f|", "max |g|"],
-        [
-            [one.name, compact(*one.mean_jump_error), compact(*one.mean_gap),
-             f"{_largest(one.f):.3g}", f"{_largest(one.g):.3g}"]
-            for one in [*ordered, bound]
-        ],
-    )  # fmt: skip
-
-
-def as_record(
-    scores: Sequence[Score], bound: Score, ranks: Sequence[Rank], refused: dict[str, str], **values: Any
-) -> dict[str, Any]:
-    """Returns everything as JSON; what is not finite becomes null."""
-    forms = {one.name: _as_json(one) for one in scores}
-    return {**values, "ranking": [asdict(one) for one in ranks], "left_out": refused, "forms": forms,
-            "bound": _as_json(bound)}  # fmt: skip
-
-
-def _as_json(one: Score) -> dict[str, Any]:
-    matrices = {name: _finite(getattr(one, name).tolist()) for name in ("gap", "jump_error", "f", "g")}
-    numbers = {"mean_gap": one.mean_gap, "mean_jump_error": one.mean_jump_error}
+def _as_json(score: Score) -> dict[str, Any]:
+    matrices = {name: _finite(getattr(score, name).tolist()) for name in ("gap", "jump_error", "f", "g")}
+    numbers = {"mean_gap": score.mean_gap, "mean_jump_error": score.mean_jump_error}
     return {
         **{name: _number(number) for name, number in numbers.items()},
-        "ends": {str(calls): _number(number) for calls, number in one.ends.items()},
-        "geometric_mean": _finite(math.exp(float(one.overall[0]))),
-        "max_f": _finite(_largest(one.f)),
-        "max_g": _finite(_largest(one.g)),
+        "ends": {str(calls): _number(number) for calls, number in score.ends.items()},
+        "geometric_mean": _finite(math.exp(float(score.overall[0]))),
+        "max_f": _finite(_largest(score.f)),
+        "max_g": _finite(_largest(score.g)),
         **matrices,
     }
 
@@ -288,7 +274,7 @@ def _provenance(coefficients: Path) -> dict[str, Any]:
 
 
 def _needs_coefficients(name: str) -> bool:
-    """Whether a form needs some; one that cannot be imported is left out later."""
+    """Whether a preconditioning needs some; one that cannot be imported is left out later."""
     try:
         return bool(getattr(PRECONDITIONINGS.get(name), "needs_coefficients", False))
     except CdistillError:

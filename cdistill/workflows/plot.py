@@ -1,4 +1,4 @@
-"""``cdistill plot``: the paper's figures."""
+"""The paper's Figure 7: ``cdistill plot trajectories``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from cdistill.data import load_source
-from cdistill.estimation.collecting import Budget, Collection
-from cdistill.estimation.estimate import load_estimate, solve
+from cdistill.estimation.estimate import Table
 from cdistill.evaluation.metrics import wasserstein_1d
-from cdistill.preconditionings import make_preconditioning
-from cdistill.registry import ESTIMATORS
+from cdistill.preconditionings import load_preconditioning
 from cdistill.reporting import figures
 from cdistill.reporting.panels import save_figure
-from cdistill.runtime.console import progress, table
 from cdistill.runtime.randomness import generator
 from cdistill.sampling.samplers import teacher_trajectories, trajectories
-from cdistill.schedule import T, log_uniform_grid, rho_grid, sampling_grid
+from cdistill.schedule import T, rho_grid, sampling_grid
 from cdistill.teachers import load_teacher
-from cdistill.workflows.estimate import draw_coefficients
+from cdistill.workflows.estimate import estimate_coefficients
 
 _FINER = 80  # steps of the teacher's solver in one jump of the students: its error is far below theirs
 
@@ -33,7 +30,7 @@ class TrajectoryResult:
         preconditioning: Its name.
         nfe: Jumps.
         mse_end: Mean square error of the end points.
-        mse_path: Mean square error of all points behind the start, each divided by 1 + t^2.
+        mse_path: Mean square error of all points after the start, each divided by 1 + t^2.
         wasserstein: Wasserstein-1 distance of the end points from the mixture.
     """
 
@@ -58,20 +55,14 @@ def draw_trajectories(
         out: PNG.
     """
     teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
-    grid = log_uniform_grid(120)
-    estimator = ESTIMATORS.get(teacher.estimator)()
-    collection = Collection(estimator, teacher.denoiser, source, grid, Budget(samples, seed))
-    with progress(collection.total_pairs, "coefficients", "pair") as advance:
-        sums = collection.run(advance)
-    found = solve(estimator, sums, teacher.denoiser.sigma_data).coefficients
+    coefficients = estimate_coefficients("mixture-1d", source, samples=samples, seed=seed).coefficients
     x = torch.randn(count, 1, generator=generator(seed, "trajectories"), dtype=torch.float64) * T
     truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
     times = {"teacher": rho_grid(_FINER * nfe + 1)}
     students: dict[str, Tensor] = {}
     results, notes = [], {"teacher": f"Wasserstein {wasserstein_1d(truth[-1], source.samples[:]):.4f}"}
     for name in names:
-        form = make_preconditioning(name, teacher.denoiser.sigma_data, table=found)
-        points = trajectories(teacher.denoiser, form, nfe, x)
+        points = trajectories(teacher.denoiser, load_preconditioning(name, teacher, coefficients), nfe, x)
         scale = 1 + sampling_grid(nfe)[1:, None, None] ** 2
         result = TrajectoryResult(
             name,
@@ -87,16 +78,11 @@ def draw_trajectories(
     return results
 
 
-def print_trajectories(results: Sequence[TrajectoryResult]) -> None:
-    """Prints how well each preconditioning follows the teacher."""
+def trajectory_table(results: Sequence[TrajectoryResult]) -> Table:
+    """Returns how well each preconditioning follows the teacher."""
     columns = ["preconditioning", "NFE", "MSE of ends", "MSE of paths", "Wasserstein-1"]
     rows = [
         [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"]
         for r in results
     ]
-    table("1-D mixture, optimal denoiser, no training", columns, rows)
-
-
-def redraw_coefficients(file: Path, out: Path) -> None:
-    """Draws a coefficient file (Figs. 2c and 4)."""
-    draw_coefficients(out, load_estimate(file))
+    return "1-D mixture, optimal denoiser, no training", columns, rows

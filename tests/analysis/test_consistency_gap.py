@@ -1,9 +1,10 @@
-"""The laboratory: closed forms, direct sums, bounds, error bars, and the command around it."""
+"""Consistency gaps: closed forms, direct sums, bounds, error bars, and the command around it."""
 
 import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from cdistill.analysis.consistency_gap import (
     GROUPS,
     Score,
     collect_moments,
+    f_and_g_at_pairs,
     jackknife,
     least_squares,
-    pair_coefficients,
     rank,
     score,
     score_bound,
@@ -47,7 +48,7 @@ def gaussian(dim: int) -> MixtureDenoiser:
 
 
 def judge(moments, form, name="form"):
-    return score(name, moments, pair_coefficients(form, moments.levels), {}, [1])
+    return score(name, moments, f_and_g_at_pairs(form, moments.levels), [1])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def forms(exact_coefficients):
 
 @pytest.fixture(scope="module")
 def moments():
-    samplers = [make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)]
+    samplers = {("ctm", k): make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)}
     return collect_moments(mixture_1d(), POINTS, COUNT, 0, SUBSTEPS, samplers)
 
 
@@ -126,7 +127,7 @@ def test_no_form_beats_the_bound_and_lstsq_agrees(moments, path, forms):
 
 def test_ends_are_those_of_the_samplers(moments, path, forms):
     """One call is the jump from T to eps itself; three are compared with the same end points."""
-    found = score("ctm", moments, pair_coefficients(forms["ctm"], moments.levels), {1: 0, 3: 1}, [1, 3])
+    found = score("ctm", moments, f_and_g_at_pairs(forms["ctm"], moments.levels), [1, 3])
     denoised = mixture_1d()(path[0], torch.tensor(T).expand(COUNT))
     direct = EPS / T * path[0] + (1 - EPS / T) * denoised
     assert found.ends[1][0] == pytest.approx(float((direct - path[-1]).square().mean().sqrt()), rel=1e-9)
@@ -164,7 +165,7 @@ def test_heuns_own_calls_are_kept_and_the_network_sees_whole_chunks():
 
 def test_memory_does_not_grow_with_the_trajectories():
     few, many = (collect_moments(mixture_1d(), 4, count, 0, 1) for count in (GROUPS, 500))
-    for name in ("levels", "sizes", "xx", "dx", "dd", "ends"):
+    for name in ("levels", "sizes", "xx", "dx", "dd"):
         assert getattr(few, name).shape == getattr(many, name).shape
     assert many.sizes.tolist() == [32] * 4 + [31] * 12
 
@@ -184,19 +185,21 @@ def test_the_parts_of_two_processes_add_up_to_one(moments):
         def reduce(self, tensor, how):
             return tensor
 
-    samplers = [make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)]
+    samplers = {("ctm", k): make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)}
     arguments = mixture_1d(), POINTS, COUNT, 0, SUBSTEPS, samplers
     halves = [collect_moments(*arguments, accelerator=Half(rank)) for rank in range(2)]
-    for name in ("xx", "dx", "dd", "ends"):
-        parts = [getattr(half, name) for half in halves]
-        torch.testing.assert_close(sum(parts), getattr(moments, name), rtol=1e-12, atol=1e-12)
-        assert not torch.equal(parts[0], getattr(moments, name))
+    for name in ("xx", "dx", "dd", "end_errors"):
+        whole, *sums = (getattr(one, name) for one in (moments, *halves))
+        if name == "end_errors":
+            whole, *sums = (torch.stack(list(ends.values())) for ends in (whole, *sums))
+        torch.testing.assert_close(sum(sums), whole, rtol=1e-12, atol=1e-12)
+        assert not torch.equal(sums[0], whole)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error(moments):
     values = torch.arange(16).double() ** 2
     sizes = torch.ones(16, dtype=torch.int64)
-    found = jackknife(type(moments)(moments.levels, 1, sizes, *[moments.xx] * 4).replicates(values))
+    found = jackknife(replace(moments, sizes=sizes).replicates(values))
     assert found == pytest.approx((float(values.mean()), float(values.std() / 4)))
 
 
@@ -215,7 +218,7 @@ def named(name: str, overall: list[float]) -> Score:
 
 
 def test_neighbours_share_a_place_unless_the_paired_difference_is_significant():
-    """b is 0.1 behind a with the same noise; c is 0.1 behind b with noise of its own; d equals c; e lacks an NFE."""
+    """b is 0.1 above a with the same noise; c is 0.1 above b with noise of its own; d equals c; e lacks an NFE."""
     noise = [0.0, 0.5, -0.5, 0.3, -0.3]
     a = named("a", [-1.0 + part for part in noise])
     b = named("b", [-0.9 + part for part in noise])
@@ -232,10 +235,11 @@ def test_neighbours_share_a_place_unless_the_paired_difference_is_significant():
 
 
 def test_consistency_models_have_jumps_to_eps_only(moments):
-    f, g = pair_coefficients(make_preconditioning("cm"), moments.levels)
+    f, g = f_and_g_at_pairs(make_preconditioning("cm"), moments.levels)
     assert f[:, -1].isfinite().all()
     assert f[:, :-1].isnan().all()
-    found = score("cm", moments, (f, g), {1: 0}, [1, 3])
+    ends = {("cm", 1): moments.end_errors["ctm", 1]}
+    found = score("cm", replace(moments, end_errors=ends), (f, g), [1, 3])
     assert found.gap[:, -1].isfinite().all()
     assert math.isnan(found.mean_gap[0])
     assert found.overall.isnan().all()
@@ -380,7 +384,7 @@ def test_unknown_names_are_told_before_torch_is_imported():
 
 def test_a_form_without_a_jump_it_needs_is_an_error(moments):
     with pytest.raises(CdistillError, match="not finite"):
-        pair_coefficients(Unfinished(), moments.levels)
+        f_and_g_at_pairs(Unfinished(), moments.levels)
 
 
 @pytest.mark.slow
@@ -391,12 +395,9 @@ def test_bounded_follows_mixtures_better_than_ctm_and_the_backward_form(dim, see
     table = exact_estimate(mixture, log_uniform_grid(60)).coefficients
     names, nfe = ("analytic-bounded", "ctm", "analytic"), (1, 2, 3, 5)
     forms = {name: make_preconditioning(name, table=table) for name in names}
-    samplers = [make_sampler(mixture.denoiser, form, nfe=k) for form in forms.values() for k in nfe]
+    samplers = {(name, k): make_sampler(mixture.denoiser, form, nfe=k) for name, form in forms.items() for k in nfe}
     moments = collect_moments(mixture.denoiser, 18, 256, 0, 4, samplers)
-    scores = [
-        score(name, moments, pair_coefficients(form, moments.levels), {k: 4 * i + j for j, k in enumerate(nfe)}, nfe)
-        for i, (name, form) in enumerate(forms.items())
-    ]
+    scores = [score(name, moments, f_and_g_at_pairs(form, moments.levels), nfe) for name, form in forms.items()]
     best, *others = scores
     for other in others:
         behind = other.overall - best.overall
