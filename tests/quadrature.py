@@ -1,6 +1,7 @@
 """Expectations over Gaussian mixtures by quadrature: the oracle of the estimators."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from cdistill.runtime.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlaneMixture:
     """A mixture whose components differ in a plane only, so that every expectation is a double integral.
 
@@ -28,6 +29,7 @@ class PlaneMixture:
     denoiser: MixtureDenoiser
 
 
+@cache
 def random_mixture(dim: int, seed: int, components: int = 3) -> PlaneMixture:
     """A random mixture in `dim` >= 2 dimensions with different covariances in the plane."""
     draw = generator(seed, "plane mixture", dim)
@@ -85,6 +87,12 @@ def _across(spread: Tensor, t: Tensor) -> Tensor:
 
 def exact_means(mixture: PlaneMixture | None, t: Tensor) -> tuple[Tensor, int]:
     """Means of `Autodiff`'s scalars (n, 6) and the dimension; of the paper's 1-D mixture if None is given."""
+    return _exact_means(mixture, tuple(t.tolist()))
+
+
+@cache
+def _exact_means(mixture: PlaneMixture | None, levels: tuple[float, ...]) -> tuple[Tensor, int]:
+    t = torch.tensor(levels, dtype=torch.float64)
     if mixture is None:
         return expectations(mixture_1d(), t, 2001), 1
     means = expectations(mixture.plane, t, 141)  # steps of at most 0.8 standard deviations of any component
