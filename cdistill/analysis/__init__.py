@@ -1,1 +1,1 @@
-"""What can be known before training: the score of a preconditioning, and the cost of a recipe."""
+"""Analysis before training: `consistency_gap` (what preconditionings are worth), `cost` (what a recipe will cost)."""
