@@ -80,7 +80,9 @@ def estimate_coeffs(
             draw = partial(work.draw_comparison, picture, comparison)
         else:
             estimate = work.estimate_coefficients(teacher, data, section, weights=weights, out=file)
-            console.table(*estimate.table(), caption=estimate.samples_note() or None)
+            console.table(*estimate.table())
+            if note := estimate.samples_note():
+                console.say(note)
             record = {"file": str(file), "plot": str(picture), **estimate.to_dict()}
             draw = partial(work.draw_coefficients, picture, estimate)
         if is_main_process():

@@ -204,7 +204,9 @@ def prepare_preconditioning(
                 teacher, source, recipe.estimation, out=folder.coefficients, accelerator=accelerator
             )
             if accelerator.is_main_process:
-                table(*estimate.table(rows=8), caption=estimate.samples_note() or None)
+                table(*estimate.table(rows=8))
+                if note := estimate.samples_note():
+                    say(note)
                 draw_coefficients(folder.path / "plots" / "coefficients.png", estimate)
     return recipe_preconditioning(recipe, teacher, folder.coefficients)
 
