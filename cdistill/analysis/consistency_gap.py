@@ -73,7 +73,8 @@ class Moments:
         xx: Sums of x_t.x_s (G, L, L), float64.
         dx: Sums of D(x_t,t).x_s (G, L-1, L).
         dd: Sums of D(x_t,t).D(x_t,t) (G, L-1).
-        end_errors: Student -> sums of |x' - x_eps|^2/d, x' its end points (G,).
+        students: What was compared with the ends of the trajectories, S of them.
+        ends: Sums of |x' - x_eps|^2/d, x' the end points of each student (G, S).
     """
 
     levels: Tensor
@@ -82,7 +83,8 @@ class Moments:
     xx: Tensor
     dx: Tensor
     dd: Tensor
-    end_errors: Mapping[Student, Tensor]
+    students: tuple[Student, ...]
+    ends: Tensor
 
     def replicates(self, sums: Tensor) -> Tensor:
         """Returns means over all trajectories, then over all but each group, from sums (G, ...): (1+G, ...)."""
@@ -146,8 +148,8 @@ def collect_moments(
     if accelerator:
         totals = [accelerator.reduce(total.to(device), "sum").cpu() for total in totals]
     xx, dx, dd, ends = totals
-    end_errors = dict(zip(samplers, ends.unbind(1), strict=True))
-    return Moments(rho_grid(points), torch.Size(denoiser.sample_shape).numel(), sizes, xx, dx, dd, end_errors)
+    dim = torch.Size(denoiser.sample_shape).numel()
+    return Moments(rho_grid(points), dim, sizes, xx, dx, dd, tuple(samplers), ends)
 
 
 def _chunk_products(
@@ -302,7 +304,7 @@ def score(name: str, moments: Moments, f_and_g: tuple[Tensor, Tensor], nfe: Sequ
     """Computes gap, jump error and end points of a preconditioning.
 
     Args:
-        name: Its name, by which its students stand in ``moments.end_errors``.
+        name: Its name, by which its students stand in ``moments.students``.
         moments: Of the teacher.
         f_and_g: See `f_and_g_at_pairs`.
         nfe: Every NFE that counts in `overall`.
@@ -311,8 +313,8 @@ def score(name: str, moments: Moments, f_and_g: tuple[Tensor, Tensor], nfe: Sequ
     jump_error = moments.means().squared_residual(f, g).sqrt()
     gap = jump_error / g.abs()
     inside = _jumps(moments.levels)
-    students = {calls: sums for (student, calls), sums in moments.end_errors.items() if student == name}
-    ends = {calls: moments.replicates(sums).sqrt() for calls, sums in students.items()}
+    columns = zip(moments.students, moments.replicates(moments.ends).sqrt().unbind(1), strict=True)
+    ends = {calls: values for (student, calls), values in columns if student == name}
     logs = [ends[calls].clamp(min=1e-300).log() if calls in ends else torch.full((1,), math.nan) for calls in nfe]
     return Score(
         name, f, g, gap[0], jump_error[0],

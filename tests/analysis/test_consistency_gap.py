@@ -165,7 +165,7 @@ def test_heuns_own_calls_are_kept_and_the_network_sees_whole_chunks():
 
 def test_memory_does_not_grow_with_the_trajectories():
     few, many = (collect_moments(mixture_1d(), 4, count, 0, 1) for count in (GROUPS, 500))
-    for name in ("levels", "sizes", "xx", "dx", "dd"):
+    for name in ("levels", "sizes", "xx", "dx", "dd", "ends"):
         assert getattr(few, name).shape == getattr(many, name).shape
     assert many.sizes.tolist() == [32] * 4 + [31] * 12
 
@@ -188,12 +188,10 @@ def test_the_parts_of_two_processes_add_up_to_one(moments):
     samplers = {("ctm", k): make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=k) for k in (1, 3)}
     arguments = mixture_1d(), POINTS, COUNT, 0, SUBSTEPS, samplers
     halves = [collect_moments(*arguments, accelerator=Half(rank)) for rank in range(2)]
-    for name in ("xx", "dx", "dd", "end_errors"):
-        whole, *sums = (getattr(one, name) for one in (moments, *halves))
-        if name == "end_errors":
-            whole, *sums = (torch.stack(list(ends.values())) for ends in (whole, *sums))
-        torch.testing.assert_close(sum(sums), whole, rtol=1e-12, atol=1e-12)
-        assert not torch.equal(sums[0], whole)
+    for name in ("xx", "dx", "dd", "ends"):
+        sums = [getattr(half, name) for half in halves]
+        torch.testing.assert_close(sum(sums), getattr(moments, name), rtol=1e-12, atol=1e-12)
+        assert not torch.equal(sums[0], getattr(moments, name))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error(moments):
@@ -238,8 +236,8 @@ def test_consistency_models_have_jumps_to_eps_only(moments):
     f, g = f_and_g_at_pairs(make_preconditioning("cm"), moments.levels)
     assert f[:, -1].isfinite().all()
     assert f[:, :-1].isnan().all()
-    ends = {("cm", 1): moments.end_errors["ctm", 1]}
-    found = score("cm", replace(moments, end_errors=ends), (f, g), [1, 3])
+    students = (("cm", 1), ("ctm", 3))
+    found = score("cm", replace(moments, students=students), (f, g), [1, 3])
     assert found.gap[:, -1].isfinite().all()
     assert math.isnan(found.mean_gap[0])
     assert found.overall.isnan().all()
