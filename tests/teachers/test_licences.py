@@ -1,81 +1,18 @@
-"""Coefficient files in other people's code, and the licences that teachers carry."""
-
-import subprocess
-import sys
+"""The licences that teachers carry."""
 
 import pytest
 import torch
 
 from cdistill.cli.app import run
-from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, UnknownNameError
-from cdistill.preconditionings import Preconditioning, load_preconditioning, make_preconditioning
-from cdistill.preconditionings.coefficients import save_coefficients
 from cdistill.registry import TEACHERS
 from cdistill.storage.checkpoints import load_tensors, save_tensors
-from cdistill.teachers import Teacher, base, load_teacher, official, save_teacher
+from cdistill.teachers import Teacher, load_teacher, named, official, save_teacher
 from cdistill.teachers.foreign import _UNKNOWN_LICENCE
 from cdistill.teachers.official import LICENCE, OFFICIAL
-from tests.conftest import PACKAGE, environment
 from tests.edm_teacher import random_denoiser, write_teacher
 from tests.workflows.test_edm_path import SMALL
 
-HEADER = {"teacher": "mixture-1d", "teacher_sha256": "ab" * 32, "samples": 7}
 OURS = "Apache-2.0 (cdistill's own weights); trained on "
-
-
-@pytest.fixture
-def file(tmp_path, exact_coefficients):
-    path = tmp_path / "c.safetensors"
-    save_coefficients(path, exact_coefficients, {}, HEADER)
-    return path
-
-
-@pytest.mark.parametrize("name", ["analytic", "analytic-forward"])
-def test_three_lines_give_f_and_g_of_the_table(file, exact_coefficients, name):
-    t, s = torch.tensor([80.0, 3.0, 0.5]), torch.tensor([2.0, 1.0, 0.5])
-    form = load_preconditioning(name, coefficients=str(file))
-    assert isinstance(form, Preconditioning)
-    f, g = form(t, s)
-    expected = make_preconditioning(name, table=exact_coefficients)(t, s)
-    assert torch.equal(f, expected[0])
-    assert torch.equal(g, expected[1])
-    assert f.dtype == g.dtype == torch.float64
-    assert (float(f[2]), float(g[2])) == (1, 0)
-
-
-def test_the_default_is_the_analytic_form_and_knows_its_origin(file):
-    form = load_preconditioning(coefficients=file)
-    assert type(form).__name__ == "Analytic"
-    assert form.provenance == {**HEADER, "kind": "coefficients", "schema": 1}
-    assert make_preconditioning("ctm").provenance == {}
-
-
-def test_what_cannot_be_built_is_refused(file, tmp_path):
-    with pytest.raises(RecipeError, match="Analytic: needs coefficients"):
-        load_preconditioning()
-    with pytest.raises(UnknownNameError, match="did you mean 'analytic'"):
-        load_preconditioning("analitic", coefficients=file)
-    with pytest.raises(MissingAssetError, match="no such file"):
-        load_preconditioning(coefficients=tmp_path / "none.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
-    with pytest.raises(CorruptFileError, match="checksum"):
-        load_preconditioning(coefficients=file)
-
-
-def test_other_peoples_code_imports_nothing_of_ours_that_is_heavy(file):
-    code = (
-        "import sys; from cdistill.preconditionings import load_preconditioning\n"
-        "import torch\n"
-        f"f, g = load_preconditioning(coefficients={str(file)!r})(torch.tensor(2.0), torch.tensor(1.0))\n"
-        "heavy = 'accelerate typer rich pydantic torchvision sklearn scipy matplotlib PIL'.split()\n"
-        "print(f.dtype, [name for name in heavy if name in sys.modules], "
-        "sorted(name for name in sys.modules if name.startswith('cdistill.')))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, env=environment(), capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.startswith("torch.float64 [] "), done.stdout + done.stderr
-    assert "cdistill.teachers" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -96,7 +33,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     small = {name: official.Official(entry.file, entry.data, SMALL) for name, entry in OFFICIAL.items()}
-    for module in (official, base):
+    for module in (official, named):
         monkeypatch.setattr(module, "OFFICIAL", small)
     return tmp_path
 
