@@ -31,7 +31,6 @@ from cdistill.runtime.console import compact, progress
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
 from cdistill.sampling.samplers import make_sampler
-from cdistill.sampling.teacher_data import open_data
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher
