@@ -17,7 +17,7 @@ from cdistill.cli.app import run
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError, RecipeError
 from cdistill.registry import TEACHERS
 from cdistill.storage.checkpoints import load_tensors, save_tensors
-from cdistill.teachers import base, load_teacher, official
+from cdistill.teachers import Teacher, load_teacher, named, official
 from cdistill.teachers.foreign import read_foreign, unet_architecture
 from cdistill.teachers.official import OFFICIAL, find_weights
 from cdistill.workflows.students import load_converted
@@ -46,7 +46,7 @@ def small_official(monkeypatch):
     """The official table with `edm-cifar10` narrowed to a network that a test can make."""
     narrow = {**OFFICIAL["edm-cifar10"].architecture, **TINY}
     table = {**OFFICIAL, "edm-cifar10": dataclasses.replace(OFFICIAL["edm-cifar10"], architecture=narrow)}
-    for module in (official, base):
+    for module in (official, named):
         monkeypatch.setattr(module, "OFFICIAL", table)
     return narrow
 
@@ -137,7 +137,7 @@ def test_a_converted_file_in_the_folder_is_taken(small_official, assets, tmp_pat
     write_teacher(tmp_path / "x.pkl", denoiser, small_official)
     target = assets / "edm-cifar10-32x32-uncond-vp.safetensors"
     assert run(["convert", str(tmp_path / "x.pkl"), "--out", str(target)]) == 0
-    assert load_teacher("edm-cifar10").digest == base.Teacher("", denoiser, "").digest
+    assert load_teacher("edm-cifar10").digest == Teacher("", denoiser, "").digest
 
 
 def test_weights_can_be_anywhere(small_official, tmp_path):
@@ -403,7 +403,7 @@ def test_a_teacher_of_other_data_does_not_take_an_official_name(tmp_path):
     header = {"architecture": narrow, "sigma_data": 0.5, "data": "afhqv2-64"}
     save_tensors(tmp_path / "t.safetensors", random_denoiser(narrow).state_dict(), "teacher", header)
     table = {**OFFICIAL, "edm-ffhq64": dataclasses.replace(OFFICIAL["edm-ffhq64"], architecture=narrow)}
-    with mock.patch.object(base, "OFFICIAL", table), pytest.raises(MismatchError, match="was trained on afhqv2-64"):
+    with mock.patch.object(named, "OFFICIAL", table), pytest.raises(MismatchError, match="was trained on afhqv2-64"):
         load_teacher("edm-ffhq64", tmp_path / "t.safetensors")
 
 

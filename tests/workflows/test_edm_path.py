@@ -13,7 +13,7 @@ from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.networks.denoiser import count_parameters
 from cdistill.storage.checkpoints import load_tensors
-from cdistill.teachers import base, official
+from cdistill.teachers import named, official
 from cdistill.teachers.official import OFFICIAL
 from tests.edm_teacher import write_teacher
 from tests.teachers.test_teachers import random_denoiser
@@ -52,7 +52,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "assets"))
     monkeypatch.setenv("CDISTILL_OFFLINE", "1")
     table = {**OFFICIAL, "edm-cifar10-cond": dataclasses.replace(OFFICIAL["edm-cifar10-cond"], architecture=SMALL)}
-    for module in (official, base):
+    for module in (official, named):
         monkeypatch.setattr(module, "OFFICIAL", table)
     (tmp_path / "assets").mkdir()
     denoiser = random_denoiser(SMALL)
