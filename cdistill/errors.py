@@ -1,4 +1,4 @@
-"""The errors that a person can mend. Each is one line and carries the exit code of the command.
+"""The errors that a person can fix. Each is one line and carries the exit code of the command.
 
 ::
 
@@ -7,7 +7,7 @@
     │   └── UnknownNameError     2   a name that no registry knows
     ├── MissingAssetError        3   a file that must be put somewhere first
     ├── CorruptFileError         4   a file that is damaged, foreign or unsafe
-    │   └── MismatchError        4   a sound file that was made for something else
+    │   └── MismatchError        4   a valid file that was made for something else
     ├── DivergedError            5   the training produced NaN or infinity
     ├── RunLockedError           6   another process owns the run folder
     ├── DiskFullError            7   a write did not fit
@@ -22,7 +22,7 @@ from collections.abc import Iterable
 
 
 class CdistillError(Exception):
-    """A mistake that the user can mend: printed in one line, without a traceback."""
+    """A mistake that the user can fix: printed in one line, without a traceback."""
 
     exit_code = 2
 
@@ -48,7 +48,7 @@ class CorruptFileError(CdistillError):
 
 
 class MismatchError(CorruptFileError):
-    """A file is sound, but made for another teacher, network or recipe."""
+    """A file is valid, but made for another teacher, network or recipe."""
 
 
 class DivergedError(CdistillError):

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.mapped import map_file, naming
 from cdistill.formats.pickle_stubs import easy_dict
 from cdistill.formats.pickle_values import Budget, Build, LongText, Record, shown
 from cdistill.formats.safe_pickle import read_pickle
-from cdistill.formats.torch_files import is_torch_file, read_torch, tensor_names
+from cdistill.formats.torch_files import is_torch_file, map_file, naming, read_torch, tensor_names
 
 PRECONDITIONER = "EDMPrecond"
 MODELS = ("SongUNet", "DhariwalUNet")
@@ -50,10 +49,10 @@ class EDMNetwork:
         model_class: Class of the network inside, "SongUNet" or "DhariwalUNet".
         entry: Which part of the file it is: "ema", "net" (a training state: not averaged) or "" (the whole file).
         init_kwargs: Arguments of the preconditioner, by name; plain values, but a number may be infinite.
-        attributes: What the preconditioner says of itself (`ATTRIBUTES`), to be compared with `init_kwargs`.
+        attributes: What the preconditioner states of itself (`ATTRIBUTES`), to be compared with `init_kwargs`.
         state: Name -> tensor, in the order of ``state_dict``.
         source_sha256: SHA-256 of the source code that the file carries for the preconditioner.
-        dataset_kwargs: What the file says about the training data; empty if nothing.
+        dataset_kwargs: What the file states about the training data; empty if nothing.
     """
 
     class_name: str
@@ -170,15 +169,15 @@ def _find_network(value: Any) -> tuple[str, _Persistent, dict[Any, Any]]:
 
 
 def _some(values: dict[Any, Any]) -> str:
-    found = [shown(key) for key in list(values)[:4]]
-    return ", ".join(found) + (", ..." if len(values) > 4 else "") if found else "none"
+    names = [shown(key) for key in list(values)[:4]]
+    return ", ".join(names) + (", ..." if len(values) > 4 else "") if names else "none"
 
 
 def _arguments(network: _Persistent) -> dict[str, Any]:
     """Returns the arguments the preconditioner was built with, the positional ones under their names."""
     positional, named = network.state.get("_init_args"), network.state.get("_init_kwargs")
     if type(positional) is not tuple or len(positional) > len(ARGUMENTS) or not isinstance(named, dict):
-        raise CorruptFileError(f"the {network.class_name} does not say what it was built with")
+        raise CorruptFileError(f"the {network.class_name} does not state what it was built with")
     first = dict(zip(ARGUMENTS, positional, strict=False))
     if set(first) & set(named):
         raise CorruptFileError(f"the {network.class_name} was given an argument twice")
@@ -197,18 +196,18 @@ def _model_class(network: _Persistent, arguments: dict[str, Any]) -> str:
 
 
 def _attributes(network: _Persistent) -> dict[str, float]:
-    found = {name: network.state.get(name) for name in ATTRIBUTES}
-    missing = [name for name, value in found.items() if type(value) not in (int, float, bool)]
+    attributes = {name: network.state.get(name) for name in ATTRIBUTES}
+    missing = [name for name, value in attributes.items() if type(value) not in (int, float, bool)]
     if missing:
         raise CorruptFileError(f"the {network.class_name} has no number {', '.join(missing)}")
-    return {name: _plain(value, name) for name, value in found.items()}
+    return {name: _plain(value, name) for name, value in attributes.items()}
 
 
 def _plain_dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptFileError(f"{where} is {shown(value)}; a dict is needed")
-    found: dict[str, Any] = _plain(value, where)
-    return found
+    plain: dict[str, Any] = _plain(value, where)
+    return plain
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -244,7 +243,7 @@ def _tensors(network: _Persistent) -> Iterator[tuple[str, Tensor]]:
             raise CorruptFileError("its modules are nested too deeply or too many")
         transient = state.get("_non_persistent_buffers_set", set())
         if not isinstance(transient, set):
-            raise CorruptFileError(f"{shown(prefix)} has no set of its passing buffers")
+            raise CorruptFileError(f"{shown(prefix)} has no set of its non-persistent buffers")
         yield from _own(state, "_parameters", prefix, set())
         yield from _own(state, "_buffers", prefix, transient)
         children = list(_entries(state, "_modules", prefix))

@@ -1,4 +1,4 @@
-"""What a pickle may hold here: inert values, how much of them, and how they are named in errors."""
+"""What a pickle may hold here: plain values, how much of them, and how they are shown in errors."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """An interpreter of pickles that can only build data: no import, no call into the file, no attribute set.
 
 A pickle is a program for a small stack machine. Here the machine knows numbers, text, bytes, tuples, lists, dicts and
-sets; a global name is looked up in a table given by the caller, whose entries make inert values, and every other name,
-opcode or shape is an error that says where it stands. Work and memory are bounded by the size of the file.
+sets; a global name is looked up in a table given by the caller, whose entries make plain values, and every other name,
+opcode or shape is an error that states its place. Work and memory are bounded by the size of the file.
 
 Byte strings written by Python 2 stay bytes. Long strings are not copied: see `LongBytes` and `LongText`.
 """
@@ -41,8 +41,8 @@ def read_pickle(
     """Returns the value of a pickle that fills `data`.
 
     Args:
-        data: The whole pickle, and nothing behind it.
-        names: "module.name" -> function of the argument tuple that makes an inert value; None: no call is allowed.
+        data: The whole pickle, and nothing after it.
+        names: "module.name" -> function of the argument tuple that makes a plain value; None: no call is allowed.
         persistent: Gives the value of a persistent id; without it the file must hold none.
         budget: Shared by the pickles of one file; by default that of `data`.
 
@@ -118,20 +118,20 @@ class _Machine:
         end = self.place + count
         if end > len(self.data):
             raise CorruptFileError(f"{count} bytes are needed, {len(self.data) - self.place} are left: truncated")
-        found = self.data[self.place : end]
+        taken = self.data[self.place : end]
         self.place = end
-        return found
+        return taken
 
     def line(self) -> bytes:
         size = 64
         while size <= LONGEST_LINE:
-            found = bytes(self.data[self.place : self.place + size])
-            end = found.find(b"\n")
+            window = bytes(self.data[self.place : self.place + size])
+            end = window.find(b"\n")
             if end >= 0:
                 self.budget.spend(work=end)
                 self.place += end + 1
-                return found[:end]
-            if len(found) < size:
+                return window[:end]
+            if len(window) < size:
                 raise CorruptFileError("a line without an end: truncated")
             size *= 2
         raise CorruptFileError(f"a line of {LONGEST_LINE} bytes or more, which no such file needs")
@@ -150,9 +150,9 @@ class _Machine:
         if not self.marks:
             raise CorruptFileError("a mark is needed, but none is set")
         mark = self.marks.pop()
-        found = self.stack[mark:]
+        values = self.stack[mark:]
         del self.stack[mark:]
-        return found
+        return values
 
     def global_name(self, module: Any, name: Any) -> None:
         if not (type(module) is str and type(name) is str and len(module) + len(name) <= LONGEST_NAME):
@@ -296,7 +296,7 @@ def _indexed(layout: str, use: Callable[[_Machine, int], None]) -> _Handler:
 
 
 def _pop(m: _Machine) -> None:
-    """Drops the last value, or the last mark if nothing stands upon it, as protocol 0 does."""
+    """Drops the last value, or the last mark if nothing lies on it, as protocol 0 does."""
     if m.marks and len(m.stack) == m.marks[-1]:
         m.marks.pop()
     else:

@@ -1,4 +1,8 @@
-"""The members of a zip archive that stores them as they are: the container of torch's files."""
+"""The members of a zip archive that stores them uncompressed: the container of torch's files.
+
+Not zipfile: that builds an object for every entry of the directory before one can count them, and copies members,
+while a tensor here is copied straight from the file.
+"""
 
 import re
 import struct
@@ -74,7 +78,7 @@ class StoredZip:
 
 def _unpack(layout: struct.Struct, data: memoryview, place: int, magic: bytes) -> tuple[int, ...]:
     if place < 0 or place + layout.size > len(data) or bytes(data[place : place + 4]) != magic:
-        raise CorruptFileError("the archive has no sound directory: damaged or truncated")
+        raise CorruptFileError("the archive has no valid directory: damaged or truncated")
     return layout.unpack_from(data, place)
 
 
@@ -105,11 +109,11 @@ def _find_directory(data: memoryview) -> tuple[int, int]:
 
 
 def _read_entry(data: memoryview, place: int) -> tuple[_Entry, int]:
-    found = _unpack(_ENTRY, data, place, b"PK\1\2")
-    flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length = found[3:13]
+    fields = _unpack(_ENTRY, data, place, b"PK\1\2")
+    flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length = fields[3:13]
     start = place + _ENTRY.size
     extra = bytes(data[start + name_length : start + name_length + extra_length])
-    size, packed, local = _wide(extra, [size, packed, found[-1]])
+    size, packed, local = _wide(extra, [size, packed, fields[-1]])
     name = re.sub(r"[^ -~]", "?", bytes(data[start : start + name_length]).decode("latin-1"))
     entry = _Entry(name, flags, method, checksum, packed, size, local)
     return entry, start + name_length + extra_length + comment_length

@@ -6,9 +6,11 @@ tensors and not more.
 """
 
 import math
+import mmap
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdistill.errors import CorruptFileError
-from cdistill.formats.mapped import map_file, naming
+from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.formats.pickle_stubs import MOST_DIMENSIONS, container_names, numpy_names
 from cdistill.formats.pickle_values import Budget, Build, Global, LongBytes, Names, shown
 from cdistill.formats.safe_pickle import read_pickle, read_pickle_at
@@ -76,8 +77,39 @@ def read_torch_file(path: Path) -> Any:
         return read_torch(data, tensor_names(budget), budget)
 
 
+def map_file(path: Path) -> memoryview:
+    """Returns the content of a file without reading it yet; the file must not be cut while it is used.
+
+    Raises:
+        MissingAssetError: There is no such file, but nothing, a folder or a device; or it cannot be opened.
+        CorruptFileError: It is empty.
+    """
+    if path.exists() and not path.is_file():
+        raise MissingAssetError(
+            f"{path}: a {'folder' if path.is_dir() else 'device'}, not a file; give the path of a file"
+        )
+    if not path.is_file():
+        raise MissingAssetError(f"{path}: no such file; put it there or give another path")
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size == 0:
+                raise CorruptFileError("the file is empty")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise MissingAssetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the path before the message of a CorruptFileError, and the advice after it."""
+    try:
+        yield
+    except CorruptFileError as error:
+        raise CorruptFileError(f"{path}: {error}; nothing of it was run; fetch it again or use another file") from error
+
+
 def is_torch_file(data: memoryview) -> bool:
-    """Tells whether torch saved the content, old or new, by how it begins."""
+    """Whether torch saved the content, old or new, judging by how it begins."""
     return _is_zip(data) or _is_legacy(data)
 
 
@@ -209,7 +241,7 @@ def _storage_from_bytes(arguments: tuple[Any, ...], budget: Budget) -> Storage:
 def _read_legacy(source: LongBytes, names: Names, budget: Budget) -> Any:
     """Reads magic number, version, system, value, keys, then the numbers of each key.
 
-    The numbers stand behind the value that needs them, so the value is read twice: once to learn which storages there
+    The numbers follow the value that needs them, so the value is read twice: once to learn which storages there
     are, and again with them at hand.
     """
     data = source.open()

@@ -1,4 +1,4 @@
-"""Processes and threads: who speaks, how several processes are started, how many threads each has.
+"""Processes and threads: which one prints, how several are started, how many threads each has.
 
 Nothing here imports torch before it is needed: the rank is read from the environment.
 """
@@ -29,7 +29,7 @@ _GRACE = 30.0  # seconds that the others get to save when one process has failed
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks: rank 0 of several, or the only one."""
+    """Whether this process prints: rank 0 of several, or the only one."""
     return rank() == 0
 
 
@@ -39,7 +39,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes that the launcher says it started."""
+    """Number of processes that the launcher states it started."""
     return _number("WORLD_SIZE", 1)
 
 
@@ -91,7 +91,8 @@ def set_threads() -> None:
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs this program again in `processes` processes on this machine, with torchrun's environment.
 
-    Signals are passed on, so that every process saves before it ends; when one fails, the others are told to stop.
+    Signals are passed on, so that every process saves before it ends; when one fails, the others are stopped. Not
+    `torch.distributed.run`: that ends with 1 whatever code a process ended with, and passes on no SIGUSR1.
 
     Args:
         processes: How many, at least 2.
@@ -164,7 +165,7 @@ def leave_group() -> None:
     """Takes this process out of its group of processes, if it is in one; must run before the interpreter ends.
 
     Otherwise a thread of the group may ask for Python's lock when it is too late, and the process aborts with code 134
-    whatever it has to say: one process in five after a gloo collective, measured with torch 2.15.
+    whatever its own code: one process in five after a gloo collective, measured with torch 2.15.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

@@ -21,7 +21,7 @@ def derive_seed(seed: int, purpose: str, *index: int) -> int:
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """Returns a fresh CPU generator for `purpose` at `index`, a step or a chunk number, say."""
+    """Returns a fresh CPU generator for `purpose` at `index`, such as a step or the number of a chunk."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *index))
 
 

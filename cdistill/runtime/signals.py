@@ -9,14 +9,14 @@ from types import FrameType
 from cdistill.errors import StoppedError
 
 EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-PARENT = "CDISTILL_PARENT"  # set for processes that shall not outlive the one that started them
+PARENT = "CDISTILL_PARENT"  # set for processes that must not outlive the one that started them
 _received: list[int] = []
 
 
 def install_handlers() -> None:
     """Makes SIGTERM, SIGUSR1 and Ctrl-C set the flag; a second Ctrl-C stops at once.
 
-    On Linux the death of a launcher counts as SIGTERM, so that no training goes on unseen; a run that a shell has
+    On Linux the death of a launcher counts as SIGTERM, so that no training continues unseen; a run that a shell has
     started outlives the shell.
     """
     _received.clear()

@@ -147,7 +147,7 @@ def _prune(parent: Path, keep: int, protected: Collection[int]) -> None:
 
 
 def remove_checkpoint(checkpoint: Path) -> None:
-    """Removes a checkpoint; it leaves the list at once, so that none is ever found with a part of its files."""
+    """Removes a checkpoint; it leaves the list at once, so that none is ever listed with some of its files missing."""
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".tmp-{checkpoint.name}")))
 
 

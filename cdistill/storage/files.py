@@ -1,4 +1,4 @@
-"""Writing that survives: atomic, durable, and plain about a full disk; and where files belong. Needs no torch."""
+"""Writing that survives a crash: atomic, durable, clear about a full disk; and where files belong. Needs no torch."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def data_folder() -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; on success it is synced and takes the place of `path`, on failure it is removed."""
+    """Yields a temporary path; on success it is synced and replaces `path`, on failure it is removed."""
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         with disk_full(path):
@@ -104,12 +104,12 @@ def read_steadily(path: Path, read: Callable[[], Result]) -> Result:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Tells a file from the one that takes its place."""
+    """Returns what differs between a file and the one that replaces it."""
     try:
-        found = path.stat()
+        facts = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return facts.st_ino, facts.st_mtime_ns
 
 
 @contextmanager
@@ -125,12 +125,14 @@ def disk_full(path: Path) -> Iterator[None]:
             raise _full(path) from error
         raise
     except SafetensorError as error:
-        told = re.search(r"os error (\d+)", str(error))
-        if told is None:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
             raise
-        if int(told[1]) in FULL:
+        if int(number[1]) in FULL:
             raise _full(path) from error
-        raise CdistillError(f"{path}: cannot be written ({os.strerror(int(told[1]))}); choose another place") from error
+        raise CdistillError(
+            f"{path}: cannot be written ({os.strerror(int(number[1]))}); choose another place"
+        ) from error
 
 
 def _full(path: Path) -> DiskFullError:

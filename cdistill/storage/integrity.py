@@ -61,7 +61,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """A safetensors file whose header is sound; its tensors are unread.
+    """A safetensors file whose header is valid; its tensors are unread.
 
     Attributes:
         path: The file.

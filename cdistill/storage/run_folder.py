@@ -114,7 +114,7 @@ class RunFolder:
         return [record for line in lines if (record := _parse(line)) is not None]
 
     def truncate_metrics(self, step: int) -> None:
-        """Drops the records behind `step`, which a resumed run will make again."""
+        """Drops the records after `step`, which a resumed run will write again."""
         kept = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
         write_text(self.path / "metrics.jsonl", "".join(kept))
 
@@ -124,12 +124,12 @@ class RunFolder:
         Raises:
             MissingAssetError: There is none.
         """
-        found = list_checkpoints(self.checkpoints)
-        if not found:
+        checkpoints = list_checkpoints(self.checkpoints)
+        if not checkpoints:
             raise MissingAssetError(
                 f"{self.path}: no checkpoint in this folder; train first: cdistill distill --recipe R"
             )
-        return found[-1]
+        return checkpoints[-1]
 
     def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
         """Returns one of the checkpoints.
@@ -145,13 +145,13 @@ class RunFolder:
         if wanted == "last":
             return last
         step = self.best_step(goal) if wanted == "best" else int(wanted)
-        found = {step_of(path): path for path in list_checkpoints(self.checkpoints)}
-        if step not in found:
+        checkpoints = {step_of(path): path for path in list_checkpoints(self.checkpoints)}
+        if step not in checkpoints:
             lacking = "evaluated checkpoint" if step is None else f"checkpoint of step {step}"
             raise MissingAssetError(
-                f"{self.path}: no {lacking}; there are steps {', '.join(map(str, found))}; choose one with --step"
+                f"{self.path}: no {lacking}; there are steps {', '.join(map(str, checkpoints))}; choose one with --step"
             )
-        return found[step]
+        return checkpoints[step]
 
     def best_step(self, goal: str | None = None) -> int | None:
         """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl.
@@ -172,9 +172,9 @@ class RunFolder:
         if not alike or goal is None:
             return None
         there = {step_of(path) for path in list_checkpoints(self.checkpoints)}
-        found = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
+        candidates = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
         sign = -1 if _higher_is_better(records[-1], goal) else 1
-        finite = {step: sign * value for step, value in found.items() if math.isfinite(value)}
+        finite = {step: sign * value for step, value in candidates.items() if math.isfinite(value)}
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
 
@@ -272,7 +272,7 @@ def held(lock: Path, taken: str) -> Iterator[None]:
 
     Args:
         lock: Its file; the folder is made if need be.
-        taken: What to say when another process holds it.
+        taken: The message when another process holds it.
 
     Raises:
         RunLockedError: Another process does.
@@ -291,13 +291,13 @@ def latest_run(root: Path = RUNS) -> RunFolder:
     Raises:
         MissingAssetError: There is none.
     """
-    found = [RunFolder(path.parent) for path in root.glob("*/status.json")]
-    found = [run for run in found if run.status().get("kind") == "distill" and list_checkpoints(run.checkpoints)]
-    if not found:
+    runs = [RunFolder(path.parent) for path in root.glob("*/status.json")]
+    runs = [run for run in runs if run.status().get("kind") == "distill" and list_checkpoints(run.checkpoints)]
+    if not runs:
         raise MissingAssetError(
             f"{root}: no run here; make one: cdistill distill --recipe digits, or name one with --run"
         )
-    return max(found, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
+    return max(runs, key=lambda run: list_checkpoints(run.checkpoints)[-1].stat().st_mtime)
 
 
 def run_names(paths: Sequence[Path], where: str) -> list[str]:

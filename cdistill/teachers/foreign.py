@@ -11,9 +11,8 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError, RecipeError, brief
 from cdistill.formats.edm_pickles import EDMNetwork, read_network
-from cdistill.formats.guided_diffusion import guided_architecture, guided_tensors
 from cdistill.formats.pickle_values import shown
-from cdistill.formats.state_dicts import describe
+from cdistill.formats.state_dicts import guided_architecture, guided_tensors, state_dict_kind
 from cdistill.networks.architecture import describe as describe_network
 from cdistill.teachers.official import LICENCE, OFFICIAL
 
@@ -150,7 +149,7 @@ def _from_edm(network: EDMNetwork) -> Foreign:
 
 def _from_state(state: dict[str, Tensor], flavour: str | None) -> Foreign:
     """Sorts a plain state dict to its reader, by its keys."""
-    kind = describe(state)
+    kind = state_dict_kind(state)
     if kind == "openai":
         return _from_openai(state, flavour)
     if kind == "ctm-imagenet64":
@@ -224,7 +223,7 @@ def _song_only(state: Mapping[str, Tensor], channel_mult_noise: int) -> dict[str
 
 def _tensors_only(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Returns the state dict if it is one; a file of another known kind is recognised by its keys first."""
-    describe(state)
+    state_dict_kind(state)
     other = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if other:
         raise CorruptFileError(f"entry {shown(other[0])} is no tensor with a name; the state dict alone is needed")

@@ -33,10 +33,9 @@ from torch import nn
 
 from cdistill.errors import CdistillError
 from cdistill.formats.edm_pickles import EDMNetwork, read_edm
-from cdistill.formats.mapped import map_file
 from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
 from cdistill.formats.safe_pickle import read_pickle
-from cdistill.formats.torch_files import read_torch_file
+from cdistill.formats.torch_files import map_file, read_torch_file
 from tests.assembler import call, legacy, name, program, storage, tensor, text
 from tests.edm_writer import fake_modules, snapshot, write_edm_pickle
 from tests.formats.test_edm_pickles import SIZES, network

@@ -146,7 +146,7 @@ def test_positional_arguments_get_their_names(tmp_path):
     [
         ({"class_name": "VPPrecond"}, "x.pkl: is a VPPrecond; only EDMPrecond networks are teachers here"),
         ({"_init_args": (8,)}, "was given an argument twice"),
-        ({"_init_args": None}, "does not say what it was built with"),
+        ({"_init_args": None}, "does not state what it was built with"),
         ({"_init_kwargs": {}}, "its model is a SongUNet, but was built as a 'DhariwalUNet'"),
         ({"_init_kwargs": {**SIZES, "dropout": {1}}}, "_init_kwargs holds a set"),
         ({"_init_kwargs": {**SIZES, "dropout": {1: 2}}}, "_init_kwargs holds a dict"),
@@ -157,7 +157,7 @@ def test_positional_arguments_get_their_names(tmp_path):
         ({"_parameters": {"a.b": torch.ones(1)}}, r"'' has an entry called 'a\.b'"),
         ({"_parameters": {"": torch.ones(1)}}, "'' has an entry called ''"),
         ({"_buffers": {7: torch.ones(1)}}, "'' has an entry called 7"),
-        ({"_non_persistent_buffers_set": [1]}, "has no set of its passing buffers"),
+        ({"_non_persistent_buffers_set": [1]}, "has no set of its non-persistent buffers"),
     ],
 )
 def test_other_networks_are_refused_by_what_they_are(tmp_path, changes, reason):

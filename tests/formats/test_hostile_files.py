@@ -16,10 +16,9 @@ import torch
 from cdistill.cli.app import guard
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
 from cdistill.formats.edm_pickles import read_edm
-from cdistill.formats.mapped import map_file
 from cdistill.formats.pickle_stubs import to_array
 from cdistill.formats.safe_pickle import read_pickle
-from cdistill.formats.torch_files import read_torch_file
+from cdistill.formats.torch_files import map_file, read_torch_file
 from tests import assembler as a
 from tests.assembler import (
     archive,
@@ -42,7 +41,7 @@ EVIL = "touch hacked"
 
 @pytest.mark.parametrize(("place", "what"), [("/", "folder"), (os.devnull, "device")])
 def test_what_is_no_file_is_said(place, what):
-    with pytest.raises(MissingAssetError, match=f"^{place}: no such file, but a {what}; give the path of a file$"):
+    with pytest.raises(MissingAssetError, match=f"^{place}: a {what}, not a file; give the path of a file$"):
         map_file(Path(place))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.formats.state_dicts import describe
+from cdistill.formats.state_dicts import state_dict_kind
 from cdistill.formats.torch_files import read_torch_file
 
 
@@ -117,7 +117,7 @@ def test_a_whole_module_is_refused_by_name(tmp_path):
 def test_other_files_are_told_apart(tmp_path):
     with pytest.raises(MissingAssetError, match="no such file"):
         read_torch_file(tmp_path / "none.pt")
-    with pytest.raises(MissingAssetError, match="no such file"):
+    with pytest.raises(MissingAssetError, match="a folder, not a file"):
         read_torch_file(tmp_path)
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(CorruptFileError, match="the file is empty"):
@@ -148,8 +148,8 @@ def test_truncated_files_are_refused(tmp_path, new, part):
     ],
 )
 def test_state_dicts_are_told_apart_by_their_keys(kind, keys):
-    assert describe(keys) == kind
-    assert describe(collections.OrderedDict.fromkeys(reversed(keys))) == kind
+    assert state_dict_kind(keys) == kind
+    assert state_dict_kind(collections.OrderedDict.fromkeys(reversed(keys))) == kind
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_state_dicts_are_told_apart_by_their_keys(kind, keys):
 )
 def test_other_dicts_are_refused_by_what_they_are(keys, reason):
     with pytest.raises(CorruptFileError, match=reason):
-        describe(keys)
+        state_dict_kind(keys)
 
 
 def widened(data):
@@ -196,7 +196,7 @@ def test_a_wide_field_that_is_cut_is_refused(tmp_path):
     path = tmp_path / "x.pt"
     for length in range(36):
         path.write_bytes(data[:at] + struct.pack("<H", length) + data[at + 2 :])
-        with pytest.raises(CorruptFileError, match="no sound directory"):
+        with pytest.raises(CorruptFileError, match="no valid directory"):
             read_torch_file(path)
 
 
