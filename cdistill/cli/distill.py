@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cdistill.cli.evaluate import show
 from cdistill.cli.execution import finish, start, start_processes
 from cdistill.cli.options import (
     TFLOPS,
@@ -54,7 +55,8 @@ def distill(
 
     with console.json_only(as_json):
         folder = run_folder(recipe, out, resume)
-        run_distill(found, folder, resume, micro_batch)
+        evaluation = run_distill(found, folder, resume, micro_batch)
+        show(evaluation)
     return finish(as_json, RunFolder(folder).results(), "")
 
 

@@ -27,6 +27,7 @@ from cdistill.cli.options import (
     with_suffix,
 )
 from cdistill.errors import RecipeError
+from cdistill.evaluation.records import Comparisons, Evaluation
 from cdistill.registry import (
     METRICS,
     PRECONDITIONINGS,
@@ -94,19 +95,45 @@ def evaluate(
     start_processes(processes)
     start()
     from cdistill.sampling.samplers import SamplerChoice
-    from cdistill.workflows.evaluate import check as run_check
     from cdistill.workflows.evaluate import evaluate as run_evaluate
+    from cdistill.workflows.evaluate import evaluate_together
     from cdistill.workflows.targets import Target
 
+    if check is not None:
+        return repeat(check, as_json)
     where = None if weights is None else str(weights)
+    chosen: list[str | None] = [*map(str, paths)] or [None]
+    targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
+    choice = SamplerChoice(sampler, None, times, gamma)
     with console.json_only(as_json):
-        if check is not None:
-            record = run_check(check)
+        if len(targets) == 1:
+            result: Evaluation | Comparisons = run_evaluate(targets[0], choice)
         else:
-            chosen: list[str | None] = [*map(str, paths)] or [None]
-            targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
-            record = run_evaluate(targets, SamplerChoice(sampler, None, times, gamma), out)
-    finish(as_json, record, "")
+            result = evaluate_together(targets, choice, out)
+        show(result)
+    return finish(as_json, result.to_dict(), "")
+
+
+def show(result: Evaluation | Comparisons) -> None:
+    """Prints the tables of an evaluation or of several, and where they are written."""
+    for evaluation in result.records if isinstance(result, Comparisons) else []:
+        show(evaluation)
+    console.table(*result.table())
+    console.say(f"results: {result.path}")
+
+
+def repeat(path: Path, as_json: bool) -> None:
+    """Measures again what a record describes; fails if a figure came out differently."""
+    from cdistill.workflows.evaluate import check_record
+
+    with console.json_only(as_json):
+        repetition = check_record(path)
+        console.table(*repetition.table())
+        for change in repetition.changes:
+            console.say(f"not as it was: {change}")
+        repetition.check()
+        console.say(f"{path}: {repetition.summary()}")
+    finish(as_json, repetition.to_dict(), "")
 
 
 def reference_stats(
@@ -125,11 +152,10 @@ def reference_stats(
     file = with_suffix(out or Path(f"reference-{short_name(data)}-{short_name(check_features(features))}.npz"), ".npz")
     start_processes(processes)
     start()
-    from cdistill.workflows.reference_stats import write_reference
+    from cdistill.workflows.evaluate import write_reference
 
-    with console.json_only(as_json):
-        record = write_reference(data, split, features, keep, file)
-    finish(as_json, record, "")
+    record = write_reference(data, split, features, keep, file)
+    finish(as_json, record, "{file}: {data[count]:,} images, {features[dimensions]:,} dimensions".format(**record))
 
 
 def compare(

@@ -1,94 +1,194 @@
-"""Two samplers on the same seeds: by how much they differ, and whether that can be told from chance."""
+"""Evaluations compared: of two students on the same seeds, and of a record with itself when it is measured again."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from cdistill.evaluation.estimates import difference
-from cdistill.evaluation.metrics import Metric
-from cdistill.evaluation.results import Row, figure, finite
-from cdistill.runtime.console import table
+from cdistill.errors import MismatchError, RecipeError
+from cdistill.evaluation.estimates import Estimate, difference
+from cdistill.evaluation.records import (
+    IMAGES,
+    STUDENT,
+    UNDECIDED,
+    Difference,
+    Evaluation,
+    Pair,
+    Row,
+    Table,
+    figure,
+    finite,
+    finite_interval,
+)
 
-UNDECIDED = "not distinguishable"
+TOLERANCE = 0.01  # standard errors: other devices and versions move the last bits, and with them single grey levels
+ROUNDING = 1e-6  # relative, for a figure without a standard error
+_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256")
+_IGNORED = {"rows", "images", "request", "processes", "schema", "level"}
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A figure of one sampler less that of another on the same seeds.
+def compare(first: Evaluation, second: Evaluation) -> Pair:
+    """Compares what two evaluations have in common: the same student or images, NFE and metric; paired by seed.
 
-    Attributes:
-        metric: Its name.
-        sampler: Which row of both.
-        nfe: Network calls a sample.
-        first: The first one's figure.
-        second: The other's.
-        difference: Second minus first.
-        error: Standard error of the difference; the noise that both share cancels.
-        interval: Two-sided, at `estimates.LEVEL`, for this one difference alone.
-        verdict: "better", "worse" or "not distinguishable": the second compared with the first.
+    The metrics must be of the same feature network, and the error to the teacher is of the same teacher or left out.
+
+    Raises:
+        RecipeError: They are of other seeds or data, or have no metric in common.
     """
-
-    metric: str
-    sampler: str
-    nfe: int
-    first: float
-    second: float
-    difference: float
-    error: float
-    interval: tuple[float, float]
-    verdict: str
-
-
-def compare_rows(
-    first: Sequence[Row], second: Sequence[Row], metrics: Mapping[str, Metric], samplers: Collection[str]
-) -> list[Difference]:
-    """Compares what two lists of rows have in common: the same one of `samplers`, NFE and metric."""
-    others = {(row.sampler, row.nfe): row for row in second if row.sampler in samplers}
-    pairs = [(row, others[row.sampler, row.nfe]) for row in first if (row.sampler, row.nfe) in others]
-    return [
-        _compare(name, metric.better, row, other)
-        for name, metric in metrics.items()
+    before, now = first.to_dict(), second.to_dict()
+    for key in _ALIKE:
+        if before.get(key) != now.get(key):
+            raise RecipeError(
+                f"{second.subject}: {key} is {str(now.get(key))[:80]}, that of {first.subject} "
+                f"{str(before.get(key))[:80]}; they are compared on the same seeds and data: set them by options"
+            )
+    names = [name for name, facts in first.metrics.items() if second.metrics.get(name) == facts]
+    if before.get("teacher_sha256") != now.get("teacher_sha256"):
+        names = [name for name in names if name != "teacher-mse"]
+    others = {(row.sampler, row.nfe): row for row in second.of(STUDENT, IMAGES)}
+    pairs = [
+        (row, others[row.sampler, row.nfe]) for row in first.of(STUDENT, IMAGES) if (row.sampler, row.nfe) in others
+    ]
+    differences = [
+        _difference(name, first.better(name), row, other)
+        for name in names
         for row, other in pairs
         if name in row.estimates and name in other.estimates
     ]
+    if not differences:
+        raise RecipeError(
+            f"{second.subject}: no metric in common with {first.subject}; set --metrics and --features alike"
+        )
+    return Pair(first=first.subject, second=second.subject, differences=differences)
 
 
-def _compare(name: str, better: str, row: Row, other: Row) -> Difference:
-    first, second = row.estimates[name], other.estimates[name]
-    found = difference(second, first)
-    low, high = found.interval()
+def _difference(name: str, better: str, row: Row, other: Row) -> Difference:
+    first: Estimate = row.estimates[name]
+    second: Estimate = other.estimates[name]
+    change = difference(second, first)
+    low, high = change.interval()
     verdict = UNDECIDED
-    if low > 0 or high < 0:  # neither where a figure is not finite
-        verdict = "better" if (found.value < 0) == (better == "lower") else "worse"
+    if better and (low > 0 or high < 0):  # neither where a figure is not finite
+        verdict = "better" if (change.value < 0) == (better == "lower") else "worse"
     return Difference(
-        name, row.sampler, row.nfe, first.value, second.value, found.value, found.error, (low, high), verdict
+        metric=name,
+        sampler=row.sampler,
+        nfe=row.nfe,
+        first=finite(first.value),
+        second=finite(second.value),
+        difference=finite(change.value),
+        error=finite(change.error),
+        interval=finite_interval((low, high)),
+        verdict=verdict,
     )
 
 
-def print_comparison(names: tuple[str, str], metrics: Mapping[str, Metric], found: Sequence[Difference]) -> None:
-    """Prints the differences; the verdict is about the second name."""
-    cells = [
-        [
-            metrics[part.metric].title, str(part.nfe), f"{part.first:.4g}", f"{part.second:.4g}",
-            figure(part.difference, part.interval), part.verdict,
-        ]
-        for part in found
-    ]  # fmt: skip
-    table(
-        f"{names[1]} compared with {names[0]}, on the same seeds",
-        ["metric", "NFE", "first", "second", "difference", f"{names[1]} is"],
-        cells,
-    )
+@dataclass(frozen=True)
+class RepeatedFigure:
+    """A figure, and what it was in a record.
+
+    Attributes:
+        sampler: Row of the table.
+        nfe: Network calls a sample.
+        metric: Name.
+        before: In the record; None where it was not finite.
+        now: Measured again; None where it was not, or is not finite.
+        error: Standard error in the record, 0 where there is none.
+    """
+
+    sampler: str
+    nfe: int
+    metric: str
+    before: float | None
+    now: float | None
+    error: float
+
+    @property
+    def identical(self) -> bool:
+        """Whether the two agree in every bit."""
+        return self.now == self.before
+
+    @property
+    def same(self) -> bool:
+        """Whether the two agree within `TOLERANCE` standard errors, or `ROUNDING`."""
+        if self.now is None or self.before is None:
+            return self.identical
+        return abs(self.now - self.before) <= max(TOLERANCE * self.error, ROUNDING * abs(self.before))
+
+    def cells(self) -> list[str]:
+        """Returns the row of a table."""
+        verdict = "identical" if self.identical else "same" if self.same else "DIFFERS"
+        numbers = [figure(value) if value is None else f"{value:.6g}" for value in (self.before, self.now)]
+        return [self.sampler, str(self.nfe), self.metric, *numbers, verdict]
 
 
-def as_json(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    """Returns the differences as JSON."""
-    numbers = "first", "second", "difference", "error"
-    return [
-        {
-            **vars(part),
-            **{key: finite(getattr(part, key)) for key in numbers},
-            "interval": [finite(end) for end in part.interval],
-        }
-        for part in differences
+@dataclass(frozen=True)
+class Repetition:
+    """A record measured again.
+
+    Attributes:
+        path: Its file.
+        figures: All of its figures.
+        changes: What the two records do not agree on of how they were made, "key: old -> new".
+    """
+
+    path: Path
+    figures: Sequence[RepeatedFigure]
+    changes: Sequence[str]
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether every figure came out again."""
+        return all(repeated.same for repeated in self.figures)
+
+    def table(self) -> Table:
+        """Returns each figure beside that of the record."""
+        columns = ["sampler", "NFE", "metric", "recorded", "now", ""]
+        return f"{self.path}, measured again", columns, [repeated.cells() for repeated in self.figures], None
+
+    def summary(self) -> str:
+        """Returns in a line how many figures came out again."""
+        identical = sum(repeated.identical for repeated in self.figures)
+        same = sum(repeated.same for repeated in self.figures)
+        count = len(self.figures)
+        return f"{identical} of {count} figures identical in every bit, {same} within {TOLERANCE} standard errors"
+
+    def check(self) -> None:
+        """Raises MismatchError if a figure came out differently."""
+        wrong = [repeated for repeated in self.figures if not repeated.same]
+        if wrong:
+            raise MismatchError(
+                f"{self.path}: {len(wrong)} of {len(self.figures)} figures came out differently, first "
+                f"{wrong[0].metric} of {wrong[0].sampler} at {wrong[0].nfe} NFE"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns it as JSON."""
+        figures = [asdict(repeated) for repeated in self.figures]
+        return {
+            "record": str(self.path), "changes": list(self.changes), "figures": figures, "reproduced": self.reproduced
+        }  # fmt: skip
+
+
+def repetition(path: Path, before: Evaluation, now: Evaluation) -> Repetition:
+    """Returns every figure of the record `before`, which is in the file `path`, beside that of `now`."""
+    again = {(row.sampler, row.nfe, name): value for row in now.rows for name, value in row.values.items()}
+    figures = [
+        RepeatedFigure(
+            row.sampler, row.nfe, name, value, again.get((row.sampler, row.nfe, name)), row.errors.get(name) or 0.0
+        )
+        for row in before.rows
+        for name, value in row.values.items()
     ]
+    first, second = _flat(before), _flat(now)
+    changes = [f"{key}: {first[key]} -> {second[key]}" for key in first if key in second and first[key] != second[key]]
+    return Repetition(path, figures, changes)
+
+
+def _flat(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns how a record was made, "key" or "key.name" -> value."""
+    flat: dict[str, Any] = {}
+    for key, value in evaluation.to_dict().items():
+        if key not in _IGNORED:
+            flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

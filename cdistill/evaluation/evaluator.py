@@ -1,77 +1,86 @@
-"""Measures samplers on the same seeds; the teacher's own samples are drawn once and kept."""
+"""Draws the samples of fixed seeds and measures them; the teacher's own samples are drawn once and kept."""
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.data.source import to_uint8
+from cdistill.data import Source
+from cdistill.data.source import QUANTISATION, to_uint8
 from cdistill.errors import CdistillError, RecipeError, StoppedError
-from cdistill.evaluation.features import FeatureNetwork
-from cdistill.evaluation.metrics import SampleSet
+from cdistill.evaluation.estimates import LEVEL, Estimate
+from cdistill.evaluation.features import FeatureNetwork, load_features
+from cdistill.evaluation.metrics import FeatureMetric, Metric, SampleSet
+from cdistill.evaluation.records import SCHEMA, TEACHER, Evaluation, Row
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.results import Row, choose_metrics
+from cdistill.evaluation.settings import EvaluationSection
+from cdistill.evaluation.statistics_files import find_statistics
 from cdistill.evaluation.teacher_ends import PIECE, TeacherEnds
+from cdistill.networks.denoiser import chunk_size
+from cdistill.registry import FEATURES, METRICS
 from cdistill.runtime.console import progress, say
+from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler, stream
 from cdistill.sampling.samplers import TEACHER_POINTS
 from cdistill.teachers import Teacher
 
-TEACHER = "teacher (Heun)"
 
-
-class Judge:
-    """Draws samples and measures them.
+class Evaluator:
+    """Measures samplers on the same seeds as a recipe's section says.
 
     Args:
+        section: What is measured, and how.
         shape: Shape of one sample.
         num_classes: Number of classes, 0 when unconditional.
         teacher: Whose trajectories `teacher-mse` compares with, on the accelerator's device; None without one.
-        reference: Real data to compare with.
-        network: What FID and its kin look at.
-        metrics: Names; all that apply when empty.
-        seeds: One sample for each.
+        source: Real data to compare with; None where the section names statistics of them.
         accelerator: Shares the work among its processes.
+
+    Raises:
+        CdistillError: What is asked for cannot be measured, or a file that it needs is missing; nothing is drawn yet.
     """
 
     def __init__(
         self,
+        section: EvaluationSection,
         shape: tuple[int, ...],
         num_classes: int,
         teacher: Teacher | None,
-        reference: Reference,
-        network: FeatureNetwork,
-        metrics: Sequence[str],
-        seeds: range,
+        source: Source | None,
         accelerator: Accelerator,
     ) -> None:
-        self.shape, self.num_classes = shape, num_classes
-        self.teacher, self.reference, self.network, self.accelerator = teacher, reference, network, accelerator
-        self.seeds = seeds
-        self.metrics = choose_metrics(metrics, reference, network)
-        if teacher is None:
-            self._leave_out_alignment(metrics)
-
-    def _leave_out_alignment(self, asked: Sequence[str]) -> None:
-        if self.metrics.pop("teacher-mse", None) is not None and "teacher-mse" in asked:
+        self.section, self.shape, self.num_classes = section, shape, num_classes
+        self.teacher, self.accelerator = teacher, accelerator
+        self.seeds = range(section.first_seed, section.first_seed + section.samples)
+        network = load_features(section.features)
+        if section.features not in FEATURES.names():
+            network.check(shape)  # one's own, by its path: it must be there, even if no metric asks for it
+        stats = None
+        if section.reference is not None:
+            stats = find_statistics(section.reference, "" if source is None else source.name)
+        self.reference = Reference(source, stats, accelerator)
+        self.reference.digest()  # a missing or damaged file is reported before anything is drawn
+        self.metrics = choose_metrics(section.metrics, self.reference, network)
+        if teacher is None and self.metrics.pop("teacher-mse", None) is not None and "teacher-mse" in section.metrics:
             raise RecipeError("teacher-mse: there is no teacher; name one with --teacher, or choose other metrics")
 
     @cached_property
-    def ends(self) -> TeacherEnds | None:
+    def _endpoints(self) -> TeacherEnds | None:
         """The teacher's samples of these seeds; None without a teacher."""
         if self.teacher is None:
             return None
-        ends = TeacherEnds(self.teacher, self.accelerator)
-        ends.prepare(self.seeds.start, len(self.seeds))
-        return ends
+        endpoints = TeacherEnds(self.teacher, self.accelerator)
+        endpoints.prepare(self.seeds.start, len(self.seeds))
+        return endpoints
 
-    def teacher_ends(self, count: int) -> Tensor:
+    def teacher_endpoints(self, count: int) -> Tensor:
         """Returns the teacher's samples (n, ...) of the first `count` seeds."""
-        if self.ends is None:
+        if self._endpoints is None:
             raise ValueError("no teacher")
-        return self.ends.rows(torch.tensor(self.seeds[:count]))
+        return self._endpoints.rows(torch.tensor(self.seeds[:count]))
 
     def draw(self, sampler: Sampler, title: str) -> SampleSet:
         """Draws the samples with a progress bar; every process returns all of them.
@@ -80,28 +89,33 @@ class Judge:
             StoppedError: A signal came.
         """
         images = len(self.shape) == 3
-        samples = torch.zeros(len(self.seeds), *self.shape, dtype=torch.uint8 if images else torch.float64)
-        wrong = torch.zeros(len(self.seeds))
-        errors = None if self.ends is None else torch.zeros(len(self.seeds), dtype=torch.float64)
+        samples = self._empty()
+        diverged = torch.zeros(len(self.seeds))
+        errors = None if self._endpoints is None else torch.zeros(len(self.seeds), dtype=torch.float64)
         with progress(len(self.seeds), title, "img") as advance:
             for drawn in stream(
                 sampler, self.shape, self.seeds, self.num_classes,
                 device=self.accelerator.device, advance=advance, accelerator=self.accelerator,
             ):  # fmt: skip
                 samples[drawn.rows] = to_uint8(drawn.samples) if images else drawn.samples
-                wrong[drawn.rows] = (~drawn.samples.isfinite().flatten(1).all(1)).float()
-                if self.ends is not None and errors is not None:
-                    ends = self.ends.rows(drawn.rows + self.seeds.start)
-                    errors[drawn.rows] = (drawn.samples - ends).square().flatten(1).mean(1)
-        if count := int(self._shared(wrong).sum()):
+                diverged[drawn.rows] = (~drawn.samples.isfinite().flatten(1).all(1)).float()
+                if self._endpoints is not None and errors is not None:
+                    endpoints = self._endpoints.rows(drawn.rows + self.seeds.start)
+                    errors[drawn.rows] = (drawn.samples - endpoints).square().flatten(1).mean(1)
+        if count := int(self._sum(diverged).sum()):
             say(f"{title}: {count:,} of {len(self.seeds):,} samples are not finite: the student has diverged there")
-        return SampleSet(self._shared(samples), None if errors is None else self._shared(errors), self.accelerator)
+        return SampleSet(self._sum(samples), None if errors is None else self._sum(errors), self.accelerator)
 
-    def _shared(self, part: Tensor) -> Tensor:
+    def _empty(self) -> Tensor:
+        """Returns room for all samples: uint8 images or float64 vectors, zeros."""
+        kind = torch.uint8 if len(self.shape) == 3 else torch.float64
+        return torch.zeros(len(self.seeds), *self.shape, dtype=kind)
+
+    def _sum(self, own: Tensor) -> Tensor:
         """Adds up what the processes have; each has zeros where the others have something."""
         if self.accelerator.num_processes == 1:
-            return part
-        total: Tensor = self.accelerator.reduce(part.to(self.accelerator.device), "sum").cpu()
+            return own
+        total: Tensor = self.accelerator.reduce(own.to(self.accelerator.device), "sum").cpu()
         return total
 
     def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
@@ -110,24 +124,88 @@ class Judge:
         Raises:
             StoppedError: A signal came.
         """
-        found = {}
+        estimates: dict[str, Estimate] = {}
         for name, metric in self.metrics.items():
             try:
-                found[name] = metric(samples, self.reference)
+                estimates[name] = metric(samples, self.reference)
             except StoppedError:
                 raise
             except CdistillError as error:
                 say(f"{sampler}, {nfe} NFE: {name}: left out: {error}")
-        return Row(sampler, nfe, found)
+        return Row.of(sampler, nfe, estimates)
 
-    def judge_teacher(self) -> Row:
+    def measure_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""
-        if self.ends is None:
+        if self._endpoints is None:
             raise ValueError("no teacher")
-        images, count = len(self.shape) == 3, len(self.seeds)
-        samples = torch.zeros(count, *self.shape, dtype=torch.uint8 if images else torch.float64)
-        for start in range(0, count, PIECE):  # all at once they would be four times as large, and more on the way
-            part = self.ends.rows(torch.tensor(self.seeds[start : start + PIECE]))
-            samples[start : start + len(part)] = to_uint8(part) if images else part
+        images, count, samples = len(self.shape) == 3, len(self.seeds), self._empty()
+        for start in range(0, count, PIECE):  # all at once they would be four times as large
+            endpoints = self._endpoints.rows(torch.tensor(self.seeds[start : start + PIECE]))
+            samples[start : start + len(endpoints)] = to_uint8(endpoints) if images else endpoints
         errors = torch.zeros(count, dtype=torch.float64)
         return self.measure(TEACHER, 2 * (TEACHER_POINTS - 1), SampleSet(samples, errors, self.accelerator))
+
+    def evaluation(self, rows: Sequence[Row], **facts: Any) -> Evaluation:
+        """Returns rows as a record, with `facts` about how they were made."""
+        metrics = {name: _described(metric) for name, metric in self.metrics.items()}
+        facts = {"schema": SCHEMA, **facts, "samples": len(self.seeds)}
+        return Evaluation(**facts, level=LEVEL, metrics=metrics, rows=list(rows))
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what the figures depend on besides what was drawn from, as JSON."""
+        source, teacher = self.reference.source, self.teacher
+        return {
+            "split": self.section.split,
+            "quantisation": QUANTISATION,
+            "teacher": None if teacher is None else teacher.name,
+            "teacher_sha256": None if teacher is None else teacher.digest,
+            "data": None if source is None else source.name,
+            "data_sha256": None if source is None else source.digest,
+            "reference_sha256": self.reference.digest(),
+            "network_batch": chunk_size(self.shape),
+            "precision": "fp32",
+            "kept_features": self.reference.keep,
+            "device": self.accelerator.device.type,
+            "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+
+
+def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureNetwork) -> dict[str, Metric]:
+    """Returns the metrics called `names`, or all that apply to this kind of data when none is named.
+
+    One that cannot be computed here is named on stderr, with what to do, and left out.
+
+    Raises:
+        CdistillError: None of those that are named can be computed.
+        StoppedError: A signal came while weights were fetched.
+    """
+    source = reference.source
+    if names:
+        chosen = {name: METRICS.get(name)(network) for name in names}
+    elif source is None:  # there are statistics of the data and no data
+        chosen = {name: METRICS.get(name)(network) for name in ("fid", "teacher-mse")}
+    else:
+        known: dict[str, Metric] = {name: METRICS.get(name)(network) for name in METRICS.names()}
+        chosen = {name: metric for name, metric in known.items() if metric.applies(source)}
+    usable, failure = {}, None
+    for name, metric in chosen.items():
+        try:
+            metric.check(reference)
+            usable[name] = metric
+        except StoppedError:
+            raise
+        except CdistillError as error:
+            failure = error
+            say(f"{name}: left out: {error}")
+    if names and not usable and failure is not None:
+        raise failure
+    return usable
+
+
+def _described(metric: Metric) -> dict[str, str]:
+    facts = {"title": metric.title, "better": metric.better}
+    if isinstance(metric, FeatureMetric):
+        facts |= {"features": metric.network.name, "features_sha256": metric.network.digest}
+    return facts

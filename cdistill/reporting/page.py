@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from cdistill import __version__
 from cdistill.errors import printable
+from cdistill.evaluation.records import Pair
 from cdistill.reporting import charts, image_grids, panels, summary, tables
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import Pair
 
 _UNLIMITED = 1 << 30
 _NAME = re.compile("[^A-Za-z0-9]+")

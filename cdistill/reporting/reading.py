@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from cdistill.errors import CorruptFileError, MissingAssetError, brief, printable
-from cdistill.reporting.records import Comparisons, Evaluation, Pair
+from cdistill.evaluation.records import Comparisons, Evaluation, Pair
 from cdistill.storage.run_folder import LARGEST, RunFolder, RunRecord
 from cdistill.storage.run_folder import read_run as read_record
 

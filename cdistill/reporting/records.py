@@ -1,137 +1,14 @@
-"""What evaluations, comparisons and trainings recorded: checked records, and their numbers as points of curves."""
+"""What evaluations and trainings recorded, as points of curves."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from cdistill.evaluation.records import STUDENT
 
-Interval = tuple[float, float]
 Points = Sequence[tuple[float, float]]
 
-STUDENT, UNTRAINED, TEACHER = "student", "untrained student", "teacher (Heun)"
 _SHOWN = 150  # points of a line of losses; neighbours are averaged
-_HIGHER = ("precision", "recall", "density", "coverage", "inception-score")  # is better; for records that do not say
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow")
-
-
-class Row(_Record):
-    """A row of an evaluation: one sampler with one number of network calls.
-
-    Attributes:
-        sampler: "student", "untrained student", "teacher (Heun)" or another.
-        nfe: Network calls a sample.
-        values: Metric -> value; None where it is not finite.
-        errors: Metric -> standard error.
-        intervals: Metric -> lower and upper end.
-    """
-
-    sampler: str
-    nfe: int
-    values: dict[str, float | None]
-    errors: dict[str, float | None] = {}
-    intervals: dict[str, tuple[float | None, float | None] | None] = {}
-
-    def value(self, metric: str) -> float | None:
-        """Returns a finite value, or None."""
-        value = self.values.get(metric)
-        return value if value is not None and math.isfinite(value) else None
-
-    def interval(self, metric: str) -> Interval | None:
-        """Returns the ends of an interval, if both are finite."""
-        low, high = self.intervals.get(metric) or (None, None)
-        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
-            return None
-        return low, high
-
-
-class Evaluation(_Record):
-    """The record of an evaluation; what it says beyond the fields is kept in `model_extra`.
-
-    Attributes:
-        step: Finished steps of the student.
-        samples: Number of samples, of `seeds`.
-        split: Of the data that they were compared with.
-        level: Stated coverage of the intervals.
-        metrics: Metric -> its title, and whether "lower" or "higher" is better; those of version 0.1 lack it.
-        rows: The samplers.
-        images: File of the first samples, relative to the run.
-        command: What was typed.
-    """
-
-    step: int | None = None
-    samples: int | None = None
-    seeds: str | None = None
-    split: str | None = None
-    level: float | None = None
-    metrics: dict[str, dict[str, Any]] = {}
-    rows: list[Row]
-    images: str | None = None
-    command: list[str] | str | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The metrics, in the order in which they were measured."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.values))
-
-    def of(self, sampler: str) -> list[Row]:
-        """Returns the rows of a sampler."""
-        return [row for row in self.rows if row.sampler == sampler]
-
-    def title(self, metric: str) -> str:
-        """Returns how a metric is called."""
-        return str(self.metrics.get(metric, {}).get("title") or metric)
-
-    def better(self, metric: str) -> str:
-        """Returns "lower" or "higher", or "" for a metric that has no direction."""
-        return direction(metric, self.metrics)
-
-
-class Difference(_Record):
-    """A figure of the second run less that of the first, on the same seeds.
-
-    Attributes:
-        metric: Its name.
-        sampler: Which row of both.
-        nfe: Network calls a sample.
-        first: The first one's figure.
-        second: The other's.
-        difference: Second minus first.
-        interval: Of the difference.
-        verdict: What the second one is: "better", "worse" or "not distinguishable".
-    """
-
-    metric: str
-    sampler: str
-    nfe: int
-    first: float
-    second: float
-    difference: float
-    interval: Interval
-    verdict: str
-
-
-class Pair(_Record):
-    """Two runs and what was measured of both."""
-
-    first: str
-    second: str
-    differences: list[Difference]
-
-
-class Comparisons(_Record):
-    """What ``cdistill evaluate RUN_A RUN_B --out FILE`` writes."""
-
-    comparisons: list[Pair]
-
-
-def direction(metric: str, facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns whether "lower" or "higher" values are better, "" if neither; by the record, or else by the name."""
-    better = facts.get(metric, {}).get("better", "higher" if metric in _HIGHER else "lower")
-    return better if better in ("lower", "higher") else ""
 
 
 def evaluation_curves(records: Iterable[dict[str, Any]], sampler: str = STUDENT) -> dict[tuple[int, str], Points]:

@@ -4,8 +4,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cdistill.evaluation.records import TEACHER, Evaluation
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import TEACHER, Evaluation
 
 _NOTHING: tuple[Any, ...] = (None, "", {}, [])
 _OWN = ("kind", "schema")  # of a file's header: the format's, not the numbers'

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from cdistill.evaluation.records import Difference, Evaluation, Interval, Pair, Row, figure
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import Evaluation, Interval, Pair, Row
 
 COLUMNS = 6  # of values in a table; more go into another, for the sake of paper
 BEST, FIRST = "★", "☆"
@@ -140,8 +140,8 @@ def pair_tables(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
         columns = [(text, "") for text in ("metric", pair.first, pair.second, "difference", f"{pair.second} is")]
         rows = []
         for one in pair.differences:
-            texts = titles.get(one.metric, one.metric), f"{one.first:.4g}", f"{one.second:.4g}"
-            cells = [*map(Cell, texts), _with_interval(one.difference, one.interval), Cell(one.verdict)]
+            texts = titles.get(one.metric, one.metric), figure(one.first), figure(one.second)
+            cells = [*map(Cell, texts), _difference(one), Cell(one.verdict)]
             rows.append((one.sampler, one.nfe, cells))
         tables.append(Table(f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
     return tables
@@ -158,6 +158,13 @@ def _cell(row: Row | None, metric: str, mark: str = "") -> Cell:
     if interval is None:
         return Cell(f"{value:.4g}", f"± {error:.2g}" if error is not None else "", mark)
     return _with_interval(value, interval)._replace(mark=mark)
+
+
+def _difference(one: Difference) -> Cell:
+    low, high = one.interval
+    if one.difference is None or low is None or high is None:
+        return Cell(figure(one.difference))
+    return _with_interval(one.difference, (low, high))
 
 
 def _with_interval(value: float, interval: Interval) -> Cell:

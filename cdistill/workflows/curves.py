@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cdistill.errors import RecipeError, suggest
+from cdistill.evaluation.records import STUDENT, TEACHER, direction
 from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
 from cdistill.reporting.records import (
-    STUDENT,
-    TEACHER,
     Points,
     averaged,
     crossing,
-    direction,
     evaluation_curves,
     training_curves,
 )

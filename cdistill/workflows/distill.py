@@ -1,6 +1,5 @@
 """``cdistill distill`` and ``cdistill train-teacher``."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,8 +9,9 @@ from accelerate import Accelerator
 
 from cdistill.data import Source, load_source
 from cdistill.errors import RecipeError
-from cdistill.evaluation.evaluator import Judge
-from cdistill.evaluation.results import Row, as_record
+from cdistill.evaluation.evaluator import Evaluator
+from cdistill.evaluation.pipeline import evaluate_networks, evaluate_student, save_evaluation, save_images
+from cdistill.evaluation.records import STUDENT, Evaluation
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.objectives.base import Objective, make_objective
@@ -20,7 +20,6 @@ from cdistill.preconditionings import Preconditioning, load_preconditioning
 from cdistill.recipe.files import to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
-from cdistill.reporting.records import STUDENT
 from cdistill.runtime.console import say, table
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
@@ -36,15 +35,6 @@ from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
 from cdistill.training.trackers import check_trackers, log_record, tracking
 from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate
-from cdistill.workflows.measuring import (
-    Measured,
-    make_judge,
-    measure,
-    measure_student,
-    save_images,
-    student_samplers,
-    write_results,
-)
 from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, opened_run
 from cdistill.workflows.students import recipe_preconditioning, untrained_student
@@ -79,7 +69,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     return path
 
 
-def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> list[Row]:
+def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> Evaluation:
     """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results.
 
     Args:
@@ -104,7 +94,7 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
     teacher.denoiser.to(accelerator.device)
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
-    judge = make_judge(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
+    evaluator = Evaluator(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
     follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
     with opened_run(folder, recipe, resume, accelerator), follow:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
@@ -118,25 +108,24 @@ def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | No
 
         def evaluate_now(step: int) -> None:
             if not _evaluated(folder, step, accelerator):
-                samplers = student_samplers(task.averaged(), form, SamplerChoice(), section.nfe)
-                rows, drawn = measure_student(judge, STUDENT, samplers, section.grid_images)
-                save_images(folder.path, f"step-{step:08d}", judge, drawn)
-                _log_evaluation(folder, judge, step, rows)
+                evaluation = evaluate_student(evaluator, (task.averaged(), form))
+                save_images(evaluator, folder.path, f"step-{step:08d}", evaluation.drawn)
+                _log_evaluation(folder, evaluator, step, evaluation)
 
         iterations = recipe.training.iterations
         train(
             task, folder, iterations, checkpoint, recipe.training.patience, recipe.logging.every,
             section.every, evaluate_now, checkpoint.best,
         )  # fmt: skip
-        found = _final(folder, judge, recipe, teacher, (task.averaged(), form))
+        final = _final(folder, evaluator, recipe, teacher, (task.averaged(), form))
         if not _evaluated(folder, iterations, accelerator):
-            _log_evaluation(folder, judge, iterations, [row for row in found.rows if row.sampler == STUDENT])
+            _log_evaluation(folder, evaluator, iterations, evaluator.evaluation(final.of(STUDENT)))
         best = folder.best_step(checkpoint.best)
         if best not in (None, iterations):
             say(f"best: step {best}; cdistill sample --run {folder.path} --step best draws from it")
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
-    return found.rows
+    return final
 
 
 def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Accelerator) -> Adversary | None:
@@ -218,23 +207,26 @@ def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:
 
 
 def _final(
-    folder: RunFolder, judge: Judge, recipe: DistillRecipe, teacher: Teacher, student: tuple[Denoiser, Preconditioning]
-) -> Measured:
-    """Measures teacher, untrained and trained student; prints the table, writes evaluation.json and pictures."""
-    section, step = recipe.evaluation, recipe.training.iterations
-    untrained = untrained_student(teacher, recipe).to(judge.accelerator.device)
-    found = measure(judge, section, SamplerChoice(), student, untrained)
+    folder: RunFolder,
+    evaluator: Evaluator,
+    recipe: DistillRecipe,
+    teacher: Teacher,
+    student: tuple[Denoiser, Preconditioning],
+) -> Evaluation:
+    """Measures teacher, untrained and trained student; writes evaluation.json and pictures."""
+    step = recipe.training.iterations
+    untrained = untrained_student(teacher, recipe).to(evaluator.accelerator.device)
     request = {"target": asdict(Target(str(folder.path), step=str(step))), "choice": asdict(SamplerChoice())}
-    seeds = f"{judge.seeds[0]}..{judge.seeds[-1]}"
+    seeds = f"{evaluator.seeds[0]}..{evaluator.seeds[-1]}"
     facts = {**run_facts(folder, recipe, step, student[0]), "seeds": seeds, "request": request}
-    title = f"{folder.path}, step {step}"
-    write_results(folder.path, "evaluation", title, judge, found, section, facts, f"step-{step:08d}")
-    return found
+    evaluation = evaluate_networks(evaluator, SamplerChoice(), student, untrained, **facts)
+    return save_evaluation(evaluator, evaluation, folder.path, "evaluation", f"step-{step:08d}")
 
 
-def _log_evaluation(folder: RunFolder, judge: Judge, step: int, rows: Sequence[Row]) -> None:
-    judge.accelerator.wait_for_everyone()
-    if judge.accelerator.is_main_process:
-        record = as_record(judge.metrics, rows, samples=len(judge.seeds))
-        log_record(folder, {"step": step, "event": "evaluation", **record}, judge.accelerator, durable=True)
-    judge.accelerator.wait_for_everyone()
+def _log_evaluation(folder: RunFolder, evaluator: Evaluator, step: int, evaluation: Evaluation) -> None:
+    accelerator = evaluator.accelerator
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        record = {"step": step, "event": "evaluation", **evaluation.to_dict()}
+        log_record(folder, record, accelerator, durable=True)
+    accelerator.wait_for_everyone()

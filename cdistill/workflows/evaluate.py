@@ -1,103 +1,136 @@
-"""``cdistill evaluate``: students, teachers and images measured, compared, and measured again."""
+"""Students, teachers and images measured, compared on the same seeds, records measured again, statistics of data."""
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError
-from cdistill.evaluation.checking import Repeated, changes, describe, repeated
-from cdistill.evaluation.comparison import as_json, compare_rows, print_comparison
-from cdistill.evaluation.evaluator import Judge
+from cdistill.data import load_source
+from cdistill.errors import CorruptFileError, RecipeError
+from cdistill.evaluation.comparison import Repetition, compare, repetition
+from cdistill.evaluation.evaluator import Evaluator
+from cdistill.evaluation.features import load_features
 from cdistill.evaluation.metrics import SampleSet
-from cdistill.evaluation.results import Row
-from cdistill.reporting.records import STUDENT
-from cdistill.runtime.console import say, table
+from cdistill.evaluation.pipeline import evaluate_networks, save_evaluation
+from cdistill.evaluation.records import IMAGES, Comparisons, Evaluation, to_json
+from cdistill.evaluation.references import measure
+from cdistill.evaluation.statistics_files import file_facts, write_statistics
+from cdistill.runtime.console import say
+from cdistill.runtime.processes import versions
 from cdistill.sampling.samplers import SamplerChoice
-from cdistill.storage.files import read_json, write_text
+from cdistill.storage.files import write_text
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.measuring import Measured, make_judge, make_record, measure, write_results
-from cdistill.workflows.targets import Subject, Target, open_subject
+from cdistill.workflows.targets import LoadedTarget, Target, load_target
 
-_ALIKE = ("samples", "seeds", "data_sha256", "reference_sha256")
-IMAGES = "images"
-_USUAL = ("nfe", "samples", "split")  # changes that the name of a record tells
+_USUAL = ("nfe", "samples", "split")  # changes that the name of a record shows
+DEFAULT = SamplerChoice()
 
 
-@dataclass(frozen=True)
-class Result:
-    """One target, measured.
+def evaluate(target: Target | Path | str, choice: SamplerChoice = DEFAULT, **changes: Any) -> Evaluation:
+    """Measures a run's student, a converted student, a teacher, or images; writes the record beside it.
 
-    Attributes:
-        title: What tables call it.
-        judge: Who measured it.
-        rows: The figures.
-        record: The figures and how they were made.
+    Args:
+        target: What to measure; of a run or a file its path is enough.
+        choice: The student's sampler; without times, at each NFE of the evaluation section.
+        **changes: Values in place of those of the evaluation section: ``nfe=[2, 3]``, ``samples=1000``.
+
+    Returns:
+        The figures with their intervals, as `table()` and `to_dict()`; `path` is the record.
+
+    Raises:
+        RecipeError: Options that contradict each other, or that nothing would read.
+        CdistillError: Files are missing or damaged.
     """
+    asked = target if isinstance(target, Target) else Target(str(target))
+    asked = replace(asked, changes={**asked.changes, **changes})
+    loaded = load_target(asked)
+    _check_options([loaded], choice)
+    return _measure(loaded, choice, make_accelerator("fp32"))
 
-    title: str
-    judge: Judge
-    rows: Sequence[Row]
-    record: dict[str, Any]
 
-
-def evaluate(targets: Sequence[Target], choice: SamplerChoice, out: Path | None) -> dict[str, Any]:
-    """Measures each target and prints its table; compares the others with the first on the same seeds.
+def evaluate_together(
+    targets: Sequence[Target], choice: SamplerChoice = DEFAULT, out: Path | None = None
+) -> Comparisons:
+    """Measures several targets and compares the others with the first, on the same seeds.
 
     Args:
         targets: What to measure.
-        choice: The students' sampler; without times, at each NFE of a target's section.
-        out: Where the comparison of several is written; beside the first's results by default.
-
-    Returns:
-        The record of the only target, or of the comparison.
+        choice: The students' sampler, see `evaluate`.
+        out: File of the comparison; beside the first's results by default.
 
     Raises:
-        RecipeError: Targets that cannot be compared.
+        RecipeError: Targets that cannot be compared; or as `evaluate`.
     """
-    subjects = [open_subject(target) for target in targets]  # all, before the first is measured
-    for target, subject in zip(targets, subjects, strict=True):
-        _check_options(target, subject, choice)
-    _check_common(subjects, choice)
-    if len(targets) == 1 and "run" in subjects[0].facts and (targets[0].teacher or targets[0].data):
-        raise RecipeError(f"{subjects[0].title}: a run knows its teacher and its data; leave out --teacher and --data")
+    loaded = [load_target(target) for target in targets]  # all, before the first is measured
+    _check_options(loaded, choice)
+    _check_common(loaded, choice)
     accelerator = make_accelerator("fp32")
-    results = [measure_target(*pair, choice, accelerator) for pair in zip(targets, subjects, strict=True)]
-    if len(results) == 1:
-        return results[0].record
-    return _compare(
-        results, out or subjects[0].folder / f"comparison-{_digest([asdict(part) for part in targets])}.json"
-    )
+    evaluations = [_measure(target, choice, accelerator) for target in loaded]
+    pairs = [compare(evaluations[0], other) for other in evaluations[1:]]
+    comparisons = Comparisons(comparisons=pairs, records=evaluations)
+    comparisons._path = out or loaded[0].folder / f"comparison-{_digest([asdict(part) for part in targets])}.json"
+    if accelerator.is_main_process:
+        write_text(comparisons._path, to_json(comparisons))
+    return comparisons
 
 
-def _check_options(target: Target, subject: Subject, choice: SamplerChoice) -> None:
-    """Refuses options that would do nothing.
+def check_record(path: Path) -> Repetition:
+    """Measures again what a record describes, and compares every figure with it; writes nothing.
+
+    Raises:
+        MissingAssetError: No such record, or something that it names is gone.
+        CorruptFileError: It is no record, or one without the request that is needed to repeat it.
+        RecipeError: Version 0.1 made it with an option that is gone.
+    """
+    before = Evaluation.read(path)
+    target, choice = _request(path, before)
+    if target.path is not None and not Path(target.path).exists():
+        target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
+    now = _measure(load_target(target), choice, make_accelerator("fp32"), write=False)
+    return repetition(path, before, now)
+
+
+def _request(path: Path, record: Evaluation) -> tuple[Target, SamplerChoice]:
+    """Returns what a record was asked for."""
+    try:
+        request = (record.model_extra or {})["request"]
+        asked, choice = dict(request["target"]), SamplerChoice(**request["choice"])
+        optimised = asked.pop("optimise", False)  # written by version 0.1
+        target = Target(**asked)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
+    if optimised:
+        raise RecipeError(
+            f"{path}: made by cdistill 0.1 with --optimise-steps, which version 0.2 no longer has; evaluate with the "
+            "record's own --times"
+        )
+    return target, choice
+
+
+def _check_options(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> None:
+    """Refuses options that nothing would read.
 
     Raises:
         RecipeError: There are such.
     """
-    given = {"--sampler": choice.name, "--times": choice.times, "--gamma": choice.gamma}
-    asked = [name for name, value in given.items() if value is not None]
-    if asked and subject.student is None:
-        raise RecipeError(f"{subject.title}: {', '.join(asked)}: goes with a student; --baselines measures solvers")
-    if choice.times is not None and "nfe" in target.changes:
+    for target in targets:
+        for options, needed in target.unread(choice):
+            raise RecipeError(f"{target.title}: {', '.join(options)}: {needed}")
+    if choice.times is not None and any("nfe" in target.request.changes for target in targets):
         raise RecipeError("--times: the times say how many network calls there are; leave --nfe out")
-    if "nfe" in target.changes and subject.student is None and not subject.section.baselines:
-        raise RecipeError(f"{subject.title}: --nfe: goes with a student, or with --baselines")
-    if subject.images is not None and {"first_seed", "baselines"} & target.changes.keys():
-        raise RecipeError(f"{subject.title}: --first-seed, --baselines: go with networks; images are taken as they are")
-    if target.step != "last" and "run" not in subject.facts:
-        raise RecipeError(f"{subject.title}: --step: goes with a run; it is of one step alone")
+    given = targets[0].request.teacher or targets[0].request.data
+    if given and all(target.is_run for target in targets):
+        raise RecipeError(f"{targets[0].title}: a run knows its teacher and its data; leave out --teacher and --data")
 
 
-def _check_common(subjects: Sequence[Subject], choice: SamplerChoice) -> None:
+def _check_common(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> None:
     """Raises RecipeError unless the others have something in common with the first that can be compared."""
-    first = subjects[0]
-    for other in subjects[1:]:
+    first = targets[0]
+    for other in targets[1:]:
         if (first.images is None) != (other.images is None) or (first.student is None) != (other.student is None):
             raise RecipeError(
                 f"{other.title}: cannot be compared with {first.title}: students go with students, images with images"
@@ -108,52 +141,38 @@ def _check_common(subjects: Sequence[Subject], choice: SamplerChoice) -> None:
             )
 
 
-def measure_target(
-    target: Target, subject: Subject, choice: SamplerChoice, accelerator: Accelerator, write: bool = True
-) -> Result:
-    """Measures one target.
-
-    Args:
-        target: What a person asked for.
-        subject: It, opened.
-        choice: See `evaluate`.
-        accelerator: Devices and processes.
-        write: Whether the record and pictures are written.
-    """
-    for network in (subject.network, subject.untrained, None if subject.teacher is None else subject.teacher.denoiser):
-        if network is not None:
-            network.to(accelerator.device)
-    section, shape = subject.section, subject.shape
-    classes = 0 if subject.network is None else subject.network.num_classes
-    judge = make_judge(section, shape, classes, subject.teacher, subject.source(accelerator), accelerator)
-    if subject.images is not None:
-        say(f"{subject.title}: {len(subject.images)} images")
-        images = SampleSet(subject.images.samples[:], None, accelerator)
-        found = Measured([judge.measure(IMAGES, 0, images)])
+def _measure(target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Evaluation:
+    """Measures one target; writes the record and pictures if asked."""
+    target.to(accelerator.device)
+    classes = 0 if target.network is None else target.network.num_classes
+    source = target.source(accelerator)
+    evaluator = Evaluator(target.section, target.shape, classes, target.teacher, source, accelerator)
+    asked = replace(target.request, step=str(target.facts.get("step", target.request.step)))  # "last" may move on
+    seeds = None if target.images is not None else f"{evaluator.seeds[0]}..{evaluator.seeds[-1]}"
+    facts = {**target.facts, "seeds": seeds, "request": {"target": asdict(asked), "choice": asdict(choice)}}
+    if target.images is not None:
+        say(f"{target.title}: {len(target.images)} images")
+        row = evaluator.measure(IMAGES, 0, SampleSet(target.images.samples[:], None, accelerator))
+        evaluation = evaluator.evaluation([row], **facts, **evaluator.facts(), samplers={})
     else:
-        say(f"{subject.title}: {len(judge.seeds)} samples of seeds {judge.seeds[0]}..{judge.seeds[-1]}")
-        found = measure(judge, section, choice, subject.student, subject.untrained)
-    asked = replace(target, step=str(subject.facts.get("step", target.step)))  # "last" may be another one tomorrow
-    seeds = None if subject.images is not None else f"{judge.seeds[0]}..{judge.seeds[-1]}"
-    facts = {**subject.facts, "seeds": seeds, "request": {"target": asdict(asked), "choice": asdict(choice)}}
+        say(f"{target.title}: {len(evaluator.seeds)} samples of seeds {seeds}")
+        evaluation = evaluate_networks(evaluator, choice, target.student, target.untrained, **facts)
     if not write:
-        return Result(subject.title, judge, found.rows, make_record(judge, found, section, facts))
-    name = _name(subject, target, choice)
-    record = write_results(subject.folder, name, subject.title, judge, found, section, facts, name)
-    return Result(subject.title, judge, found.rows, record)
+        return evaluation
+    return save_evaluation(evaluator, evaluation, target.folder, _name(target, choice))
 
 
-def _name(subject: Subject, target: Target, choice: SamplerChoice) -> str:
+def _name(target: LoadedTarget, choice: SamplerChoice) -> str:
     """Returns the name of a record: what was measured, and a digest of what is unusual about how."""
-    section = subject.section
-    step = subject.facts.get("step")
-    what = f"step{step}" if step is not None else Path(target.path or f"teacher-{target.teacher}").name
-    calls = f"-nfe{'-'.join(map(str, section.nfe))}" if subject.student is not None else ""
+    section, request = target.section, target.request
+    step = target.facts.get("step")
+    what = f"step{step}" if step is not None else Path(request.path or f"teacher-{request.teacher}").name
+    calls = f"-nfe{'-'.join(map(str, section.nfe))}" if target.student is not None else ""
     name = f"evaluation-{what}-{section.split}{section.samples}{calls[:40]}"
     if step is None:
-        return f"{name}-{_digest([asdict(target), asdict(choice)])}"
-    unusual = {key: value for key, value in target.changes.items() if key not in _USUAL}
-    if not (unusual or len(calls) > 40) and choice == SamplerChoice():
+        return f"{name}-{_digest([asdict(request), asdict(choice)])}"
+    unusual = {key: value for key, value in request.changes.items() if key not in _USUAL}
+    if not (unusual or len(calls) > 40) and choice == DEFAULT:
         return name
     return f"{name}-{_digest([unusual, asdict(choice), section.nfe])}"
 
@@ -162,87 +181,43 @@ def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _compare(results: Sequence[Result], out: Path) -> dict[str, Any]:
-    first, found = results[0], []
-    for other in results[1:]:
-        _check_alike(first, other)
-        described, others = first.record["metrics"], other.record["metrics"]
-        metrics = {n: metric for n, metric in first.judge.metrics.items() if described[n] == others.get(n)}
-        if first.record["teacher_sha256"] != other.record["teacher_sha256"]:
-            metrics.pop("teacher-mse", None)
-            say(f"{other.title}: has another teacher than {first.title}; MSE to the teacher is not compared")
-        differences = compare_rows(first.rows, other.rows, metrics, (STUDENT, IMAGES))
-        if not differences:
-            raise RecipeError(
-                f"{other.title}: no metric in common with {first.title}; set --metrics and --features alike"
-            )
-        print_comparison((first.title, other.title), metrics, differences)
-        found.append({"first": first.title, "second": other.title, "differences": as_json(differences)})
-    record = {"comparisons": found, "records": [result.record for result in results]}
-    if first.judge.accelerator.is_main_process:
-        write_text(out, json.dumps(record, indent=1) + "\n")
-        say(f"comparison: {out}")
-    return record
+def write_reference(data: str, split: str, features: str, keep: int, out: Path) -> dict[str, Any]:
+    """Writes the statistics of real data, for `evaluate` and for EDM's own fid.py.
 
+    Args:
+        data: A data source, or the path of one.
+        split: Its split.
+        features: The feature network, see `load_features`.
+        keep: How many feature vectors the file holds beside the moments.
+        out: The .npz.
 
-def _check_alike(first: Result, other: Result) -> None:
-    for key in _ALIKE:
-        if first.record[key] != other.record[key]:
-            raise RecipeError(
-                f"{other.title}: {key} is {str(other.record[key])[:80]}, that of {first.title} "
-                f"{str(first.record[key])[:80]}; they are compared on the same seeds and data: set them by options"
-            )
-
-
-def check(path: Path) -> dict[str, Any]:
-    """Measures again what a record describes, and compares every figure with it; writes nothing.
+    Returns:
+        What the file is and where its numbers come from, as JSON.
 
     Raises:
-        MissingAssetError: No such record, or something that it names is gone.
-        CorruptFileError: It is no record, or one of an older version without what is needed to repeat it.
-        MismatchError: A figure came out otherwise.
+        CdistillError: The network does not take such data.
+        MissingAssetError: Its weights, or the data, are missing.
     """
-    before = _read_record(path)
-    try:
-        asked = dict(before["request"]["target"])
-        optimised = asked.pop("optimise", False)  # written by version 0.1
-        target, choice = Target(**asked), SamplerChoice(**before["request"]["choice"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
-    if optimised:
-        raise RecipeError(
-            f"{path}: made by cdistill 0.1 with --optimise-steps, which version 0.2 no longer has; evaluate with the "
-            "record's own --times"
-        )
-    if target.path is not None and not Path(target.path).exists():
-        target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
-    now = measure_target(target, open_subject(target), choice, make_accelerator("fp32"), write=False).record
-    parts = repeated(before, now)
-    table(
-        f"{path}, measured again",
-        ["sampler", "NFE", "metric", "recorded", "now", ""],
-        [[p.sampler, str(p.nfe), p.metric, f"{p.before:.6g}", f"{p.now:.6g}", _told(p)] for p in parts],
-    )
-    otherwise = changes(before, now)
-    for line in otherwise:
-        say(f"not as it was: {line}")
-    wrong = [part for part in parts if not part.same]
-    if wrong:
-        raise MismatchError(
-            f"{path}: {len(wrong)} of {len(parts)} figures came out otherwise, first {wrong[0].metric} of "
-            f"{wrong[0].sampler} at {wrong[0].nfe} NFE"
-        )
-    say(f"{path}: {describe(parts)}")
-    return {"record": str(path), "changes": otherwise, "figures": [vars(part) for part in parts], "reproduced": True}
-
-
-def _told(part: Repeated) -> str:
-    if part.identical:
-        return "identical"
-    return "same" if part.same else "DIFFERS"
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MissingAssetError(f"{path}: no such record; evaluate writes one beside every result")
-    return read_json(path)
+    source, network = load_source(data, split), load_features(features)
+    network.check(source.shape)
+    accelerator = make_accelerator("fp32")
+    statistics = measure(source, network, keep, accelerator)
+    kept = None if not keep else statistics.features
+    record = {
+        "schema": 1,
+        "data": {"name": source.name, "split": split, "count": len(source), "sha256": source.digest},
+        "features": {
+            "name": network.name,
+            "sha256": network.digest,
+            "dimensions": len(statistics.mean),
+            "kept": 0 if kept is None else len(kept),
+        },
+        "images": "uint8, as the data have them; not mirrored",
+        "moments": "float64, unbiased covariance",
+        "device": str(accelerator.device),
+        "versions": versions(),
+    }
+    if accelerator.is_main_process:
+        write_statistics(out, replace(statistics, features=kept, facts=record))
+    accelerator.wait_for_everyone()
+    return {**file_facts(out), **record}

@@ -14,20 +14,21 @@ from pathlib import Path
 import torch
 
 from cdistill.evaluation.estimates import LEVEL, Estimate, difference, quantile
-from cdistill.sampling.samplers import SamplerChoice
+from cdistill.evaluation.evaluator import Evaluator
+from cdistill.sampling.samplers import make_sampler
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.measuring import make_judge
-from cdistill.workflows.targets import Subject, Target, open_subject
+from cdistill.workflows.targets import LoadedTarget, Target, load_target
 
 
-def measure(subject: Subject, block: int, nfe: int) -> dict[str, Estimate]:
+def measure(target: LoadedTarget, block: int, nfe: int) -> dict[str, Estimate]:
     """Returns the figures of a block of seeds."""
-    section = subject.section.model_copy(update={"first_seed": block * subject.section.samples})
+    section = target.section.model_copy(update={"first_seed": block * target.section.samples})
     accelerator = make_accelerator("fp32")
-    denoiser, form = subject.student
-    judge = make_judge(section, subject.shape, denoiser.num_classes, None, subject.source(accelerator), accelerator)
-    sampler = SamplerChoice(nfe=nfe).build(denoiser, form)
-    return dict(judge.measure("student", nfe, judge.draw(sampler, f"block {block}")).estimates)
+    denoiser, preconditioning = target.student
+    source = target.source(accelerator)
+    evaluator = Evaluator(section, target.shape, denoiser.num_classes, None, source, accelerator)
+    sampler = make_sampler(denoiser, preconditioning, nfe=nfe)
+    return dict(evaluator.measure("student", nfe, evaluator.draw(sampler, f"block {block}")).estimates)
 
 
 def report(name: str, found: list[Estimate]) -> None:
@@ -58,8 +59,8 @@ def main() -> None:
     parser.add_argument("--features", default="pixels")
     options = parser.parse_args()
     changes = {"samples": options.samples, "metrics": options.metrics.split(","), "features": options.features}
-    subjects = [open_subject(Target(str(run), changes=changes)) for run in options.runs]
-    found = [[measure(subject, block, options.nfe) for block in range(options.blocks)] for subject in subjects]
+    targets = [load_target(Target(str(run), changes=changes)) for run in options.runs]
+    found = [[measure(target, block, options.nfe) for block in range(options.blocks)] for target in targets]
     for metric in changes["metrics"]:
         columns = [[block[metric] for block in blocks] for blocks in found]
         for run, column in zip(options.runs, columns, strict=True):

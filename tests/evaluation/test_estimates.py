@@ -3,12 +3,8 @@ import math
 import pytest
 import torch
 
-from cdistill.evaluation.comparison import UNDECIDED, compare_rows
 from cdistill.evaluation.estimates import Estimate, difference, mean_estimate, quantile, random_halves
-from cdistill.evaluation.features import Pixels
 from cdistill.evaluation.frechet import frechet_estimate, gaussian
-from cdistill.evaluation.metrics import PixelFrechet
-from cdistill.evaluation.results import Row, figure
 from cdistill.runtime.randomness import generator
 
 NORMAL = gaussian(torch.zeros(3).double(), torch.eye(3).double())
@@ -78,38 +74,7 @@ def test_intervals_of_shares_hold_the_truth(p, n):
     assert all(0 <= low < high <= 1 for low, high in (part.interval() for part in found))
 
 
-def test_what_is_not_finite_is_neither_better_nor_worse():
-    metric = PixelFrechet(Pixels())
-    rows = [[Row("student", 2, {"m": mean_estimate(torch.full((9,), value))})] for value in (1.0, math.nan)]
-    for first, second in (rows, rows[::-1]):
-        (found,) = compare_rows(first, second, {"m": metric}, ["student"])
-        assert found.verdict == UNDECIDED
-    assert rows[1][0].as_record()["values"] == {"m": None}
-
-
 def test_halves_are_the_same_for_every_sampler_and_have_no_sample_twice():
     for (a, b), (c, d) in zip(random_halves(11, 3), random_halves(11, 3), strict=True):
         assert torch.equal(torch.cat([a, b]), torch.cat([c, d]))
         assert sorted([*a.tolist(), *b.tolist()]) == list(range(11))
-
-
-@pytest.mark.parametrize(
-    ("shift", "better", "verdict"),
-    [(-0.1, "lower", "better"), (0.1, "lower", "worse"), (0.1, "higher", "better"), (0.001, "lower", UNDECIDED)],
-)
-def test_the_verdict_is_about_the_second_and_knows_which_way_is_better(shift, better, verdict):
-    metric = PixelFrechet(Pixels())
-    metric.better = better
-    noise, other = draw(400, 1)[:, 0], draw(400, 2)[:, 0]
-    first = [Row("student", 2, {"m": mean_estimate(noise)}), Row("student", 1, {"m": mean_estimate(noise)})]
-    second = [Row("student", 2, {"m": mean_estimate(noise + 0.1 * other + shift)})]
-    (found,) = compare_rows(first, second, {"m": metric}, ["student"])
-    assert (found.nfe, found.verdict) == (2, verdict)
-    assert found.difference == pytest.approx(found.second - found.first)
-
-
-@pytest.mark.parametrize(
-    ("value", "width", "text"), [(0.21387, 0.01096, "0.214 ± 0.011"), (51.3, 2.44, "51.3 ± 2.4"), (0.5, 0.0, "0.5")]
-)
-def test_figures_are_written_with_two_digits_of_their_interval(value, width, text):
-    assert figure(value, (value - width, value + width)) == text

@@ -1,4 +1,4 @@
-"""Which metrics are measured, and the judge."""
+"""Which metrics are measured, and how samples are."""
 
 import os
 
@@ -10,10 +10,10 @@ from cdistill.data import Source, load_source
 from cdistill.data.source import to_uint8
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError
 from cdistill.evaluation import teacher_ends as ends
-from cdistill.evaluation.evaluator import Judge
+from cdistill.evaluation.evaluator import Evaluator, choose_metrics
 from cdistill.evaluation.features import load_features
 from cdistill.evaluation.references import Reference
-from cdistill.evaluation.results import choose_metrics
+from cdistill.evaluation.settings import EvaluationSection
 from cdistill.preconditionings import make_preconditioning
 from cdistill.sampling.drawing import generate
 from cdistill.sampling.samplers import make_sampler
@@ -53,9 +53,10 @@ def test_metrics_that_cannot_be_computed_leave_the_others(tmp_path, monkeypatch,
     ]
 
 
-def make_judge(teacher, seeds, metrics=("frechet-pixels", "teacher-mse")):
-    reference, classes = Reference(load_source("digits")), teacher.denoiser.num_classes
-    return Judge(teacher.shape, classes, teacher, reference, INCEPTION, metrics, seeds, Accelerator(cpu=True))
+def make_evaluator(teacher, seeds, metrics=("frechet-pixels", "teacher-mse"), alone=False):
+    section = EvaluationSection(first_seed=seeds.start, samples=len(seeds), metrics=list(metrics))
+    classes, source = teacher.denoiser.num_classes, load_source("digits")
+    return Evaluator(section, teacher.shape, classes, None if alone else teacher, source, Accelerator(cpu=True))
 
 
 @pytest.fixture
@@ -64,16 +65,14 @@ def assets(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_judge_ranks_more_calls_above_fewer(assets):
+def test_the_evaluator_ranks_more_calls_above_fewer(assets):
     teacher = load_teacher("digits")
-    judge = make_judge(teacher, range(128))
-    form = make_preconditioning("ctm")
-    rows = [
-        judge.measure("untrained", k, judge.draw(make_sampler(teacher.denoiser, form, nfe=k), "")) for k in (1, 4, 16)
-    ]
+    evaluator = make_evaluator(teacher, range(128))
+    samplers = {k: make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=k) for k in (1, 4, 16)}
+    rows = [evaluator.measure("untrained", k, evaluator.draw(sampler, "")) for k, sampler in samplers.items()]
     errors = [row.estimates["teacher-mse"].value for row in rows]
     assert errors == sorted(errors, reverse=True)
-    own = judge.judge_teacher()
+    own = evaluator.measure_teacher()
     assert (own.nfe, own.estimates["teacher-mse"].value) == (34, 0)
     assert own.estimates["frechet-pixels"].value < rows[0].estimates["frechet-pixels"].value / 3
 
@@ -81,25 +80,24 @@ def test_the_judge_ranks_more_calls_above_fewer(assets):
 def test_the_distance_to_the_teacher_is_that_of_each_seed(assets):
     """From the same noise and with the same classes, whatever the first seed is."""
     teacher, count = load_teacher("digits"), 20
-    judge = make_judge(teacher, range(60, 60 + count))  # across chunks
+    evaluator = make_evaluator(teacher, range(60, 60 + count))  # across chunks
     sampler = make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=2)
-    found = judge.draw(sampler, "")
-    x, _ = generate(sampler, teacher.shape, judge.seeds, 10)
-    ends, _ = generate(make_sampler(teacher.denoiser, None), teacher.shape, judge.seeds, 10)
+    found = evaluator.draw(sampler, "")
+    x, _ = generate(sampler, teacher.shape, evaluator.seeds, 10)
+    ends, _ = generate(make_sampler(teacher.denoiser, None), teacher.shape, evaluator.seeds, 10)
     expected = (x - ends.float()).square().flatten(1).mean(1)
     torch.testing.assert_close(found.errors, expected, rtol=1e-12, atol=0)
     assert torch.equal(found.samples, to_uint8(x))
 
 
-def test_a_judge_without_a_teacher_measures_the_rest():
+def test_without_a_teacher_the_rest_is_measured():
     teacher = load_teacher("digits")
-    reference = Reference(load_source("digits"))
-    judge = Judge(teacher.shape, 10, None, reference, INCEPTION, [], range(64), Accelerator(cpu=True))
-    assert list(judge.metrics) == ["frechet-pixels"]
+    evaluator = make_evaluator(teacher, range(64), (), alone=True)
+    assert list(evaluator.metrics) == ["frechet-pixels"]
     sampler = make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=1)
-    assert judge.draw(sampler, "").errors is None
+    assert evaluator.draw(sampler, "").errors is None
     with pytest.raises(RecipeError, match="there is no teacher"):
-        Judge(teacher.shape, 10, None, reference, INCEPTION, ["teacher-mse"], range(64), Accelerator(cpu=True))
+        make_evaluator(teacher, range(64), ["teacher-mse"], alone=True)
 
 
 # --- the teacher's ends ---

@@ -18,10 +18,10 @@ import pytest
 from PIL import Image
 
 from cdistill.cli.app import run
+from cdistill.evaluation.records import Row
 from cdistill.reporting import charts, image_grids, page, panels, records, summary, tables
 from cdistill.reporting.panels import Line, Panel
 from cdistill.reporting.reading import read_run
-from cdistill.reporting.records import Row
 from cdistill.reporting.tables import BEST, FIRST, best
 from cdistill.storage.run_folder import LARGEST, RunFolder
 from cdistill.workflows.inspection import describe_file

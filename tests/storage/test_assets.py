@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.evaluation.results import choose_metrics
+from cdistill.evaluation.evaluator import choose_metrics
 from cdistill.storage import assets
 from cdistill.storage.assets import ASSETS, Asset, digest
 from tests.storage.test_download import CONTENT, CUT, _network  # noqa: F401 - the fixture that lets tests ask

@@ -12,7 +12,8 @@ from statistics import mean, stdev
 
 from cdistill.errors import DivergedError
 from cdistill.evaluation.estimates import quantile
-from cdistill.reporting.records import STUDENT, TEACHER, Points, crossing, evaluation_curves
+from cdistill.evaluation.records import STUDENT, TEACHER
+from cdistill.reporting.records import Points, crossing, evaluation_curves
 from cdistill.storage.run_folder import RunFolder
 from cdistill.workflows.reproduce.experiments import DataSet, Trial
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdistill.errors import CdistillError, DivergedError, RecipeError, StoppedError
-from cdistill.evaluation.results import finite
+from cdistill.evaluation.records import finite
 from cdistill.recipe.files import differences, load_recipe
 from cdistill.recipe.schema import DistillRecipe
 from cdistill.registry import PRECONDITIONINGS
