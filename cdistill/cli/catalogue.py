@@ -69,6 +69,6 @@ def copy_recipe(
 
 def doctor() -> None:
     """Check this installation: versions, processors, threads, disk, weights that are present."""
-    from cdistill.workflows.doctor import print_doctor
+    from cdistill.workflows.doctor import doctor as run_doctor
 
-    print_doctor()
+    console.facts("cdistill doctor", run_doctor())

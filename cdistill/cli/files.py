@@ -63,8 +63,12 @@ def inspect(
 
     Example:  cdistill inspect coefficients-digits.safetensors
     """
+    from cdistill.reporting.inspect_view import print_record
     from cdistill.workflows.inspection import inspect as run_inspect
+    from cdistill.workflows.inspection import to_json
 
-    with console.json_only(as_json):
-        record = run_inspect(file, full)
-    finish(as_json, record, "")
+    record = run_inspect(file)
+    if as_json:
+        finish(as_json, to_json(record), "")
+    else:
+        print_record(record, full)

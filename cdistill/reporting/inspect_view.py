@@ -1,4 +1,4 @@
-"""The pages of ``cdistill inspect``: records as tables. Whatever comes from a file is written out and shortened."""
+"""The pages of ``cdistill inspect``: records as tables. Whatever comes from a file is escaped and shortened."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import Any
 from cdistill.errors import printable
 from cdistill.runtime.console import facts, table
 from cdistill.storage.integrity import is_shallow
+from cdistill.storage.run_folder import flatten
 
 TENSORS = 20
 LEVELS = 12
@@ -26,35 +27,31 @@ _KINDS = {
     "samples": "samples drawn from a teacher",
     "checkpoint": "part of a training's checkpoint",
 }
-# Key of the header -> what a person calls it, in the order of the page; others follow under their own names.
-_LABELS = {
-    "what": "network",
-    "teacher": "teacher",
-    "data": "data",
-    "group": "part",
-    "step": "step",
-    "estimator": "estimator",
-    "grid": "grid",
-    "timesteps": "noise levels",
-    "samples": "samples",
-    "target_error": "target error",
-    "smoothing": "smoothing",
-    "paired": "in pairs",
-    "precision": "precision",
-    "ran_in": "ran in",
-    "device": "device",
-    "seed": "seed",
-    "dim": "numbers in a sample",
-    "preconditioning": "preconditioning",
-    "architecture": "architecture",
-    "sigma_data": "sigma_data",
-    "licence": "licence",
-    "source": "made from",
-    "recipe": "recipe",
-    "versions": "versions",
+# Keys of the header in the order of the page, with another name where the key is not clear by itself; others follow.
+_KEYS = {
+    "what": "network", "teacher": "", "data": "", "group": "part", "step": "", "estimator": "", "grid": "",
+    "timesteps": "noise levels", "samples": "", "target_error": "target error", "smoothing": "", "paired": "in pairs",
+    "precision": "", "ran_in": "ran in", "device": "", "seed": "", "dim": "numbers in a sample", "preconditioning": "",
+    "architecture": "", "sigma_data": "", "licence": "", "source": "made from", "recipe": "", "versions": "",
     "made_with": "versions",
-}
+}  # fmt: skip
+_HIDDEN = ("kind", "schema", "teacher_sha256", "data_sha256")
 _NETWORKS = {"adm": "ADM", "song": "DDPM++"}
+
+
+def print_record(record: Mapping[str, Any], full: bool) -> None:
+    """Prints what `cdistill.workflows.inspection.inspect` returned.
+
+    Args:
+        record: Of a file, a checkpoint or a run.
+        full: Whether to print every tensor, noise level and the whole recipe.
+    """
+    if "tensors" in record:
+        print_file(record, full)
+    elif record["kind"] == "run":
+        print_run(record, full)
+    else:
+        print_checkpoint(record, full)
 
 
 def print_file(record: Mapping[str, Any], full: bool) -> None:
@@ -64,10 +61,7 @@ def print_file(record: Mapping[str, Any], full: bool) -> None:
     rows = [
         ["what", _what(record)],
         ["size", f"{record['bytes']:,} bytes"],
-        [
-            "checksum",
-            f"{record['checksum']}, sha256 {_show(record['sha256'], full)}" if record["checksum"] else "none",
-        ],
+        ["checksum", f"ok, sha256 {_show(record['sha256'], full)}" if record["checksum"] else "none"],
         *([["weights", f"sha256 {_show(record['weights_sha256'], full)}"]] if "weights_sha256" in record else []),
         *provenance(header, full),
         *[[f"metadata {printable(key, 40)}", _show(text, full)] for key, text in record["metadata"].items()],
@@ -100,12 +94,12 @@ def print_checkpoint(record: Mapping[str, Any], full: bool) -> None:
 def print_run(record: Mapping[str, Any], full: bool) -> None:
     """Prints the page of a run."""
     status, recipe, environment = record["status"], record["recipe"], record["environment"]
-    training, form = recipe.get("training"), recipe.get("preconditioning")
+    values = flatten(recipe)
     asked = {
-        **{key: recipe.get(key) for key in ("teacher", "data", "seed")},
-        "method": training.get("method") if isinstance(training, dict) else None,
-        "preconditioning": form.get("name") if isinstance(form, dict) else None,
-        "iterations": training.get("iterations") if isinstance(training, dict) else None,
+        **{key: values.get(key) for key in ("teacher", "data", "seed")},
+        "objective": values.get("objective.name", values.get("training.method")),  # the latter in version 0.1
+        "preconditioning": values.get("preconditioning.name"),
+        "iterations": values.get("training.iterations"),
         **{key: environment.get(key) for key in ("device", "processes", "precision", "versions")},
     }
     last = {key: value for key, value in record["last"].items() if not isinstance(value, dict | list)}
@@ -119,9 +113,8 @@ def print_run(record: Mapping[str, Any], full: bool) -> None:
     ]
     facts(printable(record["file"]), rows)
     _print_results(record["results"])
-    _print_files(
-        record["file"], [*record["files"], *[file for folder in record["checkpoints"] for file in folder["files"]]]
-    )
+    of_checkpoints = [file for folder in record["checkpoints"] for file in folder["files"]]
+    _print_files(record["file"], [*record["files"], *of_checkpoints])
     if full:
         facts("recipe", [[printable(str(key)), _show(value, full)] for key, value in recipe.items()])
 
@@ -129,10 +122,8 @@ def print_run(record: Mapping[str, Any], full: bool) -> None:
 def read_toml(text: str) -> dict[str, Any]:
     """Returns a recipe as values that JSON has too, {} where it is none."""
     try:
-        found = tomllib.loads(text[:_RECIPE])
-        if not is_shallow(found):
-            return {}
-        plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
+        values = tomllib.loads(text[:_RECIPE])
+        plain: dict[str, Any] = json.loads(json.dumps(values, default=str)) if is_shallow(values) else {}
         return plain
     except (ValueError, RecursionError):
         return {}
@@ -141,17 +132,16 @@ def read_toml(text: str) -> dict[str, Any]:
 def provenance(header: Mapping[str, Any], full: bool) -> list[list[str]]:
     """Returns the facts of a header as rows, those that matter most first."""
     special = {"architecture": _architecture, "recipe": _recipe}
-    hidden = {"kind", "schema", "teacher_sha256", "data_sha256"}
-    keys = [key for key in _LABELS if key in header]
-    keys += [key for key in header if key not in _LABELS and key not in hidden]
+    keys = [key for key in _KEYS if key in header]
+    keys += [key for key in header if key not in _KEYS and key not in _HIDDEN]
     rows = []
     for key in keys:
-        text = special[key](header[key], full) if key in special else _show(header[key], full)
+        text = special.get(key, _show)(header[key], full)
         digest = header.get(f"{key}_sha256")
         if isinstance(digest, str):
             text += f", sha256 {_show(digest, full)}"
         if header[key] not in _NOTHING:
-            rows.append([_LABELS.get(key) or f"header {printable(key, 40)}", text])
+            rows.append([(_KEYS[key] or key) if key in _KEYS else f"header {printable(key, 40)}", text])
     return rows
 
 
@@ -171,9 +161,9 @@ def _show(value: Any, full: bool) -> str:
 
 def _flat(value: Any, full: bool = False) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_nested(part, full)}" for key, part in value.items() if part not in _NOTHING)
+        return ", ".join(f"{key} {_nested(item, full)}" for key, item in value.items() if item not in _NOTHING)
     if isinstance(value, list):
-        return ", ".join(_nested(part, full) for part in value)
+        return ", ".join(_nested(item, full) for item in value)
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)[:12] if not full and _DIGEST.fullmatch(str(value)) else str(value)
@@ -204,8 +194,8 @@ def _architecture(value: Any, full: bool) -> str:
 def _recipe(value: Any, full: bool) -> str:
     if not isinstance(value, str):
         return _show(value, full)
-    found = read_toml(value)
-    named = {key: found[key] for key in ("teacher", "data", "seed") if key in found}
+    recipe = read_toml(value)
+    named = {key: recipe[key] for key in ("teacher", "data", "seed") if key in recipe}
     return f"{_show(named, full) or 'cannot be read'} ({'whole below' if full else 'whole with --full'})"
 
 
@@ -219,9 +209,9 @@ def _print_table(columns: Mapping[str, Sequence[float]] | None, full: bool) -> N
         return facts("coefficients", [["t, l and s", "missing, or of shapes that make no table"]])
     count = len(columns["t"])
     rows = range(count) if full else _chosen(count, LEVELS)
-    forms = {"t": ".4g", "l": ".5f", "l_error": ".1e", "s": ".4f", "s_error": ".1e"}
-    shown = [name for name in forms if name in columns]
-    cells = [[format(columns[name][row], forms[name]) for name in shown] for row in rows]
+    digits = {"t": ".4g", "l": ".5f", "l_error": ".1e", "s": ".4f", "s_error": ".1e"}
+    shown = [name for name in digits if name in columns]
+    cells = [[format(columns[name][row], digits[name]) for name in shown] for row in rows]
     return table(f"{len(cells)} of {count} noise levels", shown, cells)
 
 
@@ -237,8 +227,13 @@ def _print_pairs(columns: Mapping[str, Sequence[float]] | None, full: bool) -> N
 def _print_tensors(tensors: Sequence[Mapping[str, Any]], full: bool) -> None:
     shown = tensors if full else tensors[:TENSORS]
     rows = [
-        [printable(part["name"], 100), part["dtype"], " x ".join(map(str, part["shape"])) or "-", f"{part['bytes']:,}"]
-        for part in shown
+        [
+            printable(tensor["name"], 100),
+            tensor["dtype"],
+            " x ".join(map(str, tensor["shape"])) or "-",
+            f"{tensor['bytes']:,}",
+        ]
+        for tensor in shown
     ]
     if len(shown) < len(tensors):
         rows.append([f"... and {len(tensors) - len(shown):,} more; --full prints all", "", "", ""])
@@ -265,12 +260,12 @@ def _print_results(results: Mapping[str, Any]) -> None:
     """Prints the rows of evaluation.json as far as they are rows."""
     rows = results.get("rows")
     rows = rows if isinstance(rows, list) else []
-    found = [row for row in rows if isinstance(row, dict) and isinstance(row.get("values"), dict)]
-    if found:
-        names = list(found[0]["values"])
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("values"), dict)]
+    if rows:
+        names = list(rows[0]["values"])
         cells = [
             [_show(row.get(key), False) for key in ("sampler", "nfe")]
             + [_show(row["values"].get(name), False) for name in names]
-            for row in found
+            for row in rows
         ]
         table("results", ["sampler", "NFE", *[printable(name, 40) for name in names]], cells)

@@ -1,4 +1,4 @@
-"""``cdistill inspect``: what is in a file or folder, as a record. Needs no torch."""
+"""``cdistill inspect``: what is in a file or folder, verified, as a record. Needs no torch."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cdistill.errors import CorruptFileError
-from cdistill.reporting.inspect_view import print_checkpoint, print_file, print_run, read_toml
+from cdistill.reporting.inspect_view import read_toml
 from cdistill.storage.files import list_checkpoints, read_json, read_steadily
 from cdistill.storage.integrity import (
     NUMBERS,
@@ -26,31 +26,28 @@ _LARGEST_TEXT = 4 << 20  # bytes of a JSON or TOML file, or of the end of the me
 _MOST_ROWS = 100_000  # of a table that is read
 
 
-def inspect(path: Path, full: bool) -> dict[str, Any]:
-    """Verifies a file or folder, prints what it is, and returns the same as JSON.
+def inspect(path: Path) -> dict[str, Any]:
+    """Verifies a file or folder and returns what it is; `cdistill.reporting.inspect_view` shows it.
 
     Args:
         path: A file that cdistill made, the folder of a checkpoint or that of a run.
-        full: Whether to print every tensor, noise level and the whole recipe.
 
     Raises:
         MissingAssetError: There is nothing.
         CorruptFileError: It is damaged, altered, or nothing that can be read here.
     """
-    if _is_checkpoint(path):
-        record = describe_checkpoint(path)
-        print_checkpoint(record, full)
-    elif path.is_dir():
-        record = describe_run(RunFolder(path))
-        print_run(record, full)
-    else:
-        record = describe_file(path)
-        print_file(record, full)
-    plain: dict[str, Any] = json.loads(json.dumps(record, default=str), parse_constant=str)  # NaN is not JSON
+    if path.is_dir() and ((path / "manifest.json").is_file() or _STEP.fullmatch(path.name)):
+        return inspect_checkpoint(path)
+    return inspect_run(RunFolder(path)) if path.is_dir() else inspect_file(path)
+
+
+def to_json(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record with what JSON lacks as text: dates, NaN and infinity."""
+    plain: dict[str, Any] = json.loads(json.dumps(record, default=str), parse_constant=str)
     return plain
 
 
-def describe_file(path: Path) -> dict[str, Any]:
+def inspect_file(path: Path) -> dict[str, Any]:
     """Returns what a safetensors file holds; "checksum" is "ok", or None where there is none to compare.
 
     Raises:
@@ -62,10 +59,10 @@ def describe_file(path: Path) -> dict[str, Any]:
             f"{path}: someone else's weights, which are not inspected; cdistill convert says what they are, and makes "
             "them safetensors without executing anything in them"
         )
-    return read_steadily(path, lambda: _describe_file(path))
+    return read_steadily(path, lambda: _inspect_file(path))
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def _inspect_file(path: Path) -> dict[str, Any]:
     layout = read_layout(path)
     record: dict[str, Any] = {
         "file": str(path), "kind": None, "schema": None, "bytes": layout.size, "checksum": None, "sha256": None,
@@ -87,25 +84,25 @@ def _describe_file(path: Path) -> dict[str, Any]:
     return record
 
 
-def describe_checkpoint(folder: Path) -> dict[str, Any]:
+def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """Returns what a checkpoint holds, every file of it verified.
 
     Raises:
         CorruptFileError: A file is missing or altered; the message names it.
     """
     names = check_manifest(folder)
-    files = [describe_file(folder / name) for name in names if name.endswith(".safetensors")]
-    state = _read_json(folder / "state.json")
+    files = [inspect_file(folder / name) for name in names if name.endswith(".safetensors")]
+    state = _object(folder / "state.json")
     return {"file": str(folder), "kind": "checkpoint folder", "checksum": "ok", "state": state, "files": files}
 
 
-def describe_run(run: RunFolder) -> dict[str, Any]:
-    """Returns what a run holds, its checkpoints and files verified.
+def inspect_run(run: RunFolder) -> dict[str, Any]:
+    """Returns what a run holds, its checkpoints and files verified; its small files may hold anything.
 
     Raises:
         CorruptFileError: It is no run, or one of its files is damaged.
     """
-    status = _read_json(run.path / "status.json")
+    status = _object(run.path / "status.json")
     if not (run.recipe.is_file() or status):
         raise CorruptFileError(f"{run.path}: a folder, but neither a run nor a checkpoint; name one, or a file")
     return {
@@ -113,17 +110,13 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         "kind": "run",
         "checksum": "ok",
         "status": status,
-        "recipe": read_toml(_text(run.recipe)),
-        "environment": _read_json(run.path / "env.json"),
+        "recipe": read_toml(run.recipe.read_text(errors="replace") if _is_small(run.recipe) else ""),
+        "environment": _object(run.path / "env.json"),
         "last": _last_record(run.path / "metrics.jsonl"),
-        "results": _read_json(run.path / "evaluation.json"),
-        "files": [describe_file(file) for file in sorted(run.path.glob("*.safetensors")) if file.is_file()],
-        "checkpoints": [describe_checkpoint(folder) for folder in list_checkpoints(run.checkpoints)],
+        "results": _object(run.path / "evaluation.json"),
+        "files": [inspect_file(file) for file in sorted(run.path.glob("*.safetensors")) if file.is_file()],
+        "checkpoints": [inspect_checkpoint(folder) for folder in list_checkpoints(run.checkpoints)],
     }
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return path.is_dir() and ((path / "manifest.json").is_file() or _STEP.fullmatch(path.name) is not None)
 
 
 def _table(layout: Layout) -> dict[str, list[float]] | None:
@@ -131,9 +124,8 @@ def _table(layout: Layout) -> dict[str, list[float]] | None:
     levels = layout.entries.get("t")
     if levels is None:
         return None
-    columns = {name: _column(layout, name, levels.shape) for name in ("t", "l", "s", "l_error", "s_error")}
-    found = {name: values for name, values in columns.items() if values is not None}
-    return found if {"t", "l", "s"} <= set(found) else None
+    columns = _columns(layout, ("t", "l", "s", "l_error", "s_error"), levels.shape)
+    return columns if {"t", "l", "s"} <= set(columns) else None
 
 
 def _pairs(layout: Layout) -> dict[str, list[float]] | None:
@@ -142,16 +134,18 @@ def _pairs(layout: Layout) -> dict[str, list[float]] | None:
     if entry is None or len(entry.shape) != 2 or entry.shape[1] != 2 or not _can_be_read(layout, "pairs"):
         return None
     both = numbers(layout, "pairs", range(entry.shape[0]))
-    columns = {name: _column(layout, name, entry.shape[:1]) for name in ("f", "f_error", "g", "g_error")}
-    known = {name: values for name, values in columns.items() if values is not None}
+    known = _columns(layout, ("f", "f_error", "g", "g_error"), entry.shape[:1])
     return {"t": [t for t, _ in both], "s": [s for _, s in both], **known}
 
 
-def _column(layout: Layout, name: str, shape: tuple[int, ...]) -> list[float] | None:
-    entry = layout.entries.get(name)
-    if entry is None or entry.shape != shape or len(shape) != 1 or not _can_be_read(layout, name):
-        return None
-    return [value for (value,) in numbers(layout, name, range(shape[0]))]
+def _columns(layout: Layout, names: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, list[float]]:
+    """Returns those of the tensors that are columns of numbers of this shape."""
+    columns = {}
+    for name in names:
+        entry = layout.entries.get(name)
+        if entry is not None and entry.shape == shape and len(shape) == 1 and _can_be_read(layout, name):
+            columns[name] = [value for (value,) in numbers(layout, name, range(shape[0]))]
+    return columns
 
 
 def _can_be_read(layout: Layout, name: str) -> bool:
@@ -159,13 +153,9 @@ def _can_be_read(layout: Layout, name: str) -> bool:
     return entry.dtype in NUMBERS and entry.shape[0] <= _MOST_ROWS
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    found = read_json(path) if _is_small(path) else {}
-    return found if is_shallow(found) else {}
-
-
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if _is_small(path) else ""
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path) if _is_small(path) else {}
+    return value if is_shallow(value) else {}
 
 
 def _is_small(path: Path) -> bool:

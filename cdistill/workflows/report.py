@@ -7,7 +7,7 @@ from cdistill.reporting.page import render
 from cdistill.reporting.reading import read_pairs, read_run
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, run_names
-from cdistill.workflows.inspection import describe_file
+from cdistill.workflows.inspection import inspect_file
 
 
 def report(paths: Sequence[Path], out: Path, comparison: Path | None = None) -> dict[str, str]:
@@ -24,6 +24,6 @@ def report(paths: Sequence[Path], out: Path, comparison: Path | None = None) -> 
         CorruptFileError: A file of a run is damaged.
     """
     names = run_names(paths, "report")
-    runs = [read_run(RunFolder(path), name, describe_file) for path, name in zip(paths, names, strict=True)]
+    runs = [read_run(RunFolder(path), name, inspect_file) for path, name in zip(paths, names, strict=True)]
     write_text(out, render(runs, [] if comparison is None else read_pairs(comparison)))
     return {"report": str(out)}

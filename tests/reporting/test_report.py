@@ -24,7 +24,7 @@ from cdistill.reporting.panels import Line, Panel
 from cdistill.reporting.reading import read_run
 from cdistill.reporting.tables import BEST, FIRST, best
 from cdistill.storage.run_folder import LARGEST, RunFolder
-from cdistill.workflows.inspection import describe_file
+from cdistill.workflows.inspection import inspect_file
 from tests.conftest import PACKAGE
 from tests.report_runs import SEEDS, change_json, evaluation, images, make_run, recipe, write, write_images
 
@@ -513,7 +513,7 @@ def test_the_styles_of_thirty_lines_differ():
 
 
 def test_coefficients_are_drawn_with_two_standard_errors():
-    run_of = read_run(RunFolder(make_run(Path("a"))), "a", describe_file)
+    run_of = read_run(RunFolder(make_run(Path("a"))), "a", inspect_file)
     table, jumps = charts.coefficients([run_of])
     assert [label for label, _ in jumps.legend] == ["s = 0.0086", "s = 0.332"]
     assert len(table.panels[0].lines[0].ends) == 30

@@ -20,7 +20,7 @@ from cdistill.storage.checkpoints import SCHEMA, save_checkpoint, save_tensors, 
 from cdistill.storage.integrity import canonical, layout_digest, numbers, read_layout
 from cdistill.teachers import load_teacher
 from cdistill.teachers.named import ASSETS
-from cdistill.workflows.inspection import describe_file
+from cdistill.workflows.inspection import inspect_file
 from tests.conftest import PACKAGE, environment, fast_distill
 
 DTYPES = sorted({name for name, _ in integrity._TYPES.values()})
@@ -69,7 +69,7 @@ def test_the_digest_of_the_file_is_that_of_its_tensors(tmp_path, dtype, shape):
     save_tensors(tmp_path / "x.safetensors", tensors, "teacher", {"note": "é"})
     layout = read_layout(tmp_path / "x.safetensors")
     assert layout_digest(layout, "text") == tensor_digest(tensors, "text")
-    record = describe_file(tmp_path / "x.safetensors")
+    record = inspect_file(tmp_path / "x.safetensors")
     header = {"note": "é", "kind": "teacher", "schema": SCHEMA}
     assert (record["checksum"], record["header"]) == ("ok", header)
     assert record["sha256"] == tensor_digest(tensors, canonical(header))
@@ -79,7 +79,7 @@ def test_the_digest_of_the_file_is_that_of_its_tensors(tmp_path, dtype, shape):
 
 @pytest.mark.parametrize("name", ["digits", "patches"])
 def test_a_teachers_file_names_the_digest_that_its_coefficients_carry(name):
-    record = describe_file(ASSETS / f"{name}.safetensors")
+    record = inspect_file(ASSETS / f"{name}.safetensors")
     assert record["checksum"] == "ok"
     assert record["weights_sha256"] == load_teacher(name).digest
 
@@ -93,10 +93,10 @@ def test_every_altered_byte_is_noticed(file):
         changed[changed_at] ^= 0x04
         file.write_bytes(changed)
         if place <= changed_at < place + 8:
-            assert describe_file(file)["checksum"] is None
+            assert inspect_file(file)["checksum"] is None
         else:
             with pytest.raises(CorruptFileError, match=f"^{file}: .*$"):
-                describe_file(file)
+                inspect_file(file)
 
 
 def test_truncated_and_extended_files_are_refused(file):
@@ -104,10 +104,10 @@ def test_truncated_and_extended_files_are_refused(file):
     for length in range(0, len(data), 7):
         file.write_bytes(data[:length])
         with pytest.raises(CorruptFileError, match="damaged, or not a safetensors file"):
-            describe_file(file)
+            inspect_file(file)
     file.write_bytes(data + b"\0")
     with pytest.raises(CorruptFileError, match="damaged, or not a safetensors file"):
-        describe_file(file)
+        inspect_file(file)
 
 
 HOSTILE = {
@@ -430,7 +430,7 @@ def test_pickles_are_left_to_convert(tmp_path, capsys, name):
 
 def test_what_is_not_there_or_no_run(tmp_path, capsys):
     with pytest.raises(MissingAssetError, match="no such file"):
-        describe_file(tmp_path / "none")
+        inspect_file(tmp_path / "none")
     assert run(["inspect", str(tmp_path / "none.pkl")]) == 3
     assert run(["inspect", str(tmp_path)]) == 4
     assert "neither a run nor a checkpoint" in capsys.readouterr().err
