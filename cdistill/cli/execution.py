@@ -21,9 +21,9 @@ def start_processes(processes: int) -> None:
 
 def start() -> None:
     """Prepares a command that computes: threads, and signals that are answered where it can save."""
-    from cdistill.runtime import signals as stopping
+    from cdistill.runtime import signals
 
-    stopping.install_handlers()
+    signals.install_handlers()
     launch.keep_memory()
     launch.set_threads()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
 from cdistill.runtime.processes import set_threads, world_size
 from cdistill.runtime.randomness import derive_seed
@@ -234,15 +234,15 @@ def restore(task: Task, checkpoint: Path) -> tuple[int, Counters]:
 
 def read(accelerator: Accelerator, values: dict[str, Tensor]) -> Report:
     """Reads what all processes computed and whether one was asked to stop: one transfer from the device."""
-    stop = stopping.requested()
+    stop = signals.requested()
     mine = torch.stack([value.detach().double() for value in values.values()])
     if accelerator.num_processes == 1:
         return Report(dict(zip(values, mine.tolist(), strict=True)), stop)
     asked = torch.full((1,), stop, dtype=mine.dtype, device=mine.device)
     everyone = accelerator.gather(torch.cat([mine, asked])[None]).tolist()
-    *columns, signals = zip(*everyone, strict=True)
+    *columns, stops = zip(*everyone, strict=True)
     means = [sum(column) / len(column) for column in columns]
-    return Report(dict(zip(values, means, strict=True)), int(max(signals)))
+    return Report(dict(zip(values, means, strict=True)), int(max(stops)))
 
 
 def gradient_norm(optimizer: Optimizer, scaler: torch.amp.GradScaler | None = None) -> Tensor:
@@ -365,7 +365,7 @@ def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool
 
 
 def _stop(folder: RunFolder, done: int, number: int) -> None:
-    code = stopping.EXIT_CODES[number]
+    code = signals.EXIT_CODES[number]
     name = signal.Signals(number).name
     raise StoppedError(f"{folder.path}: {name} came, saved at step {done}; run the same command to resume", code)
 

@@ -14,7 +14,7 @@ from cdistill.data.source import from_uint8
 from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.preconditionings import Preconditioning
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
 from cdistill.sampling.inversion import invert
 from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
@@ -111,7 +111,7 @@ def _travel(sampler: TimedSampler, source: Source, device: torch.device) -> Trip
     size, parts = chunk_size(sampler.denoiser.sample_shape), []
     with progress(len(source), "inverting", "img") as advance, torch.inference_mode():
         for begin in range(0, len(source), size):
-            stopping.check("inversion")
+            signals.check("inversion")
             rows = slice(begin, begin + size)
             x = from_uint8(source.samples[rows]).double().to(device)
             labels = None if source.labels is None else source.labels[rows].to(device)

@@ -267,9 +267,9 @@ def test_a_full_disk_leaves_nothing(folder):
 
 
 SIGNALLED = """
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.cli.app import guard
-stopping.install_handlers()
+signals.install_handlers()
 sys.exit(guard(lambda: print(Asset("file.bin", sys.argv[1]).find())))
 """
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from cdistill.errors import StoppedError
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.storage import download as fetching
 from cdistill.storage.download import FetchError, alone, reach
 from tests.webserver import serving
@@ -107,7 +107,7 @@ def test_a_signal_ends_a_download(target, monkeypatch):
             if len(checks) > 5:
                 raise StoppedError(where, 75)
 
-        monkeypatch.setattr(stopping, "check", check)
+        monkeypatch.setattr(signals, "check", check)
         with pytest.raises(StoppedError, match=r"file\.bin"):
             download(site.address, target)
         assert site.sent[0] < len(CONTENT)
@@ -168,7 +168,7 @@ def test_a_header_that_comes_in_drops_is_given_up(target, monkeypatch):
 
 
 def test_a_signal_ends_the_wait_for_an_answer(target, monkeypatch):
-    monkeypatch.setattr(stopping, "_received", [15])
+    monkeypatch.setattr(signals, "_received", [15])
     with serving(CONTENT, drip=True) as site, pytest.raises(StoppedError, match=r"file\.bin"):
         download(site.address, target)
 
@@ -243,12 +243,12 @@ def test_a_second_process_waits_until_the_lock_is_free(target, capsys, monkeypat
     def check(where):
         held.release()
 
-    monkeypatch.setattr(stopping, "check", check)
+    monkeypatch.setattr(signals, "check", check)
     with alone(target):
         assert "another process is fetching it; waiting" in capsys.readouterr().err
     held.acquire()
     monkeypatch.undo()
-    monkeypatch.setattr(stopping, "_received", [15])
+    monkeypatch.setattr(signals, "_received", [15])
     with pytest.raises(StoppedError), alone(target):
         pass
     held.release()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cdistill.errors import DivergedError, MismatchError, RecipeError, StoppedError
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.storage.files import file_digest, list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.loop import Task, gradient_norm, step_scaled, train
@@ -153,7 +153,7 @@ def test_a_run_that_is_stopped_anywhere_ends_where_an_uninterrupted_one_does(tmp
 
     whole = run(Walk(bad), tmp_path / "whole", keep=keep)
     task = Walk(bad)
-    monkeypatch.setattr(stopping, "requested", lambda: 15 if len(task.seen) >= stop_at else 0)
+    monkeypatch.setattr(signals, "requested", lambda: 15 if len(task.seen) >= stop_at else 0)
     with pytest.raises(StoppedError):
         run(task, tmp_path / "stopped", keep=keep)
     monkeypatch.undo()
