@@ -119,7 +119,8 @@ def show(result: Evaluation | Comparisons) -> None:
     for evaluation in result.records if isinstance(result, Comparisons) else []:
         show(evaluation)
     console.table(*result.table())
-    console.say(f"results: {result.path}")
+    samples = "" if isinstance(result, Comparisons) or result.picture is None else f"   samples: {result.picture}"
+    console.say(f"{'comparison' if isinstance(result, Comparisons) else 'results'}: {result.path}{samples}")
 
 
 def repeat(path: Path, as_json: bool) -> None:

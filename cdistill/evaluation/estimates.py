@@ -1,4 +1,4 @@
-"""Figures with error bars: what each sample did to a figure, and what follows for two runs on the same seeds.
+"""Figures with error bars: the influence of each sample, and what follows for two runs on the same seeds.
 
 To first order every metric used here is a mean over the samples: m(P_n) - m(P) ~ mean of psi(x_i), with psi its
 influence function (von Mises 1947; Hampel 1974). The spread of psi gives the standard error, and the spread of the
@@ -31,8 +31,8 @@ class Estimate:
 
     Attributes:
         value: The figure.
-        influence: What each sample adds to it to first order (n,), float64, in the order of the seeds; a constant
-            added to all of them changes nothing.
+        influence: Of each sample on it, to first order (n,), float64, in the order of the seeds; a constant added to
+            all of them changes nothing.
         splits: The mean of the figures of two halves of the samples, for several fixed random splits (k,), float64;
             None for a figure that is a mean over the samples.
         share: Whether the figure is a share, from 0 to 1.

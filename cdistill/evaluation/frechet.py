@@ -16,12 +16,12 @@ from cdistill.evaluation.estimates import Estimate, random_halves
 from cdistill.runtime.console import say_once
 
 SPLITS, SPLITS_LARGE, LARGE = 12, 4, 512  # splits for up to LARGE dimensions, and above, where each takes seconds
-_AT_ONCE = 1024  # feature vectors that are turned to float64 together
+_BLOCK = 1024  # feature vectors that are turned to float64 together
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the mean (d,) and the unbiased covariance (d, d) of `features` (n, d), in float64."""
-    return streamed_moments(features.split(_AT_ONCE))
+    return streamed_moments(features.split(_BLOCK))
 
 
 def streamed_moments(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
 
 def _moments_of(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the moments of some rows (k,) without a copy of all of them."""
-    return streamed_moments(features[part] for part in rows.split(_AT_ONCE))
+    return streamed_moments(features[part] for part in rows.split(_BLOCK))
 
 
 def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
@@ -134,17 +134,17 @@ def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
         return None
     count = SPLITS if features.shape[1] <= LARGE else SPLITS_LARGE
     halves = random_halves(len(features), count)
-    found = [[_couple(gaussian(*_moments_of(features, half)), real)[0] for half in pair] for pair in halves]
-    return torch.tensor(found, dtype=torch.float64).mean(1)
+    distances = [[_couple(gaussian(*_moments_of(features, half)), real)[0] for half in pair] for pair in halves]
+    return torch.tensor(distances, dtype=torch.float64).mean(1)
 
 
 def _influence(features: Tensor, mean: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    # Small results that outlive large blocks would keep the heap from shrinking: they go where they belong.
-    found = torch.zeros(len(features), dtype=torch.float64)
-    for part, target in zip(features.split(_AT_ONCE), found.split(_AT_ONCE), strict=True):
-        y = part.double() - mean
+    # Small results that outlive large blocks would keep the heap from shrinking: they are written in place.
+    influence = torch.zeros(len(features), dtype=torch.float64)
+    for block, target in zip(features.split(_BLOCK), influence.split(_BLOCK), strict=True):
+        y = block.double() - mean
         target.copy_(y @ shift + y.square().sum(1) - (y @ scale).square().sum(1))
-    return found
+    return influence
 
 
 def _couple(first: Gaussian, second: Gaussian) -> tuple[float, Tensor]:

@@ -37,7 +37,7 @@ class Row(_Record):
 
     Attributes:
         sampler: "student", "untrained student", "teacher (Heun)" or another.
-        nfe: Network calls a sample; 0 for images, of which nobody knows.
+        nfe: Network calls a sample; 0 for images, of which it is not known.
         values: Metric -> value.
         errors: Metric -> standard error.
         intervals: Metric -> lower and upper end.
@@ -140,6 +140,13 @@ class Evaluation(_Record):
     def path(self) -> Path | None:
         """File of the record, once it has been written or read."""
         return self._path
+
+    @property
+    def picture(self) -> Path | None:
+        """The first samples as one PNG; None for vectors."""
+        if self._path is None or self.images is None:
+            return None
+        return (self._path.parent / self.images).with_suffix(".png")
 
     @property
     def drawn(self) -> dict[int, Any]:

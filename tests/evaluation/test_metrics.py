@@ -310,3 +310,17 @@ def test_memory_is_bounded(tmp_path):
     peaks = json.loads(done.stdout)["peak_mib"]
     assert max(peaks.values()) < 230
     assert peaks["fid"] > 36
+
+
+def test_the_metric_in_the_readme_is_one():
+    text = (ROOT / "cdistill/evaluation/README.md").read_text()
+    names: dict[str, type] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    METRICS.add("brightness", names["Brightness"])
+    try:
+        metric, digits = METRICS.get("brightness")(Pixels()), load_source("digits")
+        found = metric(SampleSet(digits.samples), Reference(digits))
+    finally:
+        METRICS.remove("brightness")
+    assert (metric.applies(digits), metric.better) == (True, "higher")
+    assert found.value == pytest.approx(float(digits.samples.double().mean()), rel=1e-12)
