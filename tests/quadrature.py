@@ -2,14 +2,18 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdistill.data import Source
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import Estimator, GroupSums, Points
+from cdistill.estimation.collecting import Budget, Collection
 from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
+from cdistill.networks.denoiser import Denoiser
 from cdistill.runtime.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
 
@@ -113,3 +117,10 @@ def exact_estimate(mixture: PlaneMixture | None, t: Tensor, estimator: Estimator
     estimator = estimator or Autodiff()
     means, dim = exact_means(mixture, t)
     return solve(estimator, as_sums(means, t, dim, estimator), 0.5)
+
+
+def collect_sums(
+    estimator: Estimator, denoiser: Denoiser, source: Source, t: Tensor, budget: Budget, **options: Any
+) -> GroupSums:
+    """The sums of a whole collection."""
+    return Collection(estimator, denoiser, source, t, budget, **options).run()

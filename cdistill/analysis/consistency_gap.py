@@ -218,29 +218,24 @@ def f_and_g_at_pairs(preconditioning: Preconditioning, levels: Tensor) -> tuple[
 def least_squares(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the f and g that jump best at each pair, and how well they do.
 
-    They solve ``[tt td; td dd] [f; g] = [st; sd]``, the least squares of x_s on x_t and D. No preconditioning has
-    a smaller jump error; these two hold for these trajectories and may follow no ODE.
+    They solve ``[tt td; td dd] [f; g] = [st; sd]``, the least squares of x_s on x_t and D, both scaled to unit length.
+    No preconditioning has a smaller jump error; these two hold for these trajectories and may follow no ODE.
 
     Returns:
-        f, g and the root mean square of the residual per element, each (n, n), NaN where s is not below t. Where D is
-        a multiple of x_t, as for Gaussian data, many f and g do equally well; theirs add the same, f x_t = g D.
+        f, g and the root mean square of the residual per element, replicates (1+G, n, n), NaN where s is not below t.
+        Where D is a multiple of x_t, as for Gaussian data, many f and g do equally well; theirs add the same,
+        f x_t = g D.
     """
     means = moments.means()
-    f, g = _solve(means)
-    error = means.squared_residual(f, g).sqrt()
-    hidden = torch.where(_jumps(moments.levels), 0.0, math.nan)
-    return f[0] + hidden, g[0] + hidden, error[0] + hidden
-
-
-def _solve(means: Means) -> tuple[Tensor, Tensor]:
-    """Least squares for every replicate, with x_t and D scaled to unit length; f and g are (1+G, n, n)."""
     scale_x, scale_d = means.tt.sqrt(), means.dd.sqrt().clamp(min=1e-300)
     correlation = (means.td / (scale_x * scale_d))[..., 0]
-    one = torch.ones_like(correlation)
-    matrix = torch.stack([one, correlation, correlation, one], -1).unflatten(-1, (2, 2))
+    unit = torch.ones_like(correlation)
+    matrix = torch.stack([unit, correlation, correlation, unit], -1).unflatten(-1, (2, 2))
     right = torch.stack([means.st / scale_x, means.sd / scale_d], -2)
     solution = torch.linalg.pinv(matrix, rtol=_SINGULAR, hermitian=True) @ right
-    return solution[..., 0, :] / scale_x, solution[..., 1, :] / scale_d
+    f, g = solution[..., 0, :] / scale_x, solution[..., 1, :] / scale_d
+    hidden = torch.where(_jumps(moments.levels), 0.0, math.nan)
+    return f + hidden, g + hidden, means.squared_residual(f, g).sqrt() + hidden
 
 
 def _jumps(levels: Tensor) -> Tensor:
@@ -329,12 +324,10 @@ def score_bound(moments: Moments) -> Score:
 
     Its gap is NaN: the smallest gap is not that of the smallest jump error.
     """
-    means, inside = moments.means(), _jumps(moments.levels)
-    error = means.squared_residual(*_solve(means)).sqrt()
-    f, g, best = least_squares(moments)
+    f, g, error = least_squares(moments)
     return Score(
-        "any f, g", f, g, torch.full_like(best, math.nan), best, (math.nan, math.nan),
-        jackknife(_root_mean_square(error, inside)), {1: jackknife(error[:, 0, -1])},
+        "any f, g", f[0], g[0], torch.full_like(error[0], math.nan), error[0], (math.nan, math.nan),
+        jackknife(_root_mean_square(error, _jumps(moments.levels))), {1: jackknife(error[:, 0, -1])},
     )  # fmt: skip
 
 

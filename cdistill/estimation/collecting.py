@@ -62,7 +62,7 @@ def round_ends(budget: Budget) -> list[int]:
 
 
 def is_fast(estimator: Estimator, device: torch.device) -> bool:
-    """Whether forward passes alone run on a GPU: compiled, several blocks at once, in half precision unless told."""
+    """Whether forward passes alone run on a GPU: compiled, several blocks at once, in half precision by default."""
     return device.type == "cuda" and not estimator.backwards
 
 
@@ -89,7 +89,7 @@ class Collection:
         t: Noise levels (n,), float64, descending.
         budget: How many samples.
         accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
-        path: The coefficient file to be, beside which unfinished sums are kept and found again.
+        path: The coefficient file to be, beside which unfinished sums are kept.
         identity: What the sums depend on; unfinished ones of anything else are not resumed from.
 
     Raises:
@@ -122,16 +122,6 @@ class Collection:
         self.stopped = False
         shape = self.groups, len(t), len(estimator.scalars)
         self.progress = Progress(shape, path, identity, self.rank, self.world)
-
-    @property
-    def total_pairs(self) -> int:
-        """How many (sample, timestep) pairs there are at most."""
-        return self.budget.samples * len(self.t)
-
-    @property
-    def finished_pairs(self) -> int:
-        """How many of them need no more work, those of an interrupted collection included."""
-        return self.progress.finished_pairs(self.budget.samples)
 
     def run(self, advance: Advance = lambda count, note: None) -> GroupSums:
         """Sums up all samples, or as many as the target error needs.
@@ -270,10 +260,3 @@ class Collection:
         samples = torch.tensor(progress.ends)[stops]
         dim = torch.Size(self.source.shape).numel()
         return GroupSums(self.t, dim, progress.sums, upto.diff(dim=0).double(), stops, samples)
-
-
-def collect_sums(
-    estimator: Estimator, denoiser: Denoiser, source: Source, t: Tensor, budget: Budget, **options: Any
-) -> GroupSums:
-    """Runs a whole :class:`Collection`; its arguments and errors."""
-    return Collection(estimator, denoiser, source, t, budget, **options).run()

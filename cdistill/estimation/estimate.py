@@ -4,7 +4,7 @@ The format of the file: `cdistill.preconditionings.coefficients`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,44 +33,43 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 class CoefficientEstimate:
     """l and s of a teacher, with what their errors follow from.
 
+    Replicates are values (1+G, ...): of all samples, then without each group of samples in turn.
+
     Attributes:
-        coefficients: l_t and s_t.
-        replicates: The same without each group of samples in turn.
+        l_replicates: l_t (1+G, n).
+        s_replicates: s_t (1+G, n).
         sums: What both were computed from.
         sigma_data: Standard deviation of the data.
         header: How they were made, {} if they are not those of a file.
     """
 
-    coefficients: Coefficients
-    replicates: tuple[Coefficients, ...]
+    l_replicates: Tensor
+    s_replicates: Tensor
     sums: GroupSums
     sigma_data: float = SIGMA_DATA
     header: Mapping[str, Any] = field(default_factory=dict)
 
-    @cached_property
+    @property
+    def coefficients(self) -> Coefficients:
+        """l_t and s_t."""
+        return Coefficients(self.sums.t, self.l_replicates[0], self.s_replicates[0])
+
+    @property
     def l_error(self) -> Tensor:
         """Standard errors of l (n,)."""
-        return standard_error(torch.stack([replicate.l for replicate in self.replicates]))
+        return standard_error(self.l_replicates[1:])
 
-    @cached_property
+    @property
     def s_error(self) -> Tensor:
         """Standard errors of s (n,)."""
-        return standard_error(torch.stack([replicate.s for replicate in self.replicates]))
+        return standard_error(self.s_replicates[1:])
 
     def f_and_g(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns f(t,s) and g(t,s) of the preconditioning `name`, like `t`."""
-        return make_preconditioning(name, self.sigma_data, EPS, self.coefficients)(t, s)
-
-    def f_and_g_replicates(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns f and g of the preconditioning `name` without each group in turn, each (G, ...)."""
-        makers = [make_preconditioning(name, self.sigma_data, EPS, replicate) for replicate in self.replicates]
-        f, g = zip(*[preconditioning(t, s) for preconditioning in makers], strict=True)
+        """Returns replicates of f(t,s) and g(t,s) of the preconditioning `name`, each (1+G, ...)."""
+        tables = [Coefficients(self.sums.t, *pair) for pair in zip(self.l_replicates, self.s_replicates, strict=True)]
+        values = [make_preconditioning(name, self.sigma_data, EPS, table)(t, s) for table in tables]
+        f, g = zip(*values, strict=True)
         return torch.stack(f), torch.stack(g)
-
-    def f_and_g_errors(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the standard errors of f(t,s) and g(t,s) of the preconditioning `name`, like `t`."""
-        f, g = self.f_and_g_replicates(name, t, s)
-        return standard_error(f), standard_error(g)
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Returns all t and s < t, each (P,), among 16 of the noise levels, both ends included."""
@@ -83,11 +82,12 @@ class CoefficientEstimate:
         t = _spread(self.coefficients.t, rows)
         chosen = torch.isin(self.coefficients.t, t)
         s = (t / 2).clamp(min=float(self.coefficients.t[-1]))
-        f_and_g = zip(self.f_and_g("analytic", t, s), self.f_and_g_errors("analytic", t, s), strict=True)
+        f, g = self.f_and_g("analytic", t, s)
         columns = {
-            "l": _with_errors(self.coefficients.l[chosen], self.l_error[chosen]),
-            "s_coef": _with_errors(self.coefficients.s[chosen], self.s_error[chosen]),
-            **{name: _with_errors(*values) for name, values in zip(("f(t,t/2)", "g(t,t/2)"), f_and_g, strict=True)},
+            "l": _with_errors(self.l_replicates[:, chosen]),
+            "s_coef": _with_errors(self.s_replicates[:, chosen]),
+            "f(t,t/2)": _with_errors(f),
+            "g(t,t/2)": _with_errors(g),
         }
         for name in ("f(t,t/2)", "g(t,t/2)"):
             columns[name] = [text if level > end else "-" for text, level, end in zip(columns[name], t, s, strict=True)]
@@ -123,10 +123,9 @@ class CoefficientEstimate:
         """Writes a coefficient file with everything that it follows from, atomically."""
         t, s = self.pairs()
         f, g = self.f_and_g("analytic", t, s)
-        f_error, g_error = self.f_and_g_errors("analytic", t, s)
         tensors = {
-            "l_error": self.l_error, "s_error": self.s_error,
-            "pairs": torch.stack([t, s], dim=1), "f": f, "g": g, "f_error": f_error, "g_error": g_error,
+            "l_error": self.l_error, "s_error": self.s_error, "pairs": torch.stack([t, s], dim=1),
+            "f": f[0], "g": g[0], "f_error": standard_error(f[1:]), "g_error": standard_error(g[1:]),
             **{name: getattr(self.sums, name) for name in _SUMS},
         }  # fmt: skip
         save_coefficients(path, self.coefficients, tensors, dict(self.header))
@@ -137,8 +136,10 @@ def _spread(t: Tensor, count: int) -> Tensor:
     return t[torch.linspace(0, len(t) - 1, count).round().long().unique()]
 
 
-def _with_errors(values: Tensor, errors: Tensor) -> list[str]:
-    return [compact(value, error) for value, error in zip(values.tolist(), errors.tolist(), strict=True)]
+def _with_errors(replicates: Tensor) -> list[str]:
+    """Writes values (n,) with their standard errors, from replicates (1+G, n)."""
+    values, errors = replicates[0].tolist(), standard_error(replicates[1:]).tolist()
+    return [compact(value, error) for value, error in zip(values, errors, strict=True)]
 
 
 def solve(
@@ -152,9 +153,9 @@ def solve(
         sigma_data: Standard deviation of the data.
         header: How they were made.
     """
-    whole = estimator.solve(sums.t, sums.means(), sums.stops, sums.dim)
-    tables = [Coefficients(sums.t, *pair) for pair in [whole, *zip(*replicates(estimator, sums), strict=True)]]
-    return CoefficientEstimate(tables[0], tuple(tables[1:]), sums, sigma_data, header or {})
+    whole, without = estimator.solve(sums.t, sums.means(), sums.stops, sums.dim), replicates(estimator, sums)
+    l, s = (torch.cat([value[None], rest]) for value, rest in zip(whole, without, strict=True))  # noqa: E741
+    return CoefficientEstimate(l, s, sums, sigma_data, header or {})
 
 
 def load_estimate(path: Path) -> CoefficientEstimate:
@@ -175,7 +176,9 @@ def load_estimate(path: Path) -> CoefficientEstimate:
         _check_sums(sums, len(estimator.scalars))
         solved = solve(estimator, sums, float(header["sigma_data"]), header)
         if header.get("smoothing", "none") != "none":  # by version 0.1: l and s are not those of the sums
-            solved = replace(solved, coefficients=stored)
+            l = torch.cat([stored.l[None], solved.l_replicates[1:]])  # noqa: E741
+            s = torch.cat([stored.s[None], solved.s_replicates[1:]])
+            solved = replace(solved, l_replicates=l, s_replicates=s)
         elif not (_agree(solved.coefficients.l, stored.l) and _agree(solved.coefficients.s, stored.s)):
             raise ValueError("they do not give its l and s")
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -210,25 +213,6 @@ def _check_sums(sums: GroupSums, scalars: int) -> None:
 
 
 @dataclass(frozen=True)
-class Deviation:
-    """The difference of two estimators in one quantity, over all noise levels or jumps.
-
-    Attributes:
-        quantity: "l", "s", "f" or "g".
-        largest: Largest absolute difference.
-        bars: Root mean square of the difference in units of the error bars of both together.
-        paired: The same in units of the standard error of the difference, which is smaller: the samples are common.
-        beyond: Fraction of the differences beyond two of those standard errors; 0.05 is chance.
-    """
-
-    quantity: str
-    largest: float
-    bars: float
-    paired: float
-    beyond: float
-
-
-@dataclass(frozen=True)
 class EstimatorComparison:
     """Estimates of one teacher from the same samples, in the same groups.
 
@@ -241,69 +225,62 @@ class EstimatorComparison:
     estimates: Mapping[str, CoefficientEstimate]
 
     @cached_property
-    def deviations(self) -> dict[str, list[Deviation]]:
-        """How far each other estimator is from the first, in l, s, and f and g of the analytic preconditioning."""
-        first, *others = self.estimates.values()
-        names = list(self.estimates)[1:]
-        return {name: deviations(first, other) for name, other in zip(names, others, strict=True)}
+    def deviations(self) -> dict[str, list[dict[str, Any]]]:
+        """How far each other estimator is from the first, see `deviations`."""
+        (_, first), *others = self.estimates.items()
+        return {name: deviations(first, other) for name, other in others}
 
     def table(self) -> Table:
         """Returns a line for each other estimator and quantity."""
-        first = next(iter(self.estimates))
-        lines = [
-            [name, row.quantity, f"{row.largest:.2e}", f"{row.bars:.2f}", f"{row.paired:.2f}", f"{row.beyond:.0%}"]
+        columns = [
+            "minus", "of", "largest difference", "in error bars, rms", "in errors of the difference, rms",
+            "beyond 2 of them",
+        ]  # fmt: skip
+        rows = [
+            [name, row["quantity"], f"{row['largest']:.2e}", f"{row['bars']:.2f}", f"{row['paired']:.2f}",
+             f"{row['beyond']:.0%}"]
             for name, rows in self.deviations.items()
             for row in rows
-        ]
-        return (
-            f"{self.teacher}: {first} minus others on the same samples; 1.0 and 5% are chance",
-            ["minus", "of", "largest difference", "in error bars, rms", "in errors of the difference, rms",
-             "beyond 2 of them"],
-            lines,
-        )  # fmt: skip
+        ]  # fmt: skip
+        first = next(iter(self.estimates))
+        return f"{self.teacher}: {first} minus others on the same samples; 1.0 and 5% are chance", columns, rows
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the estimates and their deviations as JSON."""
-        return {
-            "teacher": self.teacher,
-            "against": next(iter(self.estimates)),
-            "deviations": {name: [asdict(row) for row in rows] for name, rows in self.deviations.items()},
-            "estimates": {name: estimate.to_dict() for name, estimate in self.estimates.items()},
-        }
+        estimates = {name: estimate.to_dict() for name, estimate in self.estimates.items()}
+        against = next(iter(estimates))
+        return {"teacher": self.teacher, "against": against, "deviations": self.deviations, "estimates": estimates}
 
 
-def deviations(first: CoefficientEstimate, second: CoefficientEstimate) -> list[Deviation]:
-    """Compares two estimates from the same samples and groups: l, s, and f, g of the analytic preconditioning."""
-    mine, other = _quantities(first), _quantities(second)
-    return [_deviation(name, mine[name], other[name]) for name in mine]
+def deviations(first: CoefficientEstimate, second: CoefficientEstimate) -> list[dict[str, Any]]:
+    """Compares two estimates from the same samples and groups.
+
+    Returns:
+        For each "quantity" (l, s, and f and g of the analytic preconditioning), over all noise levels or jumps: the
+        "largest" absolute difference; the root mean square of the difference in units of the error "bars" of both
+        together, and in units of the standard error of the difference ("paired"), which is smaller, as the samples are
+        common; the fraction of the differences "beyond" two of the latter, 0.05 by chance.
+    """
+    t, s = first.pairs()
+    mine, other = (
+        (estimate.l_replicates, estimate.s_replicates, *estimate.f_and_g("analytic", t, s))
+        for estimate in (first, second)
+    )
+    return [{"quantity": name, **_deviation(*pair)} for name, *pair in zip("lsfg", mine, other, strict=True)]
 
 
-def _quantities(estimate: CoefficientEstimate) -> dict[str, Tensor]:
-    """Returns l, s, f and g of all samples, then without each group: (1+G, ...)."""
-    tables = (estimate.coefficients, *estimate.replicates)
-    t, s = estimate.pairs()
-    whole, without = estimate.f_and_g("analytic", t, s), estimate.f_and_g_replicates("analytic", t, s)
-    f, g = (torch.cat([value[None], rest]) for value, rest in zip(whole, without, strict=True))
-    return {
-        "l": torch.stack([table.l for table in tables]),
-        "s": torch.stack([table.s for table in tables]),
-        "f": f,
-        "g": g,
-    }
-
-
-def _deviation(name: str, first: Tensor, second: Tensor) -> Deviation:
-    """Compares values (1+G, ...), the whole followed by its replicates."""
+def _deviation(first: Tensor, second: Tensor) -> dict[str, float]:
+    """Compares replicates (1+G, ...)."""
     difference = first - second
     own = (standard_error(first[1:]).square() + standard_error(second[1:]).square()).sqrt()
     paired = standard_error(difference[1:])
     known = (own > 0) & (paired > 0)
     largest = float(difference[0].abs().max())
     if not bool(known.any()):
-        return Deviation(name, largest, 0.0, 0.0, 0.0)
+        return {"largest": largest, "bars": 0.0, "paired": 0.0, "beyond": 0.0}
     bars, units = (difference[0] / own)[known], (difference[0] / paired)[known]
     beyond = float((units.abs() > 2).double().mean())
-    return Deviation(name, largest, _rms(bars), _rms(units), beyond)
+    return {"largest": largest, "bars": _rms(bars), "paired": _rms(units), "beyond": beyond}
 
 
 def _rms(values: Tensor) -> float:

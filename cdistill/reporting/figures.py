@@ -71,7 +71,9 @@ def _jumps(
         start = levels[levels >= end]
         for name, preconditioning in preconditionings.items():
             jump = start, end.expand(len(start))
-            errors = estimate.f_and_g_errors(name, *jump) if preconditioning.needs_coefficients else (None, None)
+            errors: tuple[Tensor | None, ...] = (None, None)
+            if preconditioning.needs_coefficients:
+                errors = tuple(standard_error(values[1:]) for values in estimate.f_and_g(name, *jump))
             for lines, values, error in zip((f_lines, g_lines), preconditioning(*jump), errors, strict=True):
                 lines.append(_line(f"{name}, {text}", start, values, error, style_of(name) + more))
     return f_lines, g_lines
@@ -92,10 +94,10 @@ def draw_estimates(title: str, estimates: Mapping[str, CoefficientEstimate]) -> 
         t = estimate.coefficients.t
         for key in "ls":
             own, theirs = getattr(estimate.coefficients, key), getattr(reference.coefficients, key)
-            parts = torch.stack([getattr(part, key) for part in estimate.replicates])
+            parts = getattr(estimate, f"{key}_replicates")[1:]
             values[key].append(_line(name, t, own, standard_error(parts), style))
             if name != first:
-                error = standard_error(parts - torch.stack([getattr(part, key) for part in reference.replicates]))
+                error = standard_error(parts - getattr(reference, f"{key}_replicates")[1:])
                 differences[key].append(_line(f"{name} - {first}", t, own - theirs, error, style))
     rows = [
         [Panel(f"{key}(t)", "t", lines, x_log=True) for key, lines in values.items()],

@@ -105,7 +105,7 @@ def _estimate(
     estimator = ESTIMATORS.get(name)()
     budget = Budget(settings.samples, settings.seed, settings.target_error, paired, settings.precision)
     collection = Collection(estimator, teacher.denoiser, source, t, budget, accelerator, out, identity)
-    total, done = collection.total_pairs, collection.finished_pairs
+    total, done = settings.samples * settings.timesteps, collection.progress.finished_pairs(settings.samples)
     if done:
         say(f"{out}: resumes after {done:,} of {total:,} pairs of sample and noise level")
     with progress(total, f"coefficients ({name})", "pair", done) as advance:
@@ -157,16 +157,10 @@ def compare_estimators(
     accelerator: Accelerator | None = None,
     **fields: Any,
 ) -> EstimatorComparison:
-    """Runs every registered estimator on the same samples; arguments as `estimate_coefficients`.
+    """Runs every registered estimator on the same samples.
 
-    Args:
-        teacher: A name, a file, or a loaded teacher.
-        data: The teacher's own by default.
-        settings: How l and s are estimated; its estimator is not read.
-        weights: File of the teacher's weights.
-        out: The name that those of the files are made of, see `file_of`. What they hold already is reused.
-        accelerator: Devices and processes.
-        **fields: Fields of :class:`EstimationSection`, in place of `settings`.
+    Args and errors as :func:`estimate_coefficients`, but that `out` names the files of all estimators, see `file_of`;
+    what they hold already is reused.
     """
     settings = settings or check_section(fields, EstimationSection, "compare_estimators")
     accelerator = accelerator or make_accelerator("fp32")

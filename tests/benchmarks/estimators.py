@@ -16,7 +16,7 @@ from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.data import Source
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import Estimator, Points
-from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import solve
 from cdistill.estimation.forward import Forward
 from cdistill.networks.denoiser import Denoiser, chunk_size, count_parameters, freeze
@@ -26,6 +26,7 @@ from cdistill.schedule import log_uniform_grid
 from cdistill.teachers.official import OFFICIAL
 from tests.benchmarks.clock import seconds
 from tests.edm_teacher import random_denoiser
+from tests.quadrature import collect_sums
 
 PROMISED = {"forward": 1.15, "autodiff": 5.0}  # times the forward passes alone
 ESTIMATORS: dict[str, Estimator] = {"forward": Forward(), "autodiff": Autodiff()}

@@ -10,12 +10,13 @@ from cdistill.data import load_source
 from cdistill.estimation import collecting
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import GroupSums
-from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.schedule import log_uniform_grid
 from cdistill.teachers import load_teacher
+from tests.quadrature import collect_sums
 
 GRID = log_uniform_grid(6)
 

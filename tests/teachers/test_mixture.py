@@ -7,7 +7,7 @@ import torch
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.estimation.autodiff import Autodiff
-from cdistill.estimation.collecting import Budget, collect_sums
+from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import solve
 from cdistill.runtime.randomness import generator
 from cdistill.teachers import load_teacher
@@ -20,6 +20,7 @@ from cdistill.teachers.mixture import (
     spectral_mixture,
 )
 from tests.conftest import fast_distill
+from tests.quadrature import collect_sums
 
 COMPONENTS = ((1 / 3, -2.0, 1.0), (2 / 3, 1.0, 0.25))  # weight, mean, variance
 

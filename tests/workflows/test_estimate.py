@@ -15,6 +15,7 @@ import torch
 
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, StoppedError
+from cdistill.estimation.base import standard_error
 from cdistill.estimation.estimate import CoefficientEstimate, load_estimate
 from cdistill.preconditionings import load_preconditioning, make_preconditioning
 from cdistill.preconditionings.coefficients import load_coefficients
@@ -449,8 +450,8 @@ def test_a_file_holds_what_its_sums_give(more, capsys):
         assert torch.equal(tensors[name], value)
         assert bool((value > 0).all()) or name in "ls"
     t, s = tensors["pairs"].unbind(1)
-    for name, error in zip("fg", found.f_and_g_errors("analytic", t, s), strict=True):
-        assert torch.equal(tensors[f"{name}_error"], error)
+    for name, values in zip("fg", found.f_and_g("analytic", t, s), strict=True):
+        assert torch.equal(tensors[f"{name}_error"], standard_error(values[1:]))
     capsys.readouterr()
     assert run(["inspect", "whole.safetensors", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
