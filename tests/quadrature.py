@@ -10,9 +10,10 @@ from torch import Tensor
 from cdistill.data import Source
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import Estimator, GroupSums, Points
-from cdistill.estimation.collecting import Budget, Collection
+from cdistill.estimation.collecting import Collection
 from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
+from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser
 from cdistill.runtime.randomness import generator
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
@@ -120,7 +121,7 @@ def exact_estimate(mixture: PlaneMixture | None, t: Tensor, estimator: Estimator
 
 
 def collect_sums(
-    estimator: Estimator, denoiser: Denoiser, source: Source, t: Tensor, budget: Budget, **options: Any
+    estimator: Estimator, denoiser: Denoiser, source: Source, t: Tensor, settings: EstimationSection, **options: Any
 ) -> GroupSums:
     """The sums of a whole collection."""
-    return Collection(estimator, denoiser, source, t, budget, **options).run()
+    return Collection(estimator, denoiser, source, t, settings, **options).run()

@@ -43,26 +43,6 @@ Student = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means of the six inner products, divided by d, at the jumps from ``levels[:-1]`` to ``levels[1:]``.
-
-    Each broadcasts to (1+G, n, n), n = L-1, rows t and columns s: all trajectories, then all but each group.
-    """
-
-    ss: Tensor
-    tt: Tensor
-    dd: Tensor
-    st: Tensor
-    sd: Tensor
-    td: Tensor
-
-    def squared_residual(self, f: Tensor, g: Tensor) -> Tensor:
-        """Computes E|x_s - f x_t - g D|^2 / d, see the module; f and g (..., n, n)."""
-        square = self.ss + f**2 * self.tt + g**2 * self.dd
-        return (square - 2 * (f * self.st + g * self.sd - f * g * self.td)).clamp(min=0)
-
-
-@dataclass(frozen=True)
 class Moments:
     """Inner products along the teacher's trajectories, summed over groups of them.
 
@@ -92,18 +72,20 @@ class Moments:
         counts = torch.cat([self.sizes.sum()[None], self.sizes.sum() - self.sizes])
         return torch.cat([whole, whole - sums]) / counts.reshape(-1, *[1] * (sums.ndim - 1))
 
-    def means(self) -> Means:
-        """Returns the means at all pairs."""
+    def means(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Returns E[x_s.x_s], E[x_t.x_t], E[D.D], E[x_s.x_t], E[x_s.D] and E[x_t.D], divided by d, at all pairs.
+
+        Each broadcasts to (1+G, n, n), n = L-1, rows t of ``levels[:-1]`` and columns s of ``levels[1:]``.
+        """
         xx, dx, dd = (self.replicates(sums) / self.dim for sums in (self.xx, self.dx, self.dd))
         own, ahead = xx.diagonal(dim1=1, dim2=2), dx.diagonal(dim1=1, dim2=2)
-        return Means(
-            ss=own[:, None, 1:],
-            tt=own[:, :-1, None],
-            dd=dd[:, :, None],
-            st=xx[:, :-1, 1:],
-            sd=dx[:, :, 1:],
-            td=ahead[:, :, None],
-        )
+        return own[:, None, 1:], own[:, :-1, None], dd[:, :, None], xx[:, :-1, 1:], dx[:, :, 1:], ahead[:, :, None]
+
+    def jump_error(self, f: Tensor, g: Tensor) -> Tensor:
+        """Computes sqrt(E|x_s - f x_t - g D|^2 / d), see the module; f and g (..., n, n), the result (1+G, n, n)."""
+        ss, tt, dd, st, sd, td = self.means()
+        square = ss + f**2 * tt + g**2 * dd
+        return (square - 2 * (f * st + g * sd - f * g * td)).clamp(min=0).sqrt()
 
 
 def collect_moments(
@@ -226,16 +208,16 @@ def least_squares(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
         Where D is a multiple of x_t, as for Gaussian data, many f and g do equally well; theirs add the same,
         f x_t = g D.
     """
-    means = moments.means()
-    scale_x, scale_d = means.tt.sqrt(), means.dd.sqrt().clamp(min=1e-300)
-    correlation = (means.td / (scale_x * scale_d))[..., 0]
+    _, tt, dd, st, sd, td = moments.means()
+    scale_x, scale_d = tt.sqrt(), dd.sqrt().clamp(min=1e-300)
+    correlation = (td / (scale_x * scale_d))[..., 0]
     unit = torch.ones_like(correlation)
     matrix = torch.stack([unit, correlation, correlation, unit], -1).unflatten(-1, (2, 2))
-    right = torch.stack([means.st / scale_x, means.sd / scale_d], -2)
+    right = torch.stack([st / scale_x, sd / scale_d], -2)
     solution = torch.linalg.pinv(matrix, rtol=_SINGULAR, hermitian=True) @ right
     f, g = solution[..., 0, :] / scale_x, solution[..., 1, :] / scale_d
     hidden = torch.where(_jumps(moments.levels), 0.0, math.nan)
-    return f + hidden, g + hidden, means.squared_residual(f, g).sqrt() + hidden
+    return f + hidden, g + hidden, moments.jump_error(f, g) + hidden
 
 
 def _jumps(levels: Tensor) -> Tensor:
@@ -305,7 +287,7 @@ def score(name: str, moments: Moments, f_and_g: tuple[Tensor, Tensor], nfe: Sequ
         nfe: Every NFE that counts in `overall`.
     """
     f, g = f_and_g
-    jump_error = moments.means().squared_residual(f, g).sqrt()
+    jump_error = moments.jump_error(f, g)
     gap = jump_error / g.abs()
     inside = _jumps(moments.levels)
     columns = zip(moments.students, moments.replicates(moments.ends).sqrt().unbind(1), strict=True)

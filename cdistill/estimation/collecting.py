@@ -6,7 +6,6 @@ batch sizes or processes.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from cdistill.data import Source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.estimation.base import Estimator, GroupSums, Points, replicates, standard_error
 from cdistill.estimation.resume import Progress
+from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
@@ -32,32 +32,13 @@ _CUDA_BLOCKS = 8  # blocks in a call on a GPU, which 16 images would leave idle
 _HALF_FROM = 0.01
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How many samples, and how.
-
-    Attributes:
-        samples: N at each noise level, even; the most of them with a target.
-        seed: Of the order of the data, z and the probes.
-        target_error: A noise level is done when the standard errors of l and s are no larger; None for all samples.
-        paired: Whether to draw pairs x_0 + t z, x_0 - t z for an estimator that does not need them, too.
-        precision: "fp32"; "fp16" at noise levels of 0.01 or more; "auto": fp16 where a GPU runs forward passes alone.
-    """
-
-    samples: int
-    seed: int = 0
-    target_error: float | None = None
-    paired: bool = False
-    precision: str = "auto"
-
-
-def round_ends(budget: Budget) -> list[int]:
+def round_ends(settings: EstimationSection) -> list[int]:
     """Returns the samples after each round: all at once, or growing by half while a target is not reached."""
-    ends = [budget.samples]
-    if budget.target_error is not None:
-        ends = [min(_FIRST_ROUND, budget.samples)]
-        while ends[-1] < budget.samples:
-            ends.append(min(budget.samples, int(ends[-1] * _GROWTH) // 64 * 64))
+    ends = [settings.samples]
+    if settings.target_error is not None:
+        ends = [min(_FIRST_ROUND, settings.samples)]
+        while ends[-1] < settings.samples:
+            ends.append(min(settings.samples, int(ends[-1] * _GROWTH) // 64 * 64))
     return ends
 
 
@@ -87,13 +68,14 @@ class Collection:
         denoiser: The teacher.
         source: x_0 and labels, walked through in a shuffled order, as often as it takes.
         t: Noise levels (n,), float64, descending.
-        budget: How many samples.
+        settings: How many samples; its estimator and grid are not read.
+        paired: Whether to draw pairs x_0 + t z, x_0 - t z for an estimator that does not need them, too.
         accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
         path: The coefficient file to be, beside which unfinished sums are kept.
         identity: What the sums depend on; unfinished ones of anything else are not resumed from.
 
     Raises:
-        RecipeError: The budget's precision does not suit the estimator.
+        RecipeError: The precision does not suit the estimator.
     """
 
     def __init__(
@@ -102,19 +84,21 @@ class Collection:
         denoiser: Denoiser,
         source: Source,
         t: Tensor,
-        budget: Budget,
+        settings: EstimationSection,
+        paired: bool = False,
         accelerator: Accelerator | None = None,
         path: Path | None = None,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        self.estimator, self.source, self.t, self.budget, self.accelerator = estimator, source, t, budget, accelerator
+        self.estimator, self.source, self.t, self.accelerator = estimator, source, t, accelerator
+        self.settings = settings
         self.device = next(iter(denoiser.state_dict().values())).device
         self.rank: int = accelerator.process_index if accelerator else 0
         self.world: int = accelerator.num_processes if accelerator else 1
-        self.precision = network_precision(estimator, budget.precision, self.device)
-        self.paired = budget.paired or estimator.paired
+        self.precision = network_precision(estimator, settings.precision, self.device)
+        self.paired = paired or estimator.paired
         self.rows = 2 if self.paired else 1  # of each x_0
-        self.groups = min(GROUPS, budget.samples // self.rows)
+        self.groups = min(GROUPS, settings.samples // self.rows)
         self.block = chunk_size(source.shape)
         fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
@@ -137,13 +121,13 @@ class Collection:
         if self.accelerator and self.world > 1:  # all resume in the earliest round
             rounds = self.accelerator.gather(torch.tensor([len(progress.ends)], device=self.device))
             progress.back_to(int(rounds.min()))
-        for end in round_ends(self.budget)[len(progress.ends) :]:
+        for end in round_ends(self.settings)[len(progress.ends) :]:
             if not progress.active():
                 break
             self._run_round(end, advance)
             progress.close_round(self._add_up(), end)
-            if self.budget.target_error is not None:
-                self._stop_precise_levels(self.budget.target_error, advance)
+            if self.settings.target_error is not None:
+                self._stop_precise_levels(self.settings.target_error, advance)
             progress.save()
         return self._sums()
 
@@ -192,14 +176,14 @@ class Collection:
         noise, probes = [], []
         for first in range(start, start + self.chunk, self.block):
             shape = self.block // self.rows, *self.source.shape
-            draw = generator(self.budget.seed, "estimation", first)
+            draw = generator(self.settings.seed, "estimation", first)
             noise.append(torch.randn(shape, generator=draw, dtype=x0.dtype))
             probes.append(torch.randint(0, 2, (self.rows, *shape), generator=draw).to(x0.dtype) * 2 - 1)
         return x0, torch.cat(noise), torch.cat(probes, dim=1).flatten(0, 1), labels
 
     def _indices(self, start: int) -> Tensor:
         """Positions in the data of the points of a chunk, or of its pairs."""
-        return shuffled_indices(len(self.source), self.budget.seed, start // self.rows, self.chunk // self.rows)
+        return shuffled_indices(len(self.source), self.settings.seed, start // self.rows, self.chunk // self.rows)
 
     def _measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""
@@ -249,7 +233,7 @@ class Collection:
         needed[:-1] |= loose[1:]
         done = (progress.stops < 0) & ~needed
         progress.stops = torch.where(done, len(progress.ends) - 1, progress.stops)
-        advance(int(done.sum()) * (self.budget.samples - progress.ends[-1]), "")
+        advance(int(done.sum()) * (self.settings.samples - progress.ends[-1]), "")
 
     def _sums(self) -> GroupSums:
         """Returns the sums of all finished rounds."""

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from cdistill.data import Source
 from cdistill.errors import CdistillError
-from cdistill.estimation.collecting import Budget, Collection
+from cdistill.estimation.collecting import Collection
 from cdistill.estimation.estimate import CoefficientEstimate, EstimatorComparison, load_estimate, solve
 from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import make_preconditioning
@@ -103,8 +103,7 @@ def _estimate(
     identity |= {"versions": versions(), "device": accelerator.device.type}  # a GPU's chunks are not a CPU's
     name, t = identity["estimator"], _GRIDS[settings.grid](settings.timesteps)
     estimator = ESTIMATORS.get(name)()
-    budget = Budget(settings.samples, settings.seed, settings.target_error, paired, settings.precision)
-    collection = Collection(estimator, teacher.denoiser, source, t, budget, accelerator, out, identity)
+    collection = Collection(estimator, teacher.denoiser, source, t, settings, paired, accelerator, out, identity)
     total, done = settings.samples * settings.timesteps, collection.progress.finished_pairs(settings.samples)
     if done:
         say(f"{out}: resumes after {done:,} of {total:,} pairs of sample and noise level")

@@ -16,9 +16,9 @@ from cdistill.analysis.cost import network_cost, on_meta
 from cdistill.data import Source
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import Estimator, Points
-from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import solve
 from cdistill.estimation.forward import Forward
+from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser, chunk_size, count_parameters, freeze
 from cdistill.runtime.processes import set_threads
 from cdistill.runtime.randomness import generator
@@ -100,7 +100,7 @@ def print_memory(denoiser: Denoiser, device: str, samples: int) -> None:
     for name, estimator in ESTIMATORS.items():
         peaks = []
         for count in (samples, 8 * samples):
-            collect_sums(estimator, denoiser, source, grid, Budget(count))
+            collect_sums(estimator, denoiser, source, grid, EstimationSection(samples=count))
             peaks.append(peak_mib(device))
         say(f"{name}: peak {peaks[0]:.0f} MiB with {samples} samples, {peaks[1] - peaks[0]:+.1f} MiB with 8 times")
 
@@ -112,7 +112,7 @@ def print_official(levels: int, samples: int) -> None:
     grid, source = log_uniform_grid(levels), images(50_000)
     for title in ("first, compiling", "again"):
         start = time.perf_counter()
-        found = collect_sums(Forward(), denoiser, source, grid, Budget(samples))
+        found = collect_sums(Forward(), denoiser, source, grid, EstimationSection(samples=samples))
         torch.cuda.synchronize()
         taken = time.perf_counter() - start
         rate = flop / taken / 1e12

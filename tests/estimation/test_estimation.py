@@ -8,10 +8,11 @@ from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.estimation.autodiff import Autodiff, logit_slope
 from cdistill.estimation.base import Points, matched_slope, replicates, standard_error
-from cdistill.estimation.collecting import GROUPS, Budget, Collection, network_precision, round_ends
+from cdistill.estimation.collecting import GROUPS, Collection, network_precision, round_ends
 from cdistill.estimation.estimate import deviations, solve
 from cdistill.estimation.forward import Forward
 from cdistill.estimation.resume import Progress
+from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import chunk_size
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import ESTIMATORS
@@ -43,8 +44,10 @@ def at(t: float, grid: torch.Tensor, values: torch.Tensor) -> float:
     return float(CubicSpline(-grid.log().numpy(), values.numpy())(-torch.tensor(t).double().log().numpy()))
 
 
-def collect(estimator, denoiser, source, t, samples, seed=0, **options):
-    return collect_sums(estimator, denoiser, source, t, Budget(samples, seed, **options))
+def collect(estimator, denoiser, source, t, samples, seed=0, paired=False, **options):
+    return collect_sums(
+        estimator, denoiser, source, t, EstimationSection(samples=samples, seed=seed, **options), paired=paired
+    )
 
 
 def collect_1d(estimator, t, samples, seed=0, **options):
@@ -184,8 +187,8 @@ def test_the_gap_between_the_estimators_is_what_the_derivation_says():
     right = mixture_1d()
     wrong = Wrong(right.weights, right.means, right.covariances)
     grid, source = log_uniform_grid(8, 0.004, 0.1), load_source("mixture-1d")
-    budget = Budget(4096, paired=True)
-    a, b = (solve(e, collect_sums(e, wrong, source, grid, budget), 0.5).coefficients for e in BOTH)
+    budget = EstimationSection(samples=4096)
+    a, b = (solve(e, collect_sums(e, wrong, source, grid, budget, paired=True), 0.5).coefficients for e in BOTH)
     level = 4
     draw = generator(0, "gap")
     x0 = source.samples[:]
@@ -249,7 +252,7 @@ class Half:
 @pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
 def test_the_parts_of_two_processes_add_up_to_one(estimator):
     """Each process takes every other chunk; the reduced sums are those of one process."""
-    arguments = estimator, mixture_1d(), load_source("mixture-1d"), rho_grid(6), Budget(200, 3)
+    arguments = estimator, mixture_1d(), load_source("mixture-1d"), rho_grid(6), EstimationSection(samples=200, seed=3)
     whole = collect_sums(*arguments)
     halves = [collect_sums(*arguments, accelerator=Half(rank)) for rank in range(2)]
     torch.testing.assert_close(halves[0].sums + halves[1].sums, whole.sums, rtol=1e-12, atol=1e-12)
@@ -318,10 +321,10 @@ def test_a_target_that_cannot_be_reached_takes_all_samples_and_changes_nothing()
 
 
 def test_rounds_grow_by_half_and_end_at_the_budget():
-    ends = round_ends(Budget(4096, target_error=0.1))
+    ends = round_ends(EstimationSection(samples=4096, target_error=0.1))
     assert ends == [256, 384, 576, 832, 1216, 1792, 2688, 4032, 4096]
-    assert round_ends(Budget(100, target_error=0.1)) == [100]
-    assert round_ends(Budget(4096)) == [4096]
+    assert round_ends(EstimationSection(samples=100, target_error=0.1)) == [100]
+    assert round_ends(EstimationSection(samples=4096)) == [4096]
 
 
 def test_where_levels_stop_at_different_samples_slopes_use_what_they_share():
@@ -363,14 +366,14 @@ def collect_five(estimator, budget, **options):
 @pytest.mark.parametrize("target", [None, 0.02])
 @pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
 def test_an_interrupted_collection_resumes_at_the_last_finished_level(estimator, target, tmp_path, monkeypatch):
-    budget = Budget(640, 1, target)
+    budget = EstimationSection(samples=640, seed=1, target_error=target)
     whole = collect_five(estimator, budget)
     kept = tmp_path / "c.safetensors", {"of": "test"}
     made = interrupted(estimator, budget, 13, monkeypatch, *kept)
     made += interrupted(estimator, budget, 12, monkeypatch, *kept)
     assert made == 25  # 2 chunks of 5 levels and 3 more, then 12 more: no call was made twice
     source = load_source("mixture-1d")
-    collection = Collection(estimator, mixture_1d(), source, rho_grid(5), budget, None, *kept)
+    collection = Collection(estimator, mixture_1d(), source, rho_grid(5), budget, path=kept[0], identity=kept[1])
     assert collection.progress.finished_pairs(640) == made * 64
     resumed = collection.run()
     assert torch.equal(resumed.sums, whole.sums)
@@ -381,7 +384,7 @@ def test_an_interrupted_collection_resumes_at_the_last_finished_level(estimator,
 
 def test_unfinished_sums_of_something_else_are_not_resumed_from(tmp_path, monkeypatch):
     path, shape = tmp_path / "c.safetensors", (32, 5, 5)
-    interrupted(Forward(), Budget(640), 7, monkeypatch, path, {"teacher": "a"})
+    interrupted(Forward(), EstimationSection(samples=640), 7, monkeypatch, path, {"teacher": "a"})
     assert Progress(shape, path, {"teacher": "a"}).pairs == 7 * 64
     assert Progress(shape, path, {"teacher": "b"}).pairs == 0
     assert Progress(shape, path, {"teacher": "a"}, rank=1, world=2).pairs == 0
@@ -392,7 +395,7 @@ def test_unfinished_sums_of_something_else_are_not_resumed_from(tmp_path, monkey
 
 def test_processes_that_were_killed_in_different_rounds_resume_in_the_earlier(tmp_path, monkeypatch):
     """One process had come to the second round, the other had not finished the first: both begin the first again."""
-    budget = Budget(1024, 0, 1e-9)  # rounds of 256, 384, ...
+    budget = EstimationSection(samples=1024, target_error=1e-9)  # rounds of 256, 384, ...
 
     class Ahead(Half):
         def gather(self, tensor):
@@ -460,8 +463,8 @@ def test_the_comparison_finds_what_is_there():
             return super().forward(x, t) + 0.3 * torch.tanh(3 * x)
 
     for denoiser, wrong in ((teacher, False), (Wrong(teacher.weights, teacher.means, teacher.covariances), True)):
-        budget = Budget(2048, paired=True)
-        a, b = (solve(e, collect_sums(e, denoiser, source, grid, budget), 0.5) for e in BOTH)
+        budget = EstimationSection(samples=2048)
+        a, b = (solve(e, collect_sums(e, denoiser, source, grid, budget, paired=True), 0.5) for e in BOTH)
         rows = {row["quantity"]: row for row in deviations(a, b)}
         assert list(rows) == ["l", "s", "f", "g"]
         assert rows["l"]["paired"] < 2  # Stein's identity holds for any denoiser

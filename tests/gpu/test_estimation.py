@@ -10,9 +10,9 @@ from cdistill.data import load_source
 from cdistill.estimation import collecting
 from cdistill.estimation.autodiff import Autodiff
 from cdistill.estimation.base import GroupSums
-from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import CoefficientEstimate, solve
 from cdistill.estimation.forward import Forward
+from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.schedule import log_uniform_grid
 from cdistill.teachers import load_teacher
@@ -27,7 +27,7 @@ def digits() -> Denoiser:
 
 
 def collect(denoiser: Denoiser, samples: int = 200, precision: str = "fp32", **options) -> GroupSums:
-    budget = Budget(samples, 0, precision=precision, **options)
+    budget = EstimationSection(samples=samples, precision=precision, **options)
     return collect_sums(Forward(), denoiser, load_source("digits"), GRID, budget)
 
 
@@ -119,7 +119,7 @@ def test_backward_passes_stay_uncompiled_and_in_single_blocks(digits, fast, monk
     fast(None)
     monkeypatch.setattr(torch, "compile", None)  # called no more
     calls = calls_of(digits)
-    collect_sums(Autodiff(), digits, load_source("digits"), GRID[:3], Budget(100))
+    collect_sums(Autodiff(), digits, load_source("digits"), GRID[:3], EstimationSection(samples=100))
     assert calls == [(64, torch.float32)] * 6
 
 
@@ -163,7 +163,7 @@ def test_more_samples_take_no_more_memory_on_a_gpu(digits):
 
 @pytest.mark.gpu
 def test_derivatives_on_a_gpu_agree_with_a_cpu(digits):
-    budget = Budget(128)
+    budget = EstimationSection(samples=128)
     arguments = load_source("digits"), GRID, budget
     slow = solve(Autodiff(), collect_sums(Autodiff(), digits, *arguments), digits.sigma_data)
     found = solve(Autodiff(), collect_sums(Autodiff(), digits.to("cuda"), *arguments), digits.sigma_data)

@@ -7,8 +7,8 @@ import torch
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.estimation.autodiff import Autodiff
-from cdistill.estimation.collecting import Budget
 from cdistill.estimation.estimate import solve
+from cdistill.estimation.settings import EstimationSection
 from cdistill.runtime.randomness import generator
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import (
@@ -136,7 +136,7 @@ def test_l_is_the_mean_of_the_shrinkages(width):
     name, t = f"mixture-{width}-cond", torch.logspace(1, -2.5, 6, dtype=torch.float64)
     e = load_teacher(name).denoiser.eigenvalues[0]
     teacher, source = load_teacher(name), load_source(name)
-    sums = collect_sums(Autodiff(), teacher.denoiser, source, t, Budget(16, 0))
+    sums = collect_sums(Autodiff(), teacher.denoiser, source, t, EstimationSection(samples=16))
     found = solve(Autodiff(), sums, 0.5).coefficients.l
     torch.testing.assert_close(found, (t[:, None] ** 2 / (e + t[:, None] ** 2)).mean(1), rtol=1e-6, atol=1e-6)
 
