@@ -78,7 +78,7 @@ def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO
 
 
 def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: float = T) -> Tensor:
-    """Returns a person's list of noise levels for a sampler; T in front and eps at the end may be left out.
+    """Returns a user's list of noise levels for a sampler; T at its start and eps at its end may be left out.
 
     Args:
         times: Numbers, or text with commas between them; an end may be off by a rounding to float32.
@@ -95,8 +95,8 @@ def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: fl
     ([80.0, 2.5, 0.002], [80.0, 1.0, 0.5, 0.002])
     """
     try:
-        parts: Sequence[str | float] | Tensor = times.split(",") if isinstance(times, str) else times
-        levels = [float(part) for part in parts]
+        values: Sequence[str | float] | Tensor = times.split(",") if isinstance(times, str) else times
+        levels = [float(value) for value in values]
     except (TypeError, ValueError):
         levels = []
     first = 1 if levels and math.isclose(levels[0], t_max, rel_tol=1e-6) else 0
@@ -105,8 +105,8 @@ def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: fl
     if not levels or not all(t > s for t, s in pairwise(whole)):
         shown = times if isinstance(times, str) else ",".join(f"{level:g}" for level in levels)
         raise RecipeError(
-            f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {t_max:g} to {eps:g}, which "
-            f"may be left out themselves, as in {t_max:g},2.5,{eps:g}"
+            f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {t_max:g} to {eps:g}; both "
+            f"ends may be left out, as in {t_max:g},2.5,{eps:g}"
         )
     return torch.tensor(whole, dtype=torch.float64)
 

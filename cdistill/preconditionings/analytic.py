@@ -29,7 +29,7 @@ from cdistill.preconditionings.base import Preconditioning
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.schedule import EPS, SIGMA_DATA, lam_of
 
-_NODES, _WEIGHTS = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(6))
+_NODES, _WEIGHTS = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(6))
 _CHUNK = 4096  # pairs computed at once: bounds the memory at 4096 x segments x 6 numbers
 
 
@@ -80,9 +80,8 @@ class Analytic(Preconditioning):
     def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         lam_t, lam_s = self._within(t), self._within(s)
         flat = zip(lam_t.reshape(-1).split(_CHUNK), lam_s.reshape(-1).split(_CHUNK), strict=True)
-        parts = [self._pair(first, second) for first, second in flat]
-        f, g = (torch.cat(part).reshape(t.shape) for part in zip(*parts, strict=True))
-        return f, g
+        f, g = zip(*(self._pair(*chunk) for chunk in flat), strict=True)
+        return torch.cat(f).reshape(t.shape), torch.cat(g).reshape(t.shape)
 
     def _pair(self, lam_t: Tensor, lam_s: Tensor) -> tuple[Tensor, Tensor]:
         end = self.l.integral(lam_s) + self.s_coef.integral(lam_s)

@@ -48,7 +48,7 @@ class Coefficients:
 
 
 def save_coefficients(path: Path, table: Coefficients, statistics: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes a coefficient file; `statistics` holds the tensors behind `t`, `l` and `s`."""
+    """Writes a coefficient file; `statistics` holds what `t`, `l` and `s` were computed from."""
     save_tensors(path, {"t": table.t, "l": table.l, "s": table.s, **statistics}, KIND, header)
 
 
@@ -56,7 +56,7 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
     """Reads a coefficient file.
 
     Returns:
-        The table, the tensors behind it, and the header.
+        The table, the tensors that it was computed from, and the header.
 
     Raises:
         MissingAssetError: There is no such file.
@@ -67,7 +67,7 @@ def load_coefficients(path: Path) -> tuple[Coefficients, dict[str, Tensor], dict
         table = Coefficients(tensors.pop("t"), tensors.pop("l"), tensors.pop("s"))
         same = table.t.ndim == 1 and table.t.shape == table.l.shape == table.s.shape
         sound = same and table.t.diff().max() < 0 and table.t.min() > 0
-        finite = all(bool(part.isfinite().all()) for part in (table.t, table.l, table.s))
+        finite = all(bool(values.isfinite().all()) for values in (table.t, table.l, table.s))
     except (KeyError, RuntimeError) as error:
         raise CorruptFileError(
             f"{path}: not a whole coefficient file ({error}); estimate the coefficients again"
