@@ -21,64 +21,66 @@ def constant_table(l: float, s: float) -> Coefficients:  # noqa: E741
 
 
 @pytest.fixture(params=NAMES)
-def form(request, exact_coefficients) -> Preconditioning:
+def preconditioning(request, exact_coefficients) -> Preconditioning:
     return make_preconditioning(request.param, table=exact_coefficients)
 
 
-def destinations(form: Preconditioning, t: torch.Tensor, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs with s = ratio * t; starts just above eps for forms that jump to eps only."""
-    if form.to_eps_only:
+def jump_ends(preconditioning: Preconditioning, t: torch.Tensor, ratio: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs with s = ratio * t; starts just above eps for those that jump to eps only."""
+    if preconditioning.to_eps_only:
         return torch.tensor([EPS / ratio], dtype=torch.float64), torch.tensor([EPS], dtype=torch.float64)
     t = t[t * ratio >= EPS]
     return t, t * ratio
 
 
-def test_jumping_in_place_changes_nothing_exactly(form):
-    f, g = form(GRID, GRID)
+def test_jumping_in_place_changes_nothing_exactly(preconditioning):
+    f, g = preconditioning(GRID, GRID)
     assert (f == 1).all()
     assert (g == 0).all()
 
 
-def test_g_is_positive_below_the_diagonal(form):
-    t, s = torch.meshgrid(GRID, GRID[-1:] if form.to_eps_only else GRID, indexing="ij")
-    f, g = form(t[s < t], s[s < t])
+def test_g_is_positive_below_the_diagonal(preconditioning):
+    t, s = torch.meshgrid(GRID, GRID[-1:] if preconditioning.to_eps_only else GRID, indexing="ij")
+    f, g = preconditioning(t[s < t], s[s < t])
     assert f.dtype == g.dtype == torch.float64
     assert (g > 0).all()
     assert f.isfinite().all()
 
 
 @pytest.mark.parametrize("distance", [1e-5, 1e-7, 1e-9])
-def test_short_jumps_tend_to_the_teacher(form, distance):
+def test_short_jumps_tend_to_the_teacher(preconditioning, distance):
     """(f-1)/log(s/t) -> 1 and g/log(t/s) -> 1; CM's f is off by c_skip(eps) = 1 - 1.6e-5 for ever."""
-    t, s = destinations(form, GRID, math.exp(-distance))
-    f, g = form(t, s)
+    t, s = jump_ends(preconditioning, GRID, math.exp(-distance))
+    f, g = preconditioning(t, s)
     step = (t / s).log()
     tolerance = 3e-5 + 5 * distance + 1e-15 / distance
     torch.testing.assert_close((1 - f) / step, torch.ones_like(step), rtol=tolerance, atol=0)
     torch.testing.assert_close(g / step, torch.ones_like(step), rtol=tolerance, atol=0)
 
 
-def test_coefficients_are_continuous(form):
+def test_coefficients_are_continuous(preconditioning):
     """A change of 1e-9 in log t or log s moves f and g by about as much, at nodes and between them."""
     t = torch.cat([GRID[:-3], (GRID[:-1] * GRID[1:]).sqrt()[:-3]])
-    s = torch.full_like(t, EPS) if form.to_eps_only else t / 1.1
-    scale = 1 + max(float(part.abs().max()) for part in form(t, s))
-    nearby = [form(t * (1 - 1e-9), s)] + ([] if form.to_eps_only else [form(t, s * (1 + 1e-9))])
+    s = torch.full_like(t, EPS) if preconditioning.to_eps_only else t / 1.1
+    scale = 1 + max(float(part.abs().max()) for part in preconditioning(t, s))
+    nearby = [preconditioning(t * (1 - 1e-9), s)] + (
+        [] if preconditioning.to_eps_only else [preconditioning(t, s * (1 + 1e-9))]
+    )
     for shifted in nearby:
-        for here, there in zip(form(t, s), shifted, strict=True):
+        for here, there in zip(preconditioning(t, s), shifted, strict=True):
             assert float((here - there).abs().max()) < 1e-7 * scale
 
 
-def test_the_longest_jump_is_finite(form):
-    f, g = form(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
+def test_the_longest_jump_is_finite(preconditioning):
+    f, g = preconditioning(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
     assert f.isfinite().all()
     assert 0 < float(g) < 1e5
 
 
 @pytest.mark.parametrize("wrong", [(1.0, 2.0), (1.0, 0.0), (1.0, -1.0)])
-def test_upward_jumps_are_refused_with_the_pair(form, wrong):
+def test_upward_jumps_are_refused_with_the_pair(preconditioning, wrong):
     with pytest.raises(CdistillError, match=r"t = 1, s = "):
-        form(torch.tensor([wrong[0]]), torch.tensor([wrong[1]]))
+        preconditioning(torch.tensor([wrong[0]]), torch.tensor([wrong[1]]))
 
 
 @pytest.mark.parametrize("name", ["analytic", "analytic-forward"])
@@ -121,14 +123,14 @@ def test_printed_forms_of_table_1(name, t, f, g):
 )
 def test_backward_coefficients_of_the_mixture(exact_coefficients, t, s, f, g):
     """Reference numbers of a second derivation, printed with four digits."""
-    form = make_preconditioning("analytic", table=exact_coefficients)
-    found = form(torch.tensor([t], dtype=torch.float64), torch.tensor([s], dtype=torch.float64))
+    preconditioning = make_preconditioning("analytic", table=exact_coefficients)
+    found = preconditioning(torch.tensor([t], dtype=torch.float64), torch.tensor([s], dtype=torch.float64))
     assert [float(part) for part in found] == pytest.approx([f, g], abs=1.5e-4)
 
 
 def test_forward_coefficients_explode_on_the_longest_jump(exact_coefficients):
-    form = make_preconditioning("analytic-forward", table=exact_coefficients)
-    _, g = form(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
+    preconditioning = make_preconditioning("analytic-forward", table=exact_coefficients)
+    _, g = preconditioning(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
     assert float(g) == pytest.approx(1785, rel=0.01)
 
 
@@ -150,8 +152,8 @@ def test_backward_is_the_forward_form_turned_round(exact_coefficients):
     eta = float(torch.trapezoid(big_l * big_s, lam))
     f_hat = (big_l[-1] * big_s[-1] + (l[-1] - 1) * -eta) / (big_l[0] * big_s[-1])
     g_hat = -eta / (big_l[0] * big_s[-1])
-    form = make_preconditioning("analytic", table=exact_coefficients)
-    f, g = form(torch.tensor([t], dtype=torch.float64), torch.tensor([s], dtype=torch.float64))
+    preconditioning = make_preconditioning("analytic", table=exact_coefficients)
+    f, g = preconditioning(torch.tensor([t], dtype=torch.float64), torch.tensor([s], dtype=torch.float64))
     assert float(f) == pytest.approx(float(1 / f_hat), rel=1e-8)
     assert float(g) == pytest.approx(float(-g_hat / f_hat), rel=1e-8)
 
@@ -164,9 +166,9 @@ def test_noise_above_one_in_l_is_clipped():
 
 def test_noise_levels_outside_the_table_are_refused():
     t = rho_grid(20, eps=0.01, t_max=10.0)
-    form = make_preconditioning("analytic", table=Coefficients(t, torch.ones_like(t), torch.zeros_like(t)))
+    preconditioning = make_preconditioning("analytic", table=Coefficients(t, torch.ones_like(t), torch.zeros_like(t)))
     with pytest.raises(CdistillError, match=r"cover noise levels 0\.01 to 10"):
-        form(torch.tensor([80.0]), torch.tensor([1.0]))
+        preconditioning(torch.tensor([80.0]), torch.tensor([1.0]))
 
 
 def test_missing_coefficients_are_named():
@@ -185,8 +187,8 @@ def test_a_third_party_preconditioning_is_found_by_its_entry_point(monkeypatch):
     point = metadata.EntryPoint("halved", "tests.plugin:Halved", PRECONDITIONINGS.group)
     monkeypatch.setitem(PRECONDITIONINGS.__dict__, "_plugins", {"halved": point})
     assert "halved" in PRECONDITIONINGS.names()
-    form = make_preconditioning("halved", sigma_data=SIGMA_DATA)
-    f, g = form(torch.tensor([2.0]), torch.tensor([1.0]))
+    preconditioning = make_preconditioning("halved", sigma_data=SIGMA_DATA)
+    f, g = preconditioning(torch.tensor([2.0]), torch.tensor([1.0]))
     assert (float(f), float(g)) == (0.25, 0.75)
 
 
@@ -226,9 +228,9 @@ def test_a_plug_in_of_another_kind_is_refused():
 
 
 def test_coefficients_that_overflow_are_named_with_the_pair():
-    form = make_preconditioning("analytic", table=constant_table(0.5, -300.0))
+    preconditioning = make_preconditioning("analytic", table=constant_table(0.5, -300.0))
     with pytest.raises(CdistillError, match=r"t = 80, s = 0\.002; f or g is not finite"):
-        form(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
+        preconditioning(torch.tensor([T]), torch.tensor([EPS], dtype=torch.float64))
 
 
 @pytest.fixture
