@@ -25,7 +25,7 @@ class Section(BaseModel):
     """
 
     moved: ClassVar[Mapping[str, str]] = {}
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -43,8 +43,16 @@ def known(registry: Registry) -> Callable[[str], str]:
     return check
 
 
-def check_section(values: dict[str, Any], model: type[AnySection], where: str) -> AnySection:
-    """Turns parsed TOML into a recipe or a section of one; `where` begins every message.
+def check_section(
+    values: dict[str, Any], model: type[AnySection], where: str, spell: Callable[[str], str] = str
+) -> AnySection:
+    """Turns parsed TOML into a recipe or a section of one.
+
+    Args:
+        values: Key -> value.
+        model: What they must make.
+        where: Begins every message, if it is not empty.
+        spell: Key -> how it is written where the values come from.
 
     Raises:
         RecipeError: It is wrong; all errors are listed, a line each.
@@ -52,12 +60,13 @@ def check_section(values: dict[str, Any], model: type[AnySection], where: str) -
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("\n".join(f"{where}: {_explain(item, model)}" for item in error.errors())) from error
+        front = f"{where}: " if where else ""
+        raise RecipeError("\n".join(f"{front}{_explain(item, model, spell)}" for item in error.errors())) from error
 
 
-def _explain(item: Any, model: type[BaseModel]) -> str:
+def _explain(item: Any, model: type[BaseModel], spell: Callable[[str], str]) -> str:
     """Makes one line of one of pydantic's errors."""
-    key = ".".join(str(part) for part in item["loc"])
+    key = spell(".".join(map(str, item["loc"]))) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         *path, last = map(str, item["loc"])
         section = _section_at(model, path)

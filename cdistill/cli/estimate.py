@@ -6,40 +6,33 @@ from typing import Annotated
 
 import typer
 
-from cdistill.cli.execution import finish, start, start_processes
-from cdistill.cli.options import JsonOption, ProcessesOption, WeightsOption, with_suffix
-from cdistill.errors import RecipeError
+from cdistill.cli.execution import finish, start
+from cdistill.cli.options import (
+    JsonOption,
+    ProcessesOption,
+    TeacherOption,
+    WeightsOption,
+    refuse,
+    section_options,
+    with_suffix,
+)
+from cdistill.estimation.settings import EstimationSection
 from cdistill.runtime import console
 
 
+@section_options("section", EstimationSection)
 def estimate_coeffs(
-    teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
+    *,
+    context: typer.Context,
+    teacher: TeacherOption,
     weights: WeightsOption = None,
     data: Annotated[
-        str | None,
-        typer.Option(help="Data source, the path of one, or 'teacher'; the teacher's own by default."),
+        str | None, typer.Option(help="Data source, the path of one, or 'teacher'; the teacher's own by default.")
     ] = None,
-    grid: Annotated[str, typer.Option(help="Noise levels: log-uniform or rho.")] = "log-uniform",
-    timesteps: Annotated[
-        int,
-        typer.Option(help="Noise levels; with fewer than 24 the grid adds an error that the error bars do not show."),
-    ] = 120,
-    samples: Annotated[int, typer.Option(help="Samples at each noise level, even; the paper has 4096.")] = 4096,
-    target_error: Annotated[
-        float | None,
-        typer.Option(help="Stop a noise level when the standard errors of l and s are this small; --samples at most."),
-    ] = None,
-    estimator: Annotated[
-        str,
-        typer.Option(help="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher."),
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32.")
-    ] = "auto",
+    section: EstimationSection,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run every estimator on the same samples and print how far they differ.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="File; coefficients-TEACHER.safetensors by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
     processes: ProcessesOption = 1,
@@ -49,25 +42,15 @@ def estimate_coeffs(
 
     Example:  cdistill estimate-coeffs --teacher digits --target-error 0.01
     """
-    from cdistill.estimation.settings import EstimationSection
-    from cdistill.settings import check_section
     from cdistill.teachers.official import find_weights
 
-    values = {
-        "grid": grid, "timesteps": timesteps, "samples": samples, "target_error": target_error, "seed": seed,
-        "estimator": estimator, "precision": precision,
-    }  # fmt: skip
-    section = check_section(values, EstimationSection, "estimate-coeffs")
-    if compare and (estimator, target_error, precision == "fp16") != ("auto", None, False):
-        raise RecipeError(
-            "--compare: runs every estimator, in fp32, on the same samples; leave --estimator, --target-error and "
-            "--precision fp16 out"
-        )
+    if compare:
+        reason = "--compare runs every estimator, in fp32, on all of the same samples; leave it out"
+        refuse(context, reason, "estimator", "target_error", "precision")
     file = with_suffix(out or Path(f"coefficients-{Path(teacher).stem}.safetensors"), ".safetensors")
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)
-    start_processes(processes)
-    start()
+    start(processes)
     from cdistill.runtime.processes import is_main_process
     from cdistill.workflows import estimate as work
 

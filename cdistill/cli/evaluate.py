@@ -1,66 +1,56 @@
 """The commands that measure: students, statistics of real data, preconditionings before training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cdistill.cli.execution import finish, start, start_processes
+from cdistill.cli.execution import finish, start
 from cdistill.cli.options import (
-    FEATURES_OPTION,
     LARGEST,
     MOST,
-    FeaturesOption,
     GammaOption,
     JsonOption,
     ProcessesOption,
     RunOption,
     SamplerOption,
     StepOption,
+    TeacherOption,
     TimesOption,
     WeightsOption,
     calls,
-    known_forms,
-    known_names,
-    known_step,
+    preconditionings_of,
+    refuse,
+    refuse_others,
+    section_options,
     short_name,
     with_suffix,
 )
 from cdistill.errors import RecipeError
+from cdistill.estimation.settings import EstimationSection
 from cdistill.evaluation.records import Comparisons, Evaluation
-from cdistill.registry import (
-    METRICS,
-    PRECONDITIONINGS,
-    SAMPLERS,
-    check_features,
-)
+from cdistill.evaluation.settings import EvaluationSection
 from cdistill.runtime import console
 from cdistill.storage.run_folder import latest_run
 
+OVERRIDES = ("nfe", "samples", "first_seed", "metrics", "features", "reference", "split", "baselines")
 
+
+@section_options("changes", EvaluationSection, *OVERRIDES, overrides=True)
 def evaluate(
+    *,
+    context: typer.Context,
     runs: Annotated[
         list[Path] | None, typer.Argument(help="Runs, converted students, or images; the latest run by default.")
     ] = None,
     run: RunOption = None,
-    nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; the recipe's by default.")] = None,
-    samples: Annotated[int | None, typer.Option(min=2, help="Samples; the recipe's by default.")] = None,
-    first_seed: Annotated[int | None, typer.Option(min=0, help="Seeds from here on; 0 by default.")] = None,
     weights: WeightsOption = None,
     step: StepOption = "last",
-    metrics: Annotated[str | None, typer.Option(help="Names with commas; all that apply by default.")] = None,
-    features: Annotated[str | None, FEATURES_OPTION] = None,
-    reference: Annotated[
-        str | None, typer.Option(help="Statistics of the real data: 'edm', or a file of EDM's or of reference-stats.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Real data, where the run does not say: a name or a file.")] = None,
-    split: Annotated[str | None, typer.Option(help="Compare with train or heldout data.")] = None,
     teacher: Annotated[
         str | None, typer.Option(help="The teacher, where the run does not say; alone, it is measured.")
     ] = None,
-    baselines: Annotated[
-        str | None, typer.Option(help="Measure the teacher by these solvers too: euler,dpmpp-2m.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Real data, where the run does not say: a name or a file.")] = None,
+    changes: dict[str, Any],
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
@@ -77,23 +67,14 @@ def evaluate(
 
     cdistill evaluate runs/digits-ctm runs/digits --nfe 2,3,5
     """
-    values = {
-        "nfe": calls(nfe) if nfe else None, "samples": samples, "split": split, "first_seed": first_seed,
-        "reference": reference, "features": features and check_features(features),
-        "metrics": known_names(metrics, METRICS),
-        "baselines": known_names(baselines, SAMPLERS),
-    }  # fmt: skip
-    changes = {key: value for key, value in values.items() if value is not None}
-    known_step(step)
     paths = [*(runs or []), *([run] if run else [])]
-    if check is not None and (paths or changes or any((sampler, times, gamma, teacher, data, out))):
-        raise RecipeError("--check: repeats what the record says; leave the other options out")
-    if out is not None and len(paths) < 2:
-        raise RecipeError("--out: goes with several runs, for their comparison; a record lies beside its run")
+    if check is not None:
+        refuse_others(context, "--check repeats what the record says; leave it out", "check")
+    elif len(paths) < 2:
+        refuse(context, "goes with several runs, for their comparison; a record lies beside its run", "out")
     if not paths and teacher is None and check is None:
         paths = [latest_run().path]
-    start_processes(processes)
-    start()
+    start(processes)
     from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.evaluate import evaluate as run_evaluate
     from cdistill.workflows.evaluate import evaluate_together
@@ -137,11 +118,12 @@ def repeat(path: Path, as_json: bool) -> None:
     finish(as_json, repetition.to_dict(), "")
 
 
+@section_options("section", EvaluationSection, "split", "features")
 def reference_stats(
+    *,
     data: Annotated[str, typer.Option(help="Data source, or the path of one.")],
-    split: Annotated[str, typer.Option(help="train, or heldout where the data have such a part.")] = "train",
-    features: FeaturesOption = "legacy_tensorflow",
-    keep: Annotated[int, typer.Option(min=0, help="Feature vectors to write too, for kid, precision and recall.")] = 0,
+    section: EvaluationSection,
+    keep: Annotated[int, typer.Option(min=0, help="Feature vectors to write too, for KID, precision and recall.")] = 0,
     out: Annotated[Path | None, typer.Option(help="File; reference-DATA-FEATURES.npz by default.")] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
@@ -150,17 +132,19 @@ def reference_stats(
 
     Example:  cdistill reference-stats --data digits --features pixels --keep 1000
     """
-    file = with_suffix(out or Path(f"reference-{short_name(data)}-{short_name(check_features(features))}.npz"), ".npz")
-    start_processes(processes)
-    start()
+    file = with_suffix(out or Path(f"reference-{short_name(data)}-{short_name(section.features)}.npz"), ".npz")
+    start(processes)
     from cdistill.workflows.evaluate import write_reference
 
-    record = write_reference(data, split, features, keep, file)
+    record = write_reference(data, section.split, section.features, keep, file)
     finish(as_json, record, "{file}: {data[count]:,} images, {features[dimensions]:,} dimensions".format(**record))
 
 
+@section_options("section", EstimationSection, "timesteps", "samples", "seed")
 def compare(
-    teacher: Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")],
+    *,
+    context: typer.Context,
+    teacher: TeacherOption,
     weights: WeightsOption = None,
     data: Annotated[
         str | None, typer.Option(help="Data that coefficients are estimated on; the teacher's own by default.")
@@ -168,12 +152,10 @@ def compare(
     nfe: Annotated[str, typer.Option(help="Network calls of the untrained students.")] = "1,2,3,5",
     preconditionings: Annotated[str | None, typer.Option(help="Names with commas; all by default.")] = None,
     coefficients: Annotated[Path | None, typer.Option(help="A coefficient file; estimated by default.")] = None,
+    section: EstimationSection,
     points: Annotated[int, typer.Option(min=2, max=1000, help="Noise levels whose pairs are judged.")] = 18,
-    trajectories: Annotated[int, typer.Option(min=2, max=MOST)] = 256,
+    trajectories: Annotated[int, typer.Option(min=2, max=MOST, help="Trajectories that are averaged over.")] = 256,
     substeps: Annotated[int, typer.Option(min=1, max=1000, help="Heun's steps from one level to the next.")] = 4,
-    timesteps: Annotated[int, typer.Option(help="Noise levels of the coefficient estimation.")] = 120,
-    samples: Annotated[int, typer.Option(help="Samples of the coefficient estimation.")] = 4096,
-    seed: Annotated[int, typer.Option(min=0, max=MOST)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; compare-TEACHER by default.")] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
@@ -182,27 +164,23 @@ def compare(
 
     Example:  cdistill compare --teacher digits --nfe 1,2,3,5
     """
-    from cdistill.estimation.settings import EstimationSection
-    from cdistill.settings import check_section
     from cdistill.teachers.official import find_weights
 
-    names = known_forms(preconditionings) if preconditionings else PRECONDITIONINGS.names()
-    wanted = list(dict.fromkeys(calls(nfe)))
-    section = check_section({"timesteps": timesteps, "samples": samples, "seed": seed}, EstimationSection, "compare")
-    if (seed + 1) * trajectories > LARGEST:
-        raise RecipeError(
-            f"--seed: got {seed}; with {trajectories} trajectories each at most {LARGEST // trajectories - 1}"
-        )
+    names, counts = preconditionings_of(preconditionings), list(dict.fromkeys(calls(nfe)))
+    if coefficients is not None:
+        refuse(context, "--coefficients replaces the estimation; leave it out", "data", "timesteps", "samples")
+    if (section.seed + 1) * trajectories > LARGEST:
+        most = LARGEST // trajectories - 1
+        raise RecipeError(f"--seed: got {section.seed}; with {trajectories} trajectories each at most {most}")
     find_weights(teacher, weights)
-    start_processes(processes)
-    start()
+    start(processes)
     from cdistill.workflows.compare import compare as run_compare
 
     folder = out or Path(f"compare-{Path(teacher).stem}")
     with console.json_only(as_json):
         comparison = run_compare(
-            teacher, names, wanted, coefficients=coefficients, data=data, settings=section, points=points,
-            trajectories=trajectories, substeps=substeps, seed=seed, weights=weights, out=folder,
+            teacher, names, counts, coefficients=coefficients, data=data, settings=section, points=points,
+            trajectories=trajectories, substeps=substeps, seed=section.seed, weights=weights, out=folder,
         )  # fmt: skip
         console.table(*comparison.table())
         console.table(*comparison.pair_table())

@@ -7,25 +7,26 @@ from typing import Any
 
 import typer
 
-from cdistill.runtime import console
-from cdistill.runtime import processes as launch
+from cdistill.runtime import console, processes, signals
 
-_arguments: list[str] = []  # of this run, for the processes that it starts
-
-
-def start_processes(processes: int) -> None:
-    """Runs this command in several processes in place of this one, if more than one are asked for."""
-    if processes > 1:
-        raise typer.Exit(launch.launch(processes, without_nproc(_arguments)))
+_arguments: list[str] = []  # of this command line, for the processes that it starts
 
 
-def start() -> None:
-    """Prepares a command that computes: threads, and signals that are answered where it can save."""
-    from cdistill.runtime import signals
+def set_arguments(arguments: Sequence[str]) -> None:
+    """Keeps the command line, for the processes that it starts."""
+    _arguments[:] = arguments
 
+
+def start(count: int = 1) -> None:
+    """Prepares a command that computes: processes, threads, and signals that are answered where it can save.
+
+    With several processes, the command runs in them instead of this one, which ends with their exit code.
+    """
+    if count > 1:
+        raise typer.Exit(processes.launch(count, without_nproc(_arguments)))
     signals.install_handlers()
-    launch.keep_memory()
-    launch.set_threads()
+    processes.keep_memory()
+    processes.set_threads()
 
 
 def without_nproc(arguments: Sequence[str]) -> list[str]:
@@ -41,14 +42,9 @@ def without_nproc(arguments: Sequence[str]) -> list[str]:
 
 def finish(as_json: bool, record: Any, text: str) -> None:
     """Prints the result: JSON alone, or a line of text."""
-    if not launch.is_main_process():
+    if not processes.is_main_process():
         return
     if as_json:
         sys.stdout.write(json.dumps(record, indent=1) + "\n")
     elif text:
         console.out.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def set_arguments(arguments: Sequence[str]) -> None:
-    """Keeps the command line of this run, for the processes that it starts."""
-    _arguments[:] = arguments

@@ -6,17 +6,28 @@ from typing import Annotated
 
 import typer
 
+from cdistill.cli.distill import TFLOPS
 from cdistill.cli.execution import finish, start
-from cdistill.cli.options import TFLOPS, JsonOption, ProcessesOption, calls, known_forms, with_suffix
+from cdistill.cli.options import (
+    JsonOption,
+    ProcessesOption,
+    calls,
+    preconditionings_of,
+    refuse,
+    section_options,
+    with_suffix,
+)
 from cdistill.errors import RecipeError
+from cdistill.estimation.settings import EstimationSection
 from cdistill.runtime import console
 from cdistill.storage.run_folder import latest_run
 
 
 def report(
+    *,
     runs: Annotated[list[Path] | None, typer.Argument(help="Run folders; the latest run by default.")] = None,
     comparison: Annotated[
-        Path | None, typer.Option(help="What `cdistill evaluate RUN_A RUN_B --out FILE` wrote: differences of runs.")
+        Path | None, typer.Option(help="What cdistill evaluate RUN_A RUN_B --out FILE wrote: differences of runs.")
     ] = None,
     out: Annotated[Path, typer.Option(help="HTML.")] = Path("report.html"),
     as_json: JsonOption = False,
@@ -33,6 +44,8 @@ def report(
 
 
 def reproduce(
+    *,
+    context: typer.Context,
     claims: Annotated[
         list[str] | None,
         typer.Argument(help="acceleration, one-step, bcm, alignment, gan, mixture, or letters a to f; all by default."),
@@ -48,7 +61,9 @@ def reproduce(
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
     jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
     processes: ProcessesOption = 1,
-    dry_run: Annotated[bool, typer.Option(help="List the trainings, their cost and commands, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the trainings, their cost and commands, and stop.")
+    ] = False,
     tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="TFLOP/s of a device, for --dry-run; 42 for table-2.")
     ] = None,
@@ -59,15 +74,16 @@ def reproduce(
 ) -> None:
     """Test the paper's claims on data that ship with the package: train, measure, draw its figures, judge.
 
-    The same command goes on where it was stopped.
+    The same command resumes where it was stopped.
 
     Example:  cdistill reproduce --quick
     """
     from cdistill.workflows.reproduce.claims import choose_claims
     from cdistill.workflows.reproduce.experiments import choose_data
 
-    if quick and experiments is not None:
-        raise RecipeError("--quick: is an experiment of its own; leave --experiments out")
+    if quick:
+        refuse(context, "--quick is an experiment of its own; leave it out", "experiments")
+    refuse(context, "--dry-run trains nothing" if dry_run else "goes with --dry-run", "jobs" if dry_run else "tflops")
     kind = "quick" if quick else experiments or "embedded"
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
@@ -83,27 +99,33 @@ def reproduce(
     finish(as_json, record, "")
 
 
+@section_options("section", EstimationSection, "samples", "seed")
 def plot_trajectories(
+    *,
     preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
     nfe: Annotated[int, typer.Option(min=1, max=1000, help="Jumps of the students.")] = 3,
     count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
-    samples: Annotated[int, typer.Option(min=2, help="Samples of the coefficient estimation.")] = 4096,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    section: EstimationSection,
     out: Annotated[Path, typer.Option(help="PNG.")] = Path("plots/trajectories.png"),
     as_json: JsonOption = False,
 ) -> None:
-    """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser."""
-    names = known_forms(preconditionings)
+    """Fig. 7: the 1-D mixture's trajectories, teacher against few-step students with the optimal denoiser.
+
+    Example:  cdistill plot trajectories --preconditionings ctm,analytic --nfe 3
+    """
+    names, picture = preconditionings_of(preconditionings), with_suffix(out, ".png")
     start()
     from cdistill.workflows.plot import draw_trajectories, trajectory_table
 
-    results = draw_trajectories(names, nfe, count, seed, samples, with_suffix(out, ".png"))
+    results = draw_trajectories(names, nfe, count, section.seed, section.samples, picture)
     if not as_json:
         console.table(*trajectory_table(results))
     finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
 
 
 def plot_curves(
+    *,
+    context: typer.Context,
     runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are compared with.")],
     metric: Annotated[str | None, typer.Option(help="A metric; the first that the runs share by default.")] = None,
     nfe: Annotated[str | None, typer.Option(help="Network calls: 2,3,5; all that the runs share by default.")] = None,
@@ -117,20 +139,19 @@ def plot_curves(
 
     Example:  cdistill plot curves runs/digits-ctm runs/digits --nfe 2
     """
-    if losses and (metric, nfe, reach) != (None, None, None):
-        raise RecipeError("--losses: goes with none of --metric, --nfe and --reach")
+    if losses:
+        refuse(context, "goes without --losses, which draws what the training logged", "metric", "nfe", "reach")
     if not math.isfinite(reach or 0):
         raise RecipeError(f"--reach: got {reach}; needs a number")
-    wanted = calls(nfe) if nfe else None
+    counts, picture = calls(nfe) if nfe else None, with_suffix(out, ".png")
     from cdistill.workflows.curves import arrivals_table, draw_evaluations, draw_losses, read_runs
 
-    picture = with_suffix(out, ".png")
     with console.json_only(as_json):
-        found = read_runs(runs)
+        chosen = read_runs(runs)
         if losses:
-            record = draw_losses(found, images, picture)
+            record = draw_losses(chosen, images, picture)
         else:
-            record = draw_evaluations(found, metric, wanted, reach, images, picture)
+            record = draw_evaluations(chosen, metric, counts, reach, images, picture)
             console.table(*arrivals_table(record))
         for note in record["notes"]:
             console.say(note)
@@ -138,10 +159,14 @@ def plot_curves(
 
 
 def plot_coefficients(
+    *,
     file: Annotated[Path, typer.Argument(help="A coefficient file.")],
     out: Annotated[Path | None, typer.Option(help="PNG; beside the file by default.")] = None,
 ) -> None:
-    """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's."""
+    """Figs. 2c and 4: l, s, f and g of a coefficient file, next to CTM's.
+
+    Example:  cdistill plot coefficients coefficients-digits.safetensors
+    """
     from cdistill.estimation.estimate import load_estimate
     from cdistill.workflows.estimate import draw_coefficients
 

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cdistill.cli.execution import finish, start, start_processes
+from cdistill.cli.execution import finish, start
 from cdistill.cli.options import (
+    SAMPLER,
     GammaOption,
     JsonOption,
     ProcessesOption,
@@ -17,69 +18,53 @@ from cdistill.cli.options import (
     WeightsOption,
     calls,
     distinct,
-    known_sampler,
-    known_step,
     numbers,
+    refuse,
     run_or_file,
     with_suffix,
 )
-from cdistill.errors import RecipeError
-from cdistill.registry import (
-    WRITERS,
-)
+from cdistill.registry import WRITERS
 from cdistill.runtime import console
 from cdistill.storage.run_folder import RunFolder, latest_run
 
+NfeOption = Annotated[
+    str | None,
+    typer.Option(help="Network calls: 2 or 1,2,5; 2 by default, 34 from a teacher.", rich_help_panel=SAMPLER),
+]
+FORMATS = "grid (one PNG), png (a folder of SEED.png), zip (EDM's data set), npz or tar (WebDataset)."
+BATCH = (
+    "Images of a network call on a GPU, rounded up to whole chunks of 16 or 64; 256 by default. It may change their "
+    "last bits. On a CPU a call holds one chunk whatever N is, and nothing depends on it."
+)
+
 
 def sample(
+    *,
+    context: typer.Context,
     run: RunOption = None,
     teacher: Annotated[str | None, typer.Option(help="Draw from this teacher instead.")] = None,
     weights: WeightsOption = None,
     step: StepOption = "last",
-    nfe: Annotated[str | None, typer.Option(help="Network calls: 2 or 1,2,5; 2 by default, 34 from a teacher.")] = None,
+    nfe: NfeOption = None,
     sampler: SamplerOption = None,
     times: TimesOption = None,
     gamma: GammaOption = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
     classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="grid (one PNG), png (a folder of SEED.png), zip (EDM's data set), npz or tar (WebDataset).",
-        ),
-    ] = "grid",
+    form: Annotated[str, typer.Option("--format", callback=WRITERS.check, help=FORMATS)] = "grid",
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Images of a network call on a GPU, rounded up to whole chunks of 16 or 64; 256 by default. It may "
-            "change their last bits. On a CPU a call holds one chunk whatever N is, and nothing depends on it.",
-        ),
-    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help=BATCH)] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw images; an image depends on its seed alone. An interrupted command goes on where it was.
+    """Draw images; an image depends on its seed alone. An interrupted command resumes where it stopped.
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    WRITERS.check(form)
-    if teacher is not None and run is not None:
-        raise RecipeError("--teacher: goes without --run; one of them is drawn from")
-    known_sampler(sampler)
     wanted = distinct(numbers(seeds)), None if classes is None else numbers(classes)
     counts = calls(nfe) if nfe else None
-    chosen = None if teacher is not None else run_or_file(run)
-    if known_step(step) != "last" and not isinstance(chosen, RunFolder):
-        raise RecipeError(f"--step: got {step!r}; goes with a run folder; a teacher or a file is of one step alone")
-    if teacher is not None:
-        from cdistill.teachers.official import find_weights
-
-        find_weights(teacher, weights)
-    start_processes(processes)
-    start()
+    chosen = _drawn_from(context, run, teacher, weights)
+    start(processes)
     from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.sample import sample as run_sample
 
@@ -90,6 +75,8 @@ def sample(
 
 
 def invert(
+    *,
+    context: typer.Context,
     images: Annotated[
         Path, typer.Argument(help="A folder, .zip or .npz of images, with classes if the network has any.")
     ],
@@ -98,23 +85,44 @@ def invert(
         str | None, typer.Option(help="Invert this teacher's solver instead of a student's jumps.")
     ] = None,
     weights: WeightsOption = None,
-    nfe: Annotated[str | None, typer.Option(help="Network calls; 2 by default, 34 for a teacher.")] = None,
+    nfe: NfeOption = None,
     times: TimesOption = None,
     out: Annotated[Path, typer.Option(help="An .npz with the latents.")] = Path("latents.npz"),
     as_json: JsonOption = False,
 ) -> None:
-    """Find the noise that images come from, and say how well it leads back to them.
+    """Find the noise that images come from, and report how well it leads back to them.
 
     Example:  cdistill invert samples/teacher.npz --teacher digits --nfe 64
     """
-    if teacher is not None and run is not None:
-        raise RecipeError("--teacher: goes without --run; one of them is inverted")
     counts, file = calls(nfe) if nfe else None, with_suffix(out, ".npz")
-    chosen = None if teacher is not None else run_or_file(run)
+    chosen = _drawn_from(context, run, teacher, weights)
     start()
     from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.invert import invert_images
 
-    found = invert_images(images, chosen, teacher, weights, SamplerChoice(times=times), counts, file)
+    record = invert_images(images, chosen, teacher, weights, SamplerChoice(times=times), counts, file)
     text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents {latent_rms:.3g} T"
-    finish(as_json, found, text.format(**found))
+    finish(as_json, record, text.format(**record))
+
+
+def _drawn_from(
+    context: typer.Context, run: Path | None, teacher: str | None, weights: Path | None
+) -> RunFolder | Path | None:
+    """Returns a run, the file of a converted student, or None for a teacher, whose weights are looked for.
+
+    Raises:
+        RecipeError: Options that say nothing about what is drawn from.
+        MissingAssetError: The teacher's weights are missing.
+    """
+    from cdistill.teachers.official import find_weights
+
+    if teacher is not None:
+        refuse(context, f"goes without --teacher; got the teacher {teacher!r}", "run", "step")
+        find_weights(teacher, weights)
+        return None
+    chosen = run_or_file(run)
+    if not isinstance(chosen, RunFolder):
+        refuse(
+            context, f"goes with a run folder; {chosen} holds one student, with all that it needs", "step", "weights"
+        )
+    return chosen

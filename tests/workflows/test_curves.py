@@ -261,7 +261,7 @@ def test_the_default_is_what_all_runs_share():
         (["a", "--nfe", "2,5"], 2, "not every run measured fid at 5 (a: 1, 2)"),
         (["a", "--metric", "fit"], 2, "--metric: a has no 'fit'; known: fid (did you mean 'fid'?)"),
         (["a", "--reach", "nan"], 2, "--reach: got nan"),
-        (["a", "--losses", "--nfe", "2"], 2, "--losses: goes with none of"),
+        (["a", "--losses", "--nfe", "2"], 2, "--nfe: goes without --losses"),
         (["new", "--losses"], 2, "new: no losses in its metrics.jsonl yet"),
         (["a", "--out", "a.pdf"], 2, "ends in .png"),
         (["broken"], 4, "broken/recipe.resolved.toml: damaged (Invalid value"),

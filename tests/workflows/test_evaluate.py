@@ -209,7 +209,7 @@ def test_a_student_is_evaluated_from_python(folder):
         (["runs/digits", "--features", "no.pt"], 3, "no.pt"),
         (["runs/digits", "--nfe", "2", "--times", "3"], 2, "leave --nfe out"),
         (["runs/digits", "--out", "c.json"], 2, "--out: goes with several runs"),
-        (["--check", "x.json", "--nfe", "2"], 2, "leave the other options out"),
+        (["--check", "x.json", "--nfe", "2"], 2, "--nfe: --check repeats"),
         (["s.safetensors", "--data", "digits", "--weights", "w.pt"], 2, "--weights: are a teacher's"),
         (["s.safetensors", "--data", "digits", "--baselines", "euler"], 2, "--baselines: are a teacher's solvers"),
         (["runs/digits", "runs/digits-ctm", "--data", "digits"], 2, "a run knows its teacher and its data"),

@@ -540,7 +540,7 @@ def test_without_trainings_the_mixture_alone_is_judged(tmp_path, monkeypatch, ca
     ("arguments", "said"),
     [
         (["e", "--data", "patches"], "none of these data sets can judge e"),
-        (["--quick", "--experiments", "settings"], "--quick: is an experiment of its own"),
+        (["--quick", "--experiments", "settings"], "--experiments: --quick is an experiment of its own"),
         (["g"], "claim: got 'g'"),
     ],
 )

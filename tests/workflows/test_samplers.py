@@ -131,7 +131,7 @@ def test_images_are_inverted_and_lead_back(tmp_path, capsys):
     [
         (["none.npz", "--teacher", "digits"], 3, "no such file"),
         (["other.npz", "--teacher", "digits"], 4, "must be in the file"),
-        (["other.npz", "--teacher", "digits", "--run", "x"], 2, "goes without --run"),
+        (["other.npz", "--teacher", "digits", "--run", "x"], 2, "--run: goes without --teacher"),
         (["other.npz", "--teacher", "digits", "--nfe", "2,4"], 2, "got 2 numbers"),
         (["other.npz", "--teacher", "digits", "--out", "x.png"], 2, "ends in .npz"),
     ],
