@@ -14,6 +14,8 @@ from cdistill.runtime import console
 from cdistill.schedule import log_uniform_grid
 from tests.quadrature import exact_estimate
 
+# Two single-thread tests side by side do more work than one with two threads.
+os.environ |= {"CDISTILL_THREADS": "1", "OMP_NUM_THREADS": "1"}
 os.environ["CDISTILL_OFFLINE"] = "1"  # no test downloads weights; those of downloading serve files of their own
 PACKAGE = Path(__file__).resolve().parents[1] / "cdistill"
 
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

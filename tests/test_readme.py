@@ -1,4 +1,4 @@
-"""What README.md shows works as typed."""
+"""What the READMEs show works as typed."""
 
 import re
 import shlex
@@ -6,37 +6,28 @@ from pathlib import Path
 
 import pytest
 
+from cdistill import registry
 from cdistill.cli.app import run
-from cdistill.registry import (
-    DISCRIMINATORS,
-    DISTANCES,
-    ESTIMATORS,
-    FEATURES,
-    METRICS,
-    PRECONDITIONINGS,
-    SAMPLERS,
-    SOURCES,
-    TEACHERS,
-)
 from tests.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+READMES = {path.relative_to(ROOT): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("*/**/README.md")]}
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALLER = {
     "distill": [part for value in [*FAST, "training.iterations=2"] for part in ("--set", value)],
     "estimate-coeffs": ["--samples", "64", "--timesteps", "8"],
+    "compare": ["--samples", "64", "--timesteps", "8", "--trajectories", "8", "--points", "4", "--nfe", "1,2"],
     "sample": ["--seeds", "0-3"],
     "evaluate": ["--samples", "16"],
-    "plot trajectories": ["--samples", "32", "--count", "32"],
 }
 
 
 def test_the_check_runs_the_readmes_test_command():
     test_command = BLOCKS[1].strip()
     assert test_command.startswith("pip install -e '.[dev]'")
-    assert test_command in (ROOT / ".ci" / "run").read_text().splitlines()
+    assert test_command in (ROOT / ".ci" / "run").read_text()
 
 
 def test_the_first_command_installs_and_distils():
@@ -48,7 +39,7 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
     """Every command of the pipeline as typed, followed by options that make it small."""
     monkeypatch.chdir(tmp_path)
     lines = BLOCKS[2].strip().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         program, *arguments = shlex.split(line)
         assert program == "cdistill"
@@ -56,48 +47,25 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
         assert run([*arguments, *smaller]) == 0, line
 
 
-def test_every_registered_name_is_named():
-    everything = PRECONDITIONINGS, TEACHERS, SOURCES, ESTIMATORS, DISTANCES, DISCRIMINATORS, METRICS, SAMPLERS, FEATURES
-    for registry in everything:
-        assert all(f"`{name}`" in README for name in registry.names())
-
-
-def test_every_file_that_is_named_exists():
-    named = re.findall(r"`((?:cdistill|tests|recipes)/[\w./-]+)`|\]\((\.github/[\w./-]+)\)", README)
-    assert len(named) > 8
-    for first, second in named:
-        assert (ROOT / (first or second)).exists(), first or second
-
-
 @pytest.mark.slow
-def test_the_commands_about_coefficients_run_in_their_order(tmp_path, monkeypatch):
+def test_the_same_in_python(tmp_path, monkeypatch, capsys):
+    """As printed, with a smaller training and fewer samples."""
     monkeypatch.chdir(tmp_path)
-    (block,) = (block for block in BLOCKS if "--target-error" in block)
-    for line in block.strip().splitlines():
-        _, *arguments = shlex.split(line)
-        smaller = ["--samples", "64", "--timesteps", "8"] if "--teacher" in arguments else []
-        assert run([*arguments, *smaller]) == 0, line
+    code = PYTHON[0].replace('["preconditioning.', f'[*{[*FAST, "evaluation.nfe=[1,2,3]"]}, "preconditioning.')
+    scope: dict[str, object] = {}
+    exec(code.replace("samples=256, timesteps=48", "samples=64, timesteps=12"), scope)
+    assert scope["images"].shape == (16, 1, 8, 8)
+    assert "student" in capsys.readouterr().out
 
 
-def test_nothing_is_left_to_be_filled_in():
-    for name in ("README.md", "CHANGELOG.md"):
-        assert not re.search(r"@[A-Z]+@", (ROOT / name).read_text())
-
-
-def test_every_module_that_is_named_exists():
-    named = re.findall(r"python -m (tests[\w.]+)", README)
-    assert named
-    assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in named)
-
-
-def test_the_loader_of_three_lines_works_on_a_coefficient_file(tmp_path, monkeypatch):
+def test_a_sampler_of_ones_own_gets_f_and_g(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.chdir(tmp_path)
-    command = ["estimate-coeffs", "--teacher", "patches", "--samples", "64", "--timesteps", "12"]
-    assert run(command) == 0
-    scope = {"t": torch.tensor([80.0, 1.0]), "s": torch.tensor([1.0, 1.0])}
-    exec(PYTHON[0], scope)
+    arguments = ["--teacher", "digits", "--samples", "64", "--timesteps", "12", "--out", "digits.safetensors"]
+    assert run(["estimate-coeffs", *arguments]) == 0
+    scope = {"t": torch.tensor([80.0, 1.0]), "s": torch.tensor([1.0, 1.0]), "x_t": 0, "D": lambda x, t, s: 1}
+    exec("import cdistill\n" + PYTHON[1], scope)
     assert 0 < float(scope["g"][0]) < 1
     assert (float(scope["f"][1]), float(scope["g"][1])) == (1, 0)
 
@@ -106,6 +74,29 @@ def test_the_example_preconditioning_passes_the_boundary_condition():
     import torch
 
     scope: dict[str, type] = {}
-    exec(PYTHON[1], scope)
+    exec(PYTHON[2], scope)
     f, g = scope["Squared"]()(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 0.5]))
     assert (f.tolist(), g.tolist()) == ([1.0, 0.25], [0.0, 0.75])
+
+
+def test_every_registered_name_is_named():
+    text = "".join(READMES.values())
+    registries = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    assert len(registries) == 12
+    missing = [name for one in registries for name in one.names() if f"`{name}`" not in text]
+    assert not missing
+    assert not [one.group for one in registries if f"`{one.group}`" not in README]
+
+
+def test_every_file_and_module_that_is_named_exists():
+    for place, text in READMES.items():
+        files = re.findall(r"`((?:cdistill|tests|recipes)/[\w./-]+)`", text)
+        links = [(ROOT / place).parent / link for link in re.findall(r"\]\((?!http)([\w./-]+)\)", text)]
+        modules = [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m (tests[\w.]+)", text)]
+        missing = [name for name in [*files, *links, *modules] if not (ROOT / name).exists()]
+        assert not missing, place
+
+
+def test_nothing_is_left_to_be_filled_in():
+    for text in [*READMES.values(), (ROOT / "CHANGELOG.md").read_text()]:
+        assert not re.search(r"@[A-Z]+@", text)
