@@ -61,7 +61,8 @@ def distill(
 
     with console.json_only(as_json):
         folder = _run_folder(recipe, out, resume)
-        show(run_distill(chosen, folder, resume, micro_batch))
+        mode = "never" if resume == "never" else "auto"
+        show(run_distill(chosen, out=folder, resume=mode, micro_batch=micro_batch).evaluation)
     return finish(as_json, RunFolder(folder).results(), "")
 
 

@@ -17,16 +17,13 @@ from cdistill.estimation.base import Estimator, GroupSums, replicates, standard_
 from cdistill.preconditionings.coefficients import Coefficients, load_coefficients, save_coefficients
 from cdistill.preconditionings.loading import make_preconditioning
 from cdistill.registry import ESTIMATORS
-from cdistill.runtime.console import compact
+from cdistill.runtime.console import Table, compact
 from cdistill.schedule import EPS, SIGMA_DATA
 
 _PAIRED_LEVELS = 16
 _SUMS = ("sums", "sizes", "stops", "samples")
 _FACTS = ("estimator", "dim", "sigma_data")
 _FEWEST_GROUPS = 2  # that have an error
-
-Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
-"""Title, columns and rows; `cdistill.runtime.console.table` prints it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ class CoefficientEstimate:
             "and g: 0.5; in brackets: standard error"
         )
         lines = [[f"{level:.4g}", *line] for level, *line in zip(t.tolist(), *columns.values(), strict=True)]
-        return title, ["t", *columns], lines
+        return Table(title, ["t", *columns], lines)
 
     def samples_note(self) -> str:
         """Returns how many samples a target error took, and where it was missed; "" without one."""
@@ -243,7 +240,7 @@ class EstimatorComparison:
             for row in rows
         ]  # fmt: skip
         first = next(iter(self.estimates))
-        return f"{self.teacher}: {first} minus others on the same samples; 1.0 and 5% are chance", columns, rows
+        return Table(f"{self.teacher}: {first} minus others on the same samples; 1.0 and 5% are chance", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the estimates and their deviations as JSON."""

@@ -15,11 +15,11 @@ from cdistill.evaluation.records import (
     Evaluation,
     Pair,
     Row,
-    Table,
     figure,
     finite,
     finite_interval,
 )
+from cdistill.runtime.console import Table
 
 TOLERANCE = 0.01  # standard errors: other devices and versions move the last bits, and with them single grey levels
 ROUNDING = 1e-6  # relative, for a figure without a standard error
@@ -144,7 +144,7 @@ class Repetition:
     def table(self) -> Table:
         """Returns each figure beside that of the record."""
         columns = ["sampler", "NFE", "metric", "recorded", "now", ""]
-        return f"{self.path}, measured again", columns, [repeated.cells() for repeated in self.figures], None
+        return Table(f"{self.path}, measured again", columns, [repeated.cells() for repeated in self.figures])
 
     def summary(self) -> str:
         """Returns in a line how many figures came out again."""

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.runtime.console import Table
 from cdistill.storage.files import read_json
 
 SCHEMA = 2
@@ -20,8 +21,6 @@ UNDECIDED = "not distinguishable"
 _HIGHER = ("precision", "recall", "density", "coverage", "inception-score")  # is better, where a record does not say
 
 Interval = tuple[float, float]
-Table = tuple[str, list[str], list[list[str]], str | None]
-"""Title, columns, rows and caption: the arguments of `cdistill.runtime.console.table`."""
 
 
 class _Record(BaseModel):
@@ -183,7 +182,7 @@ class Evaluation(_Record):
         data = (self.model_extra or {}).get("data")
         against = "statistics of real data" if data is None else f"{data} ({self.split})"
         names = list(self.metrics) or self.names
-        return (
+        return Table(
             f"{self.subject}: {self.samples} samples against {against}",
             ["sampler", "NFE", *map(self.title, names)],
             [[row.sampler, str(row.nfe or "-"), *map(row.figure, names)] for row in self.rows],
@@ -249,7 +248,7 @@ class Comparisons(_Record):
         ]  # fmt: skip
         first = self.comparisons[0].first if self.comparisons else ""
         columns = ["second", "metric", "NFE", first, "second", "difference", "the second is"]
-        return f"compared with {first}, on the same seeds", columns, rows, None
+        return Table(f"compared with {first}, on the same seeds", columns, rows)
 
     @property
     def path(self) -> Path | None:

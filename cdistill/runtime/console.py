@@ -1,15 +1,18 @@
 """What a person sees: progress on stderr, tables on stdout; plain lines where there is no terminal."""
 
+import html
+import io
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import NamedTuple
 
+from rich import table as rich_table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from cdistill.errors import printable
@@ -106,24 +109,57 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
     yield advance
 
 
+class Table(NamedTuple):
+    """Results as text, to be printed, or shown in a notebook.
+
+    Attributes:
+        title: What it shows.
+        columns: Heads of the columns.
+        rows: A text for each column.
+        caption: What stands below, if anything.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str | None = None
+
+    def __str__(self) -> str:
+        console = Console(width=200, file=io.StringIO(), emoji=False)
+        console.print(_draw(self))
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+
+    def _repr_html_(self) -> str:
+        def cells(tag: str, texts: Sequence[str]) -> str:
+            return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)
+
+        rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in self.rows)
+        head = f"<caption>{html.escape(self.title)}</caption><tr>{cells('th', self.columns)}</tr>"
+        return f"<table>{head}{rows}</table>{html.escape(self.caption or '')}"
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
     """Prints a table on stdout, from the main process; the first column is aligned left, the others right."""
-    if not is_main_process():
-        return
-    below = None if caption is None else Text(caption)
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", caption=below, caption_justify="left")
-    for index, column in enumerate(columns):
+    if is_main_process():
+        _tables.print(_draw(Table(title, columns, rows, caption)))
+
+
+def _draw(content: Table) -> rich_table.Table:
+    below = None if content.caption is None else Text(content.caption)
+    style = {"title_justify": "left", "title_style": "bold", "caption_justify": "left"}
+    drawn = rich_table.Table(title=Text(content.title), caption=below, **style)  # type: ignore[arg-type]
+    for index, column in enumerate(content.columns):
         drawn.add_column(Text(column), justify="right" if index else "left")
-    for row in rows:
+    for row in content.rows:
         drawn.add_row(*map(Text, row))
-    _tables.print(drawn)
+    return drawn
 
 
 def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Prints names and what they are on stdout, from the main process, both aligned left."""
     if not is_main_process():
         return
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False)
+    drawn = rich_table.Table(title=Text(title), title_justify="left", title_style="bold", show_header=False)
     for row in rows:
         drawn.add_row(*map(Text, row))
     _tables.print(drawn)

@@ -22,12 +22,11 @@ from cdistill.analysis.consistency_gap import (
     score_bound,
 )
 from cdistill.errors import CdistillError, brief
-from cdistill.estimation.estimate import Table
 from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import load_preconditioning
 from cdistill.preconditionings.coefficients import Coefficients, check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.runtime.console import compact, progress
+from cdistill.runtime.console import Table, compact, progress
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
 from cdistill.sampling.samplers import make_sampler
@@ -80,7 +79,7 @@ class PreconditioningComparison:
             f"{self.title}; untrained students' end points against the teacher's\n"
             "rms per element (standard error); worse: than the one above, over all NFE"
         )
-        return title, ["preconditioning", "rank", *[f"{calls} NFE" for calls in nfe], "worse by"], rows
+        return Table(title, ["preconditioning", "rank", *[f"{calls} NFE" for calls in nfe], "worse by"], rows)
 
     def pair_table(self) -> Table:
         """Returns jump errors, gaps and the largest f and g over all pairs (t, s)."""
@@ -89,7 +88,7 @@ class PreconditioningComparison:
              f"{_largest(score.f):.3g}", f"{_largest(score.g):.3g}"]
             for score in [*self.scores, self.bound]
         ]  # fmt: skip
-        return "over all pairs (t, s)", ["preconditioning", "jump error", "gap", "max |f|", "max |g|"], rows
+        return Table("over all pairs (t, s)", ["preconditioning", "jump error", "gap", "max |f|", "max |g|"], rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON; what is not finite becomes null."""

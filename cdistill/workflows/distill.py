@@ -1,8 +1,10 @@
 """``cdistill distill`` and ``cdistill train-teacher``."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +19,15 @@ from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.objectives.base import Objective, make_objective
 from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings import Preconditioning, load_preconditioning
-from cdistill.recipe.files import to_toml
+from cdistill.recipe.files import load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
-from cdistill.runtime.console import say, table
+from cdistill.runtime.console import Table, say, table
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
 from cdistill.sampling.teacher_data import open_data
 from cdistill.storage.files import copy_file, list_checkpoints
-from cdistill.storage.run_folder import RunFolder
+from cdistill.storage.run_folder import RUNS, RunFolder
 from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.acceleration import tolerate_compiler
@@ -37,7 +39,7 @@ from cdistill.training.trackers import check_trackers, log_record, tracking
 from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate
 from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, opened_run
-from cdistill.workflows.students import recipe_preconditioning, untrained_student
+from cdistill.workflows.students import Student, load_student, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
@@ -69,20 +71,77 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     return path
 
 
-def distill(recipe: DistillRecipe, out: Path, resume: str, micro_batch: str | None = None) -> Evaluation:
-    """Distils a student in the run folder `out`, estimating coefficients first if need be; returns the results.
+@dataclass(frozen=True)
+class DistilledRun:
+    """What a distillation left.
+
+    Attributes:
+        folder: The run folder.
+        evaluation: The figures of the teacher, the untrained and the trained student.
+    """
+
+    folder: Path
+    evaluation: Evaluation
+
+    @cached_property
+    def student(self) -> Student:
+        """The trained student."""
+        return load_student(self.folder)
+
+    def table(self) -> Table:
+        """Returns the figures as text."""
+        return self.evaluation.table()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the record of the evaluation as JSON."""
+        return self.evaluation.to_dict()
+
+
+def distill(
+    recipe: str | Path | DistillRecipe,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: Literal["auto", "never"] = "auto",
+    micro_batch: str | None = None,
+) -> DistilledRun:
+    """Distils a teacher into a student, estimating coefficients first if need be.
 
     Args:
-        recipe: The recipe.
-        out: The run folder.
-        resume: "auto" or "never".
-        micro_batch: See `with_micro_batches`; None for the recipe's own `training.accumulation`.
+        recipe: Name or file of a recipe, or one that is loaded.
+        overrides: ``section.key=value`` each, as on the command line.
+        out: The run folder; runs/RECIPE by default. A run that was interrupted there is resumed.
+        resume: "never" refuses a folder that holds a run.
+        micro_batch: Images that a device works on at once, or "auto" for as many as fit; the recipe's accumulation by
+            default.
+
+    Raises:
+        RecipeError: The recipe is wrong, or the folder holds a run of another one.
+        StoppedError: A signal came; everything is saved, and the same call resumes.
+        DivergedError: The training produced NaN or infinity.
+        CdistillError: Files are missing or damaged, or do not fit.
+
+    >>> small = ["training.iterations=2", "training.batch_size=16", "evaluation.samples=16", "evaluation.nfe=[1, 2]"]
+    >>> run = distill("mixture", [*small, "preconditioning.name=ctm"], out="example")
+    >>> run.student.sample(nfe=2, seeds=range(4)).shape
+    torch.Size([4, 1])
     """
+    if not isinstance(recipe, DistillRecipe):
+        out = out or RUNS / Path(recipe).stem
+        recipe = load_recipe(Path(recipe), DistillRecipe, overrides)
+    elif overrides:
+        raise RecipeError("overrides: got some for a recipe that is loaded; load it with them")
+    if out is None:
+        raise RecipeError("out: missing; a recipe that is loaded has no name to call the run folder by")
+    return DistilledRun(Path(out), _distill(recipe, RunFolder(Path(out)), resume, micro_batch))
+
+
+def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch: str | None) -> Evaluation:
     check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
     objective = make_objective(recipe.objective, teacher.shape)
-    folder, section, checkpoint = RunFolder(out), recipe.evaluation, recipe.checkpoint
+    section, checkpoint = recipe.evaluation, recipe.checkpoint
     accelerator = make_accelerator(recipe.training.precision)
     if micro_batch is not None:
         recipe = with_micro_batches(recipe, micro_batch, accelerator, folder)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cdistill.data import load_source
-from cdistill.estimation.estimate import Table
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.preconditionings import load_preconditioning
 from cdistill.reporting import figures
 from cdistill.reporting.panels import save_figure
+from cdistill.runtime.console import Table
 from cdistill.runtime.randomness import generator
 from cdistill.sampling.samplers import teacher_trajectories, trajectories
 from cdistill.schedule import T, rho_grid, sampling_grid
@@ -85,4 +85,4 @@ def trajectory_table(results: Sequence[TrajectoryResult]) -> Table:
         [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"]
         for r in results
     ]
-    return "1-D mixture, optimal denoiser, no training", columns, rows
+    return Table("1-D mixture, optimal denoiser, no training", columns, rows)

@@ -1,7 +1,10 @@
 """A trained student, put together from its run folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
@@ -10,6 +13,8 @@ from cdistill.preconditionings import Preconditioning, load_preconditioning, mak
 from cdistill.recipe.files import load_recipe
 from cdistill.recipe.schema import DistillRecipe
 from cdistill.registry import OBJECTIVES
+from cdistill.sampling.drawing import generate
+from cdistill.sampling.samplers import STUDENT_NFE, make_sampler
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, load_tensors
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
@@ -34,12 +39,38 @@ class Student:
     recipe: DistillRecipe
     step: int
 
+    def sample(
+        self,
+        nfe: int = STUDENT_NFE,
+        seeds: Sequence[int] = range(16),
+        classes: Sequence[int] | None = None,
+        sampler: str | None = None,
+    ) -> Tensor:
+        """Draws a sample for each seed; a sample depends on its seed alone.
 
-def load_student(run: RunFolder, weights: Path | None = None, step: str = "last") -> Student:
+        Args:
+            nfe: Network calls for a sample.
+            seeds: One sample each.
+            classes: Repeated along the seeds; drawn at random by seed where the student has classes and none are given.
+            sampler: A registered name; the student's default if None.
+
+        Returns:
+            float64 (n, C, H, W) with values about -1 to 1, or (n, d), on the CPU.
+
+        Raises:
+            RecipeError: The sampler does not fit the student, or there is no such class.
+        """
+        built = make_sampler(self.denoiser, self.preconditioning, sampler, nfe)
+        device = next(self.denoiser.parameters()).device
+        shape, count = self.denoiser.sample_shape, self.denoiser.num_classes
+        return generate(built, shape, seeds, count, classes, device)[0]
+
+
+def load_student(run: RunFolder | str | Path, weights: Path | None = None, step: str = "last") -> Student:
     """Loads a student of a run.
 
     Args:
-        run: The run.
+        run: The run, or its folder.
         weights: File of its teacher's weights, where it has moved since.
         step: Which: "last", "best" (as the recipe's checkpoint.best says) or the number of its steps.
 
@@ -48,6 +79,7 @@ def load_student(run: RunFolder, weights: Path | None = None, step: str = "last"
         CorruptFileError: A file of the run is damaged.
         MismatchError: The teacher is no longer the one that the run was made with.
     """
+    run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     run.latest_checkpoint()  # a folder without one is told so first
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
