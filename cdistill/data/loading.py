@@ -45,6 +45,9 @@ def load_source(name: str, split: str = "train") -> Source:
         MissingAssetError: There is no such file.
         CorruptFileError: The file, an image in it, or its labels are damaged.
         CdistillError: The source has no such split.
+
+    >>> load_source("digits").shape
+    (1, 8, 8)
     """
     if is_data_path(name):
         return load_file(Path(name).absolute(), split)

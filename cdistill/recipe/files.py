@@ -49,8 +49,13 @@ def check_recipe(values: dict[str, Any], model: type[AnySection], where: str) ->
     return cast(AnySection, check_section(values, recipe_of_objective(name), where))
 
 
-def load_any_recipe(path: Path, overrides: Sequence[str] = ()) -> DistillRecipe | TeacherRecipe:
-    """Reads and checks a recipe of either kind, see `load_recipe`; one with a section `network` trains a teacher."""
+def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecipe | TeacherRecipe:
+    """Reads and checks a recipe of either kind, see `load_recipe`; one with a section `network` trains a teacher.
+
+    >>> load_any_recipe("digits", ["training.batch_size=32"]).training.batch_size
+    32
+    """
+    path = Path(path)
     if "network" in _read(find_recipe(path)):
         return load_recipe(path, TeacherRecipe, overrides)
     return load_recipe(path, DistillRecipe, overrides)

@@ -44,6 +44,10 @@ def evaluate(target: Target | Path | str, choice: SamplerChoice = DEFAULT, **cha
     Raises:
         RecipeError: Options that contradict each other, or that nothing would read.
         CdistillError: Files are missing or damaged.
+
+    >>> evaluation = evaluate(Target(teacher="mixture-1d"), samples=64)
+    >>> [(row.sampler, row.nfe) for row in evaluation.rows]
+    [('teacher (Heun)', 34)]
     """
     asked = target if isinstance(target, Target) else Target(str(target))
     asked = replace(asked, changes={**asked.changes, **changes})

@@ -78,6 +78,12 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
         MissingAssetError: The run has no such checkpoint.
         CorruptFileError: A file of the run is damaged.
         MismatchError: The teacher is no longer the one that the run was made with.
+
+    >>> from cdistill.workflows.distill import distill
+    >>> small = ["training.iterations=1", "training.batch_size=16", "evaluation.samples=16", "preconditioning.name=ctm"]
+    >>> run = distill("mixture", small, out="example")
+    >>> load_student("example").step
+    1
     """
     run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
     run.latest_checkpoint()  # a folder without one is told so first
