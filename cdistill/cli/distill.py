@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -61,7 +61,7 @@ def distill(
 
     with console.json_only(as_json):
         folder = _run_folder(recipe, out, resume)
-        mode = "never" if resume == "never" else "auto"
+        mode: Literal["auto", "never"] = "never" if resume == "never" else "auto"
         show(run_distill(chosen, out=folder, resume=mode, micro_batch=micro_batch).evaluation)
     return finish(as_json, RunFolder(folder).results(), "")
 

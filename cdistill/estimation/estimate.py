@@ -3,7 +3,7 @@
 The format of the file: `cdistill.preconditionings.coefficients`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path

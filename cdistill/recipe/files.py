@@ -56,6 +56,7 @@ def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillR
     32
     """
     path = Path(path)
+    path = Path(path)
     if "network" in _read(find_recipe(path)):
         return load_recipe(path, TeacherRecipe, overrides)
     return load_recipe(path, DistillRecipe, overrides)
