@@ -92,9 +92,6 @@ def sample(
     Raises:
         StoppedError: A signal came; finished samples are kept.
         RunLockedError: Another process writes the same files.
-
-    >>> sample(teacher="digits", seeds=range(4), out=Path("drawn")).files
-    [PosixPath('drawn/teacher.png')]
     """
     writer: Writer = WRITERS.get(form)()
     accelerator = make_accelerator("fp32")
