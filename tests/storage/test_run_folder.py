@@ -167,9 +167,10 @@ def test_a_step_is_last_best_or_a_number(command, step, folder, capsys):
 
 
 def test_only_a_run_has_steps_to_choose_from(capsys):
-    for more in (["--teacher", "mixture-1d"], ["--run", "student.safetensors"]):
+    refusals = {("--teacher", "mixture-1d"): "without --teacher", ("--run", "student.safetensors"): "with a run folder"}
+    for more, words in refusals.items():
         assert run(["sample", *more, "--step", "10"]) == 2
-        assert "--step: goes with a run folder" in capsys.readouterr().err
+        assert f"--step: goes {words}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
