@@ -103,11 +103,11 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
     if isinstance(sigma_data, bool) or not isinstance(sigma_data, int | float) or not 0 < sigma_data <= _LARGEST_SIGMA:
         raise ValueError(f"sigma_data: needs a number above 0 and up to {_LARGEST_SIGMA:g}")
     kind, takes_s = arguments.pop("network"), arguments.pop("s_branch")
-    free = SongUNet(**arguments) if kind == "song" else ADMUNet(**arguments)
+    unet = SongUNet(**arguments) if kind == "song" else ADMUNet(**arguments)
     if takes_s:
-        free.add_s_branch()
+        unet.add_s_branch()
     side, channels = arguments["resolution"], arguments["channels"]
-    return EDMDenoiser(free, (channels, side, side), float(sigma_data), arguments["num_classes"])
+    return EDMDenoiser(unet, (channels, side, side), float(sigma_data), arguments["num_classes"])
 
 
 def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: Mapping[str, Tensor]) -> EDMDenoiser:

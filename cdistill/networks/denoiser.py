@@ -1,4 +1,4 @@
-"""Denoisers D(x, t[, s]) and EDM's way of wrapping a free network into one."""
+"""Denoisers D(x, t[, s]) and EDM's way of wrapping a U-Net into one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
+
+from cdistill.networks.unet import UNet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -76,30 +78,6 @@ class Denoiser(nn.Module, ABC):
         return self
 
 
-class FreeNetwork(nn.Module, ABC):
-    """F(x, c_noise[, c_noise_s], labels), the network inside :class:`EDMDenoiser`."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
-        """Computes F; `x` has unit variance and the network's type; the noise inputs are (B,), float32 at least."""
-
-    @abstractmethod
-    def add_s_branch(self) -> None:
-        """Adds an input for s whose contribution is exactly zero until it is trained."""
-
-    @abstractmethod
-    def set_dropout(self, probability: float) -> None:
-        """Sets the dropout probability of every layer that has one."""
-
-    @abstractmethod
-    def last_layer(self) -> nn.Parameter:
-        """Returns the weight of the output layer."""
-
-    def unused(self) -> list[nn.Parameter]:
-        """Returns parameters that no output depends on; they stay frozen in a student."""
-        return []
-
-
 class EDMDenoiser(Denoiser):
     """D(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x; c_noise(t), c_noise(s)) (Zheng et al. 2025, Eq. 3).
 
@@ -107,15 +85,13 @@ class EDMDenoiser(Denoiser):
     in float64 and cast to the type of `x`; what enters the network is cast to the type of its weights last.
 
     Args:
-        model: The free network F.
+        model: The U-Net F.
         sample_shape: (C, H, W).
         sigma_data: Standard deviation of the data.
         num_classes: Number of classes, 0 when unconditional.
     """
 
-    def __init__(
-        self, model: FreeNetwork, sample_shape: tuple[int, ...], sigma_data: float, num_classes: int = 0
-    ) -> None:
+    def __init__(self, model: UNet, sample_shape: tuple[int, ...], sigma_data: float, num_classes: int = 0) -> None:
         super().__init__()
         self.model = model
         self.sample_shape = sample_shape
@@ -128,8 +104,8 @@ class EDMDenoiser(Denoiser):
         precise = torch.promote_types(dtype, torch.float32)
         c_skip, c_out, c_in = edm_coefficients(t, self.sigma_data)
         noise, noise_s = (None if level is None else level.to(precise).log() / 4 for level in (t, s))
-        free = self.model((broadcast(c_in, x) * x).to(dtype), noise, noise_s, labels)
-        out: Tensor = broadcast(c_skip, x) * x + broadcast(c_out, x) * free.to(x.dtype)
+        raw = self.model((broadcast(c_in, x) * x).to(dtype), noise, noise_s, labels)
+        out: Tensor = broadcast(c_skip, x) * x + broadcast(c_out, x) * raw.to(x.dtype)
         return out
 
     @override

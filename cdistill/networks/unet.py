@@ -6,7 +6,7 @@ and reverse-mode derivatives.
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from typing_extensions import override
-
-from cdistill.networks.denoiser import FreeNetwork
 
 
 @dataclass(frozen=True)
@@ -253,7 +250,7 @@ class Block(nn.Module):
         return self.style.init(ResamplingConv(inputs, outputs, kernel, direction, self.style.taps), 1.0)
 
 
-class UNet(FreeNetwork):
+class UNet(nn.Module, ABC):
     """The way through the U; a family adds its embeddings, its encoder and decoder, and its last layers.
 
     Attributes:
@@ -284,8 +281,22 @@ class UNet(FreeNetwork):
     def output(self, x: Tensor) -> Tensor:
         """Maps the decoder's activations to F."""
 
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Returns the weight of the output layer."""
+
     def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Computes F; `x` (B, C, H, W), `noise` and `noise_s` (B,), `labels` (B,) int64 or None for no class."""
+        """Computes F(x, c_noise(t)[, c_noise(s)], labels).
+
+        Args:
+            x: (B, C, H, W), of unit variance, in the type of the weights.
+            noise: c_noise(t) (B,), float32 at least.
+            noise_s: c_noise(s), like `noise`; None without an s-branch.
+            labels: Class indices (B,), int64; None for no class.
+
+        Returns:
+            Like `x`.
+        """
         return self.output(self.body(x, noise, noise_s, labels))
 
     def body(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -307,18 +318,21 @@ class UNet(FreeNetwork):
         return x
 
     def add_s_branch(self) -> None:
-        """Adds mapping layers for s, copied from those of t, and a zero projection in every block."""
+        """Adds an input for s: mapping layers copied from those of t, and in every block a projection.
+
+        The projections are zero, so that the output stays the same until they are trained.
+        """
         self.map_layer0_s, self.map_layer1_s = deepcopy(self.map_layer0), deepcopy(self.map_layer1)
         for block in self.blocks():
             block.add_s_branch()
 
-    @override
     def set_dropout(self, probability: float) -> None:
+        """Sets the dropout probability of every block."""
         for block in self.blocks():
             block.dropout = probability
 
-    @override
     def unused(self) -> list[nn.Parameter]:
+        """Returns parameters that no output depends on; they stay frozen in a student."""
         return [] if self.map_augment is None else list(self.map_augment.parameters())
 
     def blocks(self) -> list[Block]:
