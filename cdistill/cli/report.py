@@ -1,6 +1,7 @@
 """The commands that show results: the page, the figures, the paper's claims."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -88,15 +89,23 @@ def reproduce(
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
     start()
-    from cdistill.workflows.reproduce.request import Request
+    from cdistill.workflows.reproduce.jobs import Request
+    from cdistill.workflows.reproduce.page import trials_table, verdict_tables
+    from cdistill.workflows.reproduce.run import list_trials
     from cdistill.workflows.reproduce.run import reproduce as run_reproduce
-    from cdistill.workflows.reproduce.trials import list_trials
 
     request = Request(letters, kind, chosen, seeds, processes, folder)
-    rate = tflops or (TFLOPS if kind == "table-2" else None)
     with console.json_only(as_json):
-        record = list_trials(request, rate) if dry_run else run_reproduce(request, jobs)
-    finish(as_json, record, "")
+        if dry_run:
+            record = list_trials(request, tflops or (TFLOPS if kind == "table-2" else None))
+            console.table(*trials_table(record))
+            for trial in record["trials"]:
+                console.say(shlex.join(trial["command"]))
+            return finish(as_json, record, "")
+        record = run_reproduce(request, jobs)
+        for table in verdict_tables(record):
+            console.table(*table)
+    return finish(as_json, record, f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}")
 
 
 @section_options("section", EstimationSection, "samples", "seed")

@@ -14,6 +14,7 @@ import torch
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.estimates import quantile
+from cdistill.objectives.cm import CMSection
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.recipe.files import differences
 from cdistill.recipe.schema import DistillRecipe
@@ -28,7 +29,6 @@ from cdistill.workflows.reproduce.claims import (
     REFUTED,
     REPRODUCED,
     UNDECIDED,
-    Figure,
     Finding,
     arms_of,
     choose_claims,
@@ -38,15 +38,24 @@ from cdistill.workflows.reproduce.claims import (
     judge,
     no_gain,
     superior,
+    verdict,
+    with_figures,
 )
 from cdistill.workflows.reproduce.experiments import ARMS, EXPERIMENTS, NFE, DataSet, Trial, choose_data, trials
 from cdistill.workflows.reproduce.figures import draw_study, panel
-from cdistill.workflows.reproduce.outcomes import Outcome, Outcomes, Ratio, geometric, read_outcome
+from cdistill.workflows.reproduce.jobs import Job, Request, log_of, run_jobs
+from cdistill.workflows.reproduce.outcomes import (
+    Comparison,
+    Outcome,
+    Outcomes,
+    Ratio,
+    compare,
+    decades,
+    geometric,
+    predict,
+    read_outcome,
+)
 from cdistill.workflows.reproduce.page import markdown_table, write_page
-from cdistill.workflows.reproduce.request import Request
-from cdistill.workflows.reproduce.run import with_figures
-from cdistill.workflows.reproduce.running import Job, log_of, run_jobs
-from cdistill.workflows.reproduce.study import Comparison, compare, decades, predict
 
 ALL = [data for kind in EXPERIMENTS.values() for data in kind.values()]
 STEPS = range(0, 81, 10)
@@ -71,11 +80,16 @@ def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else(data):
     assert base.training.iterations == 8 * base.evaluation.every or data.threads == 0
     for arm in data.arms:
         found = Trial(data, arm, 1).load()
-        assert found.preconditioning.name == ARMS[arm].form in PRECONDITIONINGS.names()
+        assert found.preconditioning.name == ARMS[arm].preconditioning in PRECONDITIONINGS.names()
         free = ["preconditioning.name"]
-        free += ["objective.name", "objective.dsm", "objective.target_rate"] if arm.startswith("cm") else []
+        free += ["objective"] if arm.startswith("cm") else []
         free += ["gan"] if ARMS[arm].gan else []
         assert differences(base, found, free) == []
+        if arm.startswith("cm"):
+            assert found.objective.model_dump() == {
+                **CMSection().model_dump(), "name": "cm", "dsm": False, "target_rate": 0.0,
+                "points": base.objective.points, "distance": base.objective.distance,
+            }  # fmt: skip
     assert data.metric in METRICS.names()
 
 
@@ -210,7 +224,7 @@ def test_a_late_value_is_of_the_second_half():
 
 
 @pytest.mark.parametrize(
-    ("rule", "low", "high", "verdict"),
+    ("rule", "low", "high", "expected"),
     [
         (superior, 0.5, 0.9, REPRODUCED),
         (superior, 0.9, 1.1, UNDECIDED),
@@ -235,8 +249,8 @@ def test_a_late_value_is_of_the_second_half():
         (faster, 0.5, 3.0, UNDECIDED),
     ],
 )
-def test_verdicts_follow_from_the_interval(rule, low, high, verdict):
-    assert rule(low, high) == verdict
+def test_verdicts_follow_from_the_interval(rule, low, high, expected):
+    assert rule(low, high) == expected
 
 
 def ratio_of(low, high, seeds=3, **more) -> Ratio:
@@ -251,26 +265,26 @@ def test_one_of_several_figures_contradicts_only_with_an_interval_for_all():
     assert ratio.interval(2) == pytest.approx(
         tuple(math.sqrt(1.26) * math.exp(s * ratio.spread * quantile(0.975, 2)) for s in (-1, 1))
     )
-    assert [Figure("x", superior, ratio).verdict(count) for count in (1, 5)] == [REFUTED, UNDECIDED]
+    assert [verdict(superior, ratio, count) for count in (1, 5)] == [REFUTED, UNDECIDED]
     better = ratio_of(0.8, 0.95)
-    assert [Figure("x", superior, better).verdict(count) for count in (1, 5)] == [REPRODUCED] * 2
+    assert [verdict(superior, better, count) for count in (1, 5)] == [REPRODUCED] * 2
 
 
 def test_what_diverged_with_a_seed_is_never_called_reproduced():
-    assert Figure("x", faster, ratio_of(1.7, 2.9, lost=True)).verdict(1) == UNDECIDED
-    assert Figure("x", faster, ratio_of(1.7, 2.9, bound=">=")).verdict(1) == REPRODUCED
-    assert Figure("x", faster, ratio_of(0.5, 0.9, lost=True)).verdict(1) == REFUTED
-    assert Figure("x", faster, None).verdict(1) == NOT_RUN
+    assert verdict(faster, ratio_of(1.7, 2.9, lost=True), 1) == UNDECIDED
+    assert verdict(faster, ratio_of(1.7, 2.9, bound=">="), 1) == REPRODUCED
+    assert verdict(faster, ratio_of(0.5, 0.9, lost=True), 1) == REFUTED
+    assert verdict(faster, None, 1) == NOT_RUN
 
 
 def test_with_one_seed_nothing_follows():
     for rule in (superior, comparable, no_gain, faster):
-        assert Figure("x", rule, geometric([1.0])).verdict(1) == UNDECIDED
+        assert verdict(rule, geometric([1.0]), 1) == UNDECIDED
 
 
 def findings_of(**verdicts):
     """Findings of claim (a): data set -> verdicts of its figures."""
-    return [Finding("a", data, "x", None, verdict) for data, found in verdicts.items() for verdict in found]
+    return [Finding("a", data, "x", None, word) for data, found in verdicts.items() for word in found]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +415,7 @@ def test_a_score_that_is_not_finite_is_no_score():
     broken = laboratory()
     broken["forms"]["analytic"]["mean_gap"]["value"] = None
     curves = {(arm, 0, 2, "fid"): [1.0] * 9 for arm in ("ctm", "analytic", "analytic-forward")}
-    assert {one.form for one in compare(make_outcomes(curves), broken)} == {"analytic-forward"}
+    assert {one.preconditioning for one in compare(make_outcomes(curves), broken)} == {"analytic-forward"}
 
 
 def test_the_page_shows_the_figures_and_what_is_missing():
@@ -485,6 +499,7 @@ def small(monkeypatch):
     }  # fmt: skip
     data = DataSet("mixture-1d", "mixture", changes, "wasserstein", ("ctm", "analytic", "analytic-forward"), 32)
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"embedded": {"mixture-1d": data}})
+    monkeypatch.setattr("cdistill.workflows.reproduce.run._TRAJECTORIES", 512)
     return data
 
 
@@ -529,6 +544,7 @@ def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, mon
 
 def test_without_trainings_the_mixture_alone_is_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cdistill.workflows.reproduce.run._TRAJECTORIES", 512)
     assert run(["reproduce", "f", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert list(record["claims"]) == ["f"]

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from cdistill.errors import RecipeError, suggest
-from cdistill.workflows.reproduce.experiments import CONSISTENCY, GAN, NFE
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, CONSISTENCY, GAN, NFE
 from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio
 
 REPRODUCED, REFUTED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "not distinguishable", "not run"
 MARGIN = 1.1  # figures within this factor are called comparable
 NEGLIGIBLE = 1.01  # a difference within this factor makes nothing superior, however sure it is
 CLAIMED = 2.0  # "2x to 3x training acceleration"
-ALIGNMENT = "teacher-mse"
 MIXTURE = "f"  # judged by `judge_mixture`: it needs no training
 
 
@@ -67,32 +66,22 @@ def faster(low: float, high: float) -> str:
     return REPRODUCED if low > 1 and low * high > CLAIMED else UNDECIDED
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure of a claim on one data set.
+Figure = tuple[str, Rule, Ratio | None]
+"""One figure of a claim on one data set: what it is, how it is judged, its value; None where trials are missing."""
 
-    Attributes:
-        quantity: What it is.
-        rule: How it is judged.
-        ratio: Its value; None where trials are missing.
+
+def verdict(rule: Rule, ratio: Ratio | None, comparisons: int) -> str:
+    """Returns the verdict on a figure that is one of so many figures of its claim and data set.
+
+    All of them have to say "reproduced" for the claim to be, and one alone can say "not reproduced": that one needs
+    an interval for all of them at once.
     """
-
-    quantity: str
-    rule: Rule
-    ratio: Ratio | None
-
-    def verdict(self, comparisons: int) -> str:
-        """Returns the verdict, if it is one of so many figures of its claim and data set.
-
-        All of them have to say "reproduced" for the claim to be, and one alone can say "not reproduced": that one needs
-        an interval for all of them at once.
-        """
-        if self.ratio is None:
-            return NOT_RUN
-        found = self.rule(*self.ratio.interval())
-        if found == REFUTED:
-            return self.rule(*self.ratio.interval(comparisons))
-        return UNDECIDED if found == REPRODUCED and self.ratio.lost else found
+    if ratio is None:
+        return NOT_RUN
+    alone = rule(*ratio.interval())
+    if alone == REFUTED:
+        return rule(*ratio.interval(comparisons))
+    return UNDECIDED if alone == REPRODUCED and ratio.lost else alone
 
 
 @dataclass(frozen=True)
@@ -112,36 +101,30 @@ class Claim:
     judge: Callable[[Outcomes], list[Figure]]
 
 
-def _acceleration(found: Outcomes) -> list[Figure]:
-    how = "analytic", "ctm", 2, found.data.metric
+def _acceleration(outcomes: Outcomes) -> list[Figure]:
+    how = "analytic", "ctm", 2, outcomes.data.metric
     return [
-        Figure(f"untrained, 2 NFE: {how[3]}", superior, found.before(*how)),
-        Figure(f"iterations, 2 NFE: {how[3]}", faster, found.speed(*how)),
+        (f"untrained, 2 NFE: {how[3]}", superior, outcomes.before(*how)),
+        (f"iterations, 2 NFE: {how[3]}", faster, outcomes.speed(*how)),
     ]
 
 
-def _one_step(found: Outcomes) -> list[Figure]:
-    metric = found.data.metric
+def _one_step(outcomes: Outcomes) -> list[Figure]:
+    metric = outcomes.data.metric
     return [
-        Figure(f"CTM, 1 NFE: {metric}", comparable, found.late("analytic", "ctm", 1, metric)),
-        *(
-            Figure(f"CM, {nfe} NFE: {metric}", comparable, found.late("cm-analytic", "cm", nfe, metric))
-            for nfe in (1, 2)
-        ),
+        (f"CTM, 1 NFE: {metric}", comparable, outcomes.late("analytic", "ctm", 1, metric)),
+        *((f"CM, {n} NFE: {metric}", comparable, outcomes.late("cm-analytic", "cm", n, metric)) for n in (1, 2)),
     ]
 
 
-def _at(rule: Rule, arm: str, baseline: str, calls: Sequence[int], found: Outcomes) -> list[Figure]:
-    metric = found.data.metric
-    return [Figure(f"{nfe} NFE: {metric}", rule, found.late(arm, baseline, nfe, metric)) for nfe in calls]
+def _at(rule: Rule, arm: str, baseline: str, calls: Sequence[int], outcomes: Outcomes) -> list[Figure]:
+    metric = outcomes.data.metric
+    return [(f"{nfe} NFE: {metric}", rule, outcomes.late(arm, baseline, nfe, metric)) for nfe in calls]
 
 
-def _alignment(found: Outcomes) -> list[Figure]:
-    return [
-        Figure(f"{nfe} NFE: {ALIGNMENT}", superior, found.late("analytic", "ctm", nfe, ALIGNMENT))
-        for nfe in NFE
-        if nfe > 1
-    ]
+def _alignment(outcomes: Outcomes) -> list[Figure]:
+    ratios = {nfe: outcomes.late("analytic", "ctm", nfe, ALIGNMENT) for nfe in NFE if nfe > 1}
+    return [(f"{nfe} NFE: {ALIGNMENT}", superior, ratio) for nfe, ratio in ratios.items()]
 
 
 CLAIMS: Mapping[str, Claim] = {
@@ -166,7 +149,7 @@ CLAIMS: Mapping[str, Claim] = {
     ),
     MIXTURE: Claim(
         "mixture", "Fig. 7: in 3 untrained steps Analytic follows the 1-D mixture's teacher better than CTM",
-        (), lambda found: [],
+        (), lambda outcomes: [],
     ),
 }  # fmt: skip
 
@@ -186,32 +169,33 @@ def choose_claims(names: Sequence[str]) -> list[str]:
 def arms_of(letters: Iterable[str], there: Collection[str]) -> set[str]:
     """Returns the arms to train on a data set that has those in `there`: none of claims that cannot be judged on it.
 
-    Analytic's other forms come beside the backward one, for the study.
+    With Analytic's backward form its other forms are trained too, for the comparison with the scores before training.
     """
-    wanted = [CLAIMS[letter].arms for letter in letters if set(CLAIMS[letter].arms) <= set(there)]
-    found = {arm for arms in wanted for arm in arms}
-    return found | ({"analytic-forward", "analytic-bounded"} & set(there) if "analytic" in found else set())
+    arms = {arm for letter in letters if set(CLAIMS[letter].arms) <= set(there) for arm in CLAIMS[letter].arms}
+    return arms | ({"analytic-forward", "analytic-bounded"} & set(there) if "analytic" in arms else set())
 
 
-def judge(found: Iterable[Outcomes], letters: Sequence[str]) -> list[Finding]:
+def judge(outcomes: Iterable[Outcomes], letters: Sequence[str]) -> list[Finding]:
     """Judges claims on every data set that has their arms; see `judge_mixture` for (f)."""
     return [
         finding
         for letter in letters
-        for outcomes in found
-        if set(CLAIMS[letter].arms) <= set(outcomes.data.arms)
-        for finding in _findings(letter, outcomes.data.name, CLAIMS[letter].judge(outcomes))
+        for one in outcomes
+        if set(CLAIMS[letter].arms) <= set(one.data.arms)
+        for finding in _findings(letter, one.data.name, CLAIMS[letter].judge(one))
     ]
 
 
 def judge_mixture(ratios: Mapping[str, Ratio]) -> list[Finding]:
     """Judges claim (f): quantity -> analytic over CTM."""
-    figures = [Figure(f"untrained, 3 NFE: {name}", superior, ratio) for name, ratio in ratios.items()]
+    figures: list[Figure] = [(f"untrained, 3 NFE: {name}", superior, ratio) for name, ratio in ratios.items()]
     return _findings(MIXTURE, "mixture-1d", figures)
 
 
 def _findings(letter: str, data: str, figures: Sequence[Figure]) -> list[Finding]:
-    return [Finding(letter, data, one.quantity, one.ratio, one.verdict(len(figures))) for one in figures]
+    return [
+        Finding(letter, data, quantity, ratio, verdict(rule, ratio, len(figures))) for quantity, rule, ratio in figures
+    ]
 
 
 def by_data(findings: Sequence[Finding], letter: str) -> dict[str, str]:
@@ -240,13 +224,19 @@ def conclusions(findings: Sequence[Finding]) -> dict[str, str]:
 
 
 def _conclude(verdicts: Mapping[str, str]) -> str:
-    told = {data: verdict for data, verdict in verdicts.items() if verdict != NOT_RUN}
-    yes, no = ([data for data, verdict in told.items() if verdict == word] for word in (REPRODUCED, REFUTED))
-    if not told:
+    run = {data: verdict for data, verdict in verdicts.items() if verdict != NOT_RUN}
+    yes, no = ([data for data, verdict in run.items() if verdict == word] for word in (REPRODUCED, REFUTED))
+    if not run:
         return NOT_RUN
-    if len(yes) == len(told):
+    if len(yes) == len(run):
         return REPRODUCED
     if not yes:
         return REFUTED if no else UNDECIDED
     contradicted = f", {REFUTED} on {', '.join(no)}" if no else ""
-    return f"{REPRODUCED} on {', '.join(yes)} ({len(yes)} of {len(told)}){contradicted}"
+    return f"{REPRODUCED} on {', '.join(yes)} ({len(yes)} of {len(run)}){contradicted}"
+
+
+def with_figures(findings: Sequence[Finding], letters: Sequence[str], names: Collection[str]) -> list[Finding]:
+    """Returns all findings of a claim on a data set that has at least one figure, or that was asked for."""
+    begun = {(one.claim, one.data) for one in findings if one.ratio is not None}
+    return [one for one in findings if (one.claim, one.data) in begun or (one.claim in letters and one.data in names)]

@@ -1,4 +1,4 @@
-"""What is run to test the paper's claims: data sets, arms, seeds. Nothing here imports torch.
+"""What is trained to test the paper's claims: data sets, arms, seeds. Nothing here imports torch.
 
 An arm is a way to train: a loss and a preconditioning. All arms of a data set have the same budget, and trials of the
 same seed the same batches, the same noise and the same image seeds, so that arms are compared seed by seed. Trials of
@@ -16,6 +16,15 @@ from cdistill.recipe.files import load_recipe
 from cdistill.recipe.schema import DistillRecipe
 
 NFE = (1, 2, 3, 5, 8, 10)
+ALIGNMENT = "teacher-mse"  # the metric of how closely a student follows its teacher
+_OF_OBJECTIVE = (
+    "distance",
+    "dsm",
+    "max_ode_steps",
+    "points",
+    "target",
+    "target_rate",
+)  # of what data sets change
 _CM = {"objective.name": "cm", "objective.dsm": "false", "objective.target_rate": "0.0"}  # as cifar10-cond-cm
 
 
@@ -25,13 +34,13 @@ class Arm:
 
     Attributes:
         title: What it is called where people look.
-        form: The preconditioning.
+        preconditioning: Its name.
         changes: Other values of the recipe, key -> TOML.
         gan: Whether the GAN loss is added, from a third of the training on.
     """
 
     title: str
-    form: str
+    preconditioning: str
     changes: Mapping[str, str]
     gan: bool = False
 
@@ -102,7 +111,7 @@ class Trial:
         own = {
             **self.data.changes,
             "seed": str(self.seed),
-            "preconditioning.name": arm.form,
+            "preconditioning.name": arm.preconditioning,
             "evaluation.nfe": str(list(NFE)),
             "evaluation.samples": str(self.data.samples),
             "evaluation.first_seed": str(self.seed * self.data.samples),
@@ -131,7 +140,7 @@ def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:
     named = {"iterations": str(iterations), "batch_size": str(batch_size), **more}
     every = str(iterations // 8)
     return {
-        **{f"training.{key}": value for key, value in named.items()},
+        **{f"{'objective' if key in _OF_OBJECTIVE else 'training'}.{key}": value for key, value in named.items()},
         "evaluation.every": every,
         "checkpoint.every": every,
     }

@@ -23,25 +23,23 @@ from cdistill.reporting.panels import (
 from cdistill.reporting.records import Points
 from cdistill.schedule import EPS, log_uniform_grid
 from cdistill.teachers import load_teacher
-from cdistill.workflows.reproduce.claims import ALIGNMENT
-from cdistill.workflows.reproduce.experiments import ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
-from cdistill.workflows.reproduce.outcomes import Outcomes
-from cdistill.workflows.reproduce.request import Request
-from cdistill.workflows.reproduce.study import Comparison
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
+from cdistill.workflows.reproduce.jobs import Request
+from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes
 
 _EDGE = 3.0  # of the study's picture
 _SAME_COLOUR = 6  # between styles that differ in dashes and markers only
 _SHAPES = "osD^v<>Ph*"
 
 
-def draw_all(request: Request, found: Sequence[Outcomes], comparisons: Sequence[Comparison]) -> list[str]:
+def draw_all(request: Request, outcomes: Sequence[Outcomes], comparisons: Sequence[Comparison]) -> list[str]:
     """Draws Figures 2 to 6 and the study's; returns the names of all that are there, Figure 7 too."""
     figures = {
-        "figure-2": _single_step(request, found),
-        "figure-3": _curves("Fig. 3: two steps", found, TRAJECTORY[:-1], (2,)),
+        "figure-2": _single_step(request, outcomes),
+        "figure-3": _curves("Fig. 3: two steps", outcomes, TRAJECTORY[:-1], (2,)),
         "figure-4": _heat_maps(request),
-        "figure-5": _curves("Fig. 5: BCM's preconditioning", found, ("ctm", "bcm"), (1, 2)),
-        "figure-6": _curves("Fig. 6: with the GAN loss", found, GAN, (1, 2)),
+        "figure-5": _curves("Fig. 5: BCM's preconditioning", outcomes, ("ctm", "bcm"), (1, 2)),
+        "figure-6": _curves("Fig. 6: with the GAN loss", outcomes, GAN, (1, 2)),
         "study": draw_study(comparisons) if comparisons else None,
     }
     folder = request.out / "figures"
@@ -51,16 +49,16 @@ def draw_all(request: Request, found: Sequence[Outcomes], comparisons: Sequence[
     return sorted(path.stem for path in folder.glob("*.png") if "seed" not in path.stem)
 
 
-def panel(found: Outcomes, arms: Sequence[str], nfe: int) -> Panel:
+def panel(outcomes: Outcomes, arms: Sequence[str], nfe: int) -> Panel:
     """Returns the curves of arms at a number of network calls, as far as there are such.
 
     Lines are geometric means over the seeds, bands go from the least to the greatest.
     """
-    metric, teacher = found.data.metric, found.teacher(found.data.metric)
-    curves = {arm: list(found.curves(arm, nfe, metric).values()) for arm in arms}
+    metric, teacher = outcomes.data.metric, outcomes.teacher(outcomes.data.metric)
+    curves = {arm: list(outcomes.curves(arm, nfe, metric).values()) for arm in arms}
     lines = [_mean_line(arm, seeds) for arm, seeds in curves.items() if seeds]
     return Panel(
-        f"{found.data.name}{', CM' if 'cm' in arms else ''}, {nfe} NFE",
+        f"{outcomes.data.name}{', CM' if 'cm' in arms else ''}, {nfe} NFE",
         "iterations",
         lines,
         y=metric,
@@ -74,23 +72,23 @@ def _mean_line(arm: str, curves: Sequence[Points]) -> Line:
     values = np.array([[dict(points)[step] for step in shared] for points in curves])
     middle = np.exp(np.log(np.maximum(values, 1e-300)).mean(0))
     ends = zip(values.min(0).tolist(), values.max(0).tolist(), strict=True)
-    style = style_of(ARMS[arm].form)
+    style = style_of(ARMS[arm].preconditioning)
     return Line(ARMS[arm].title, list(zip(shared, middle.tolist(), strict=True)), list(ends), style)
 
 
-def _curves(title: str, found: Sequence[Outcomes], arms: Sequence[str], calls: Sequence[int]) -> Figure | None:
-    rows = [[panel(one, arms, nfe) for nfe in calls] for one in found]
+def _curves(title: str, outcomes: Sequence[Outcomes], arms: Sequence[str], calls: Sequence[int]) -> Figure | None:
+    rows = [[panel(one, arms, nfe) for nfe in calls] for one in outcomes]
     rows = [row for row in rows if all(one.lines for one in row)]
     if not rows:
         return None
     return draw_panels(title, rows if len(calls) > 1 else in_rows([row[0] for row in rows]))
 
 
-def _single_step(request: Request, found: Sequence[Outcomes]) -> Figure | None:
+def _single_step(request: Request, outcomes: Sequence[Outcomes]) -> Figure | None:
     """Fig. 2: training curves of CM and of CTM in one step, and f and g of jumps to eps, a row for each data set."""
     rows = [
         [panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY[:-1], 1), _jumps(request, one.data)]
-        for one in found
+        for one in outcomes
         if set(CONSISTENCY) <= {arm for arm, _ in one.found} and request.coefficients(one.data.teacher).is_file()
     ]
     return draw_panels("Fig. 2: one step", rows) if rows else None
@@ -142,7 +140,7 @@ def draw_study(comparisons: Sequence[Comparison]) -> Figure:
             low, middle, high = (_clip(value) for value in (one.after.low, one.after.value, one.after.high))
             axis.errorbar(
                 _clip(one.scores["untrained MSE"]), middle, [[middle - low], [high - middle]],
-                marker=shapes[one.data], color=colour_of(one.form), ls="", ms=5, lw=0.7,
+                marker=shapes[one.data], color=colour_of(one.preconditioning), ls="", ms=5, lw=0.7,
             )  # fmt: skip
         axis.axhline(1, color="0.6", lw=0.8)
         axis.axvline(1, color="0.6", lw=0.8)
@@ -155,7 +153,7 @@ def draw_study(comparisons: Sequence[Comparison]) -> Figure:
         axis.set_title(f"{heading}, 2 to 10 NFE")
     for name, shape in shapes.items():
         left.plot([], [], ls="", marker=shape, color="0.4", label=name)
-    for name in dict.fromkeys(one.form for one in shown):
+    for name in dict.fromkeys(one.preconditioning for one in shown):
         left.plot([], [], lw=4, color=colour_of(name), label=name)
     add_legend(figure, [left])
     return figure

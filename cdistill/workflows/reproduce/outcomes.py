@@ -1,7 +1,10 @@
-"""What trials measured, seed by seed, and how two arms compare.
+"""What trials measured, seed by seed, how two arms compare, and whether a score before training predicts it.
 
 Arms are compared by the ratio of their figures, seed by seed. Its logarithm is averaged over the seeds, and Student's
 interval for that mean holds everything that changes with a seed: batches, noise, the images of the evaluation.
+
+Three scores before training, each as a ratio to CTM's: the mean square error to the teacher of the untrained student's
+samples at the same number of network calls, and, squared, the mean consistency gap and the mean jump error.
 """
 
 import math
@@ -9,15 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
+
+from scipy.stats import spearmanr
+from torch import Tensor
 
 from cdistill.errors import DivergedError
 from cdistill.evaluation.estimates import quantile
+from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.evaluation.records import STUDENT, TEACHER
 from cdistill.reporting.records import Points, crossing, evaluation_curves
 from cdistill.storage.run_folder import RunFolder
-from cdistill.workflows.reproduce.experiments import DataSet, Trial
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, NFE, DataSet, Trial
 
 LEVEL = 0.95
+SCORES = ("untrained MSE", "consistency gap", "jump error")
+COMPARED = ("analytic", "analytic-forward", "analytic-bounded")  # with CTM's; BCM's f and g are CTM's
+BASELINE = "ctm"
 _LAST = 3  # evaluations whose mean is a final value
 
 
@@ -205,7 +216,7 @@ class Outcomes:
 
 
 def late_mean(points: Points) -> float:
-    """Returns the geometric mean of the values behind the middle of a curve; 0 if one of them is not positive.
+    """Returns the geometric mean of the values after the middle of a curve; 0 if one of them is not positive.
 
     >>> late_mean([(0, 9.0), (10, 7.0), (20, 4.0), (30, 1.0), (40, 16.0)])
     4.0
@@ -221,3 +232,116 @@ def _mean(points: Points) -> float:
 def _ratio(pairs: Iterable[tuple[float, float]], lost: bool) -> Ratio | None:
     values = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
     return geometric(values, lost=lost) if values else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A preconditioning compared with CTM's on one data set.
+
+    Attributes:
+        data: The data set.
+        preconditioning: Its name.
+        nfe: Network calls.
+        metric: What was measured after the training.
+        scores: Score -> the preconditioning's over CTM's before the training.
+        after: The ratio after the training; see `Outcomes.late`.
+    """
+
+    data: str
+    preconditioning: str
+    nfe: int
+    metric: str
+    scores: Mapping[str, float]
+    after: Ratio
+
+    def agrees(self, score: str) -> bool | None:
+        """Whether a score is on the side of 1 where the trained student is; None where the interval holds 1."""
+        if self.after.low <= 1 <= self.after.high:
+            return None
+        return (self.scores[score] < 1) == (self.after.value < 1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How well a score predicts a metric.
+
+    Attributes:
+        score: The score.
+        metric: "teacher-mse", or "distance" for what stands for FID.
+        agree: Comparisons where it is right.
+        decided: Comparisons where the interval after the training excludes 1.
+        correlation: Spearman's, over all comparisons; NaN with fewer than three, or where all scores are the same.
+    """
+
+    score: str
+    metric: str
+    agree: int
+    decided: int
+    correlation: float
+
+
+def compare(outcomes: Outcomes, before: Mapping[str, Any]) -> list[Comparison]:
+    """Compares preconditionings with CTM's before and after the training.
+
+    Args:
+        outcomes: The trained students of a data set.
+        before: What `cdistill compare` wrote about its teacher.
+    """
+    comparisons = []
+    for name in COMPARED:
+        for metric in (ALIGNMENT, outcomes.data.metric):
+            for nfe in NFE:
+                after, scores = outcomes.late(name, BASELINE, nfe, metric), _scores(before, name, nfe)
+                if after is not None and scores is not None:
+                    comparisons.append(Comparison(outcomes.data.name, name, nfe, metric, scores, after))
+    return comparisons
+
+
+def _scores(before: Mapping[str, Any], name: str, nfe: int) -> dict[str, float] | None:
+    ours, theirs = (before["forms"].get(key) for key in (name, BASELINE))
+    if ours is None or theirs is None:
+        return None
+    pairs = [(ours["ends"][str(nfe)], theirs["ends"][str(nfe)])]
+    pairs += [(ours[key], theirs[key]) for key in ("mean_gap", "mean_jump_error")]
+    numbers = [(first["value"], second["value"]) for first, second in pairs]
+    if not all(first and second for first, second in numbers):  # what is not finite is null
+        return None
+    return dict(zip(SCORES, [(first / second) ** 2 for first, second in numbers], strict=True))
+
+
+def predict(comparisons: Iterable[Comparison]) -> list[Prediction]:
+    """Counts how often each score is right about each kind of metric, with two calls or more."""
+    several = [one for one in comparisons if one.nfe > 1]
+    predictions = []
+    for metric, chosen in (
+        (ALIGNMENT, [one for one in several if one.metric == ALIGNMENT]),
+        ("distance", [one for one in several if one.metric != ALIGNMENT]),
+    ):
+        for score in SCORES:
+            right = [one.agrees(score) for one in chosen if one.agrees(score) is not None]
+            correlation = math.nan
+            if len(chosen) > 2 and len({one.scores[score] for one in chosen}) > 1:
+                before, after = [one.scores[score] for one in chosen], [one.after.value for one in chosen]
+                correlation = float(spearmanr(before, after)[0])
+            predictions.append(Prediction(score, metric, sum(map(bool, right)), len(right), correlation))
+    return predictions
+
+
+def decades(table: Coefficients, high: float = 0.9, low: float = 0.1) -> float:
+    """Returns over how many decades of t the coefficient l falls from `high` to `low`, interpolated in log t."""
+    order = table.t.argsort()
+    logs, values = table.t[order].log10(), table.l[order]
+    ends = [_last_crossing(logs, values, level) for level in (low, high)]
+    return ends[1] - ends[0]
+
+
+def _last_crossing(logs: Tensor, values: Tensor, level: float) -> float:
+    """Returns where a rising curve comes to `level` for the last time; its ends where it does not."""
+    below = (values < level).nonzero().flatten()
+    if len(below) == 0:
+        return float(logs[0])
+    last = int(below[-1])
+    if last == len(values) - 1:
+        return float(logs[-1])
+    share = (level - values[last]) / (values[last + 1] - values[last])
+    return float(logs[last] + share * (logs[last + 1] - logs[last]))

@@ -1,11 +1,15 @@
-"""What came out, as a page of Markdown."""
+"""What came out, as a page of Markdown, and as tables for a terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from cdistill.workflows.reproduce.claims import ALIGNMENT, CLAIMS, MARGIN, Finding, by_data, conclusions
-from cdistill.workflows.reproduce.experiments import ARMS, NFE, TRAJECTORY
-from cdistill.workflows.reproduce.outcomes import Outcomes
-from cdistill.workflows.reproduce.study import Comparison, Prediction
+from cdistill.workflows.plan import duration, scaled
+from cdistill.workflows.reproduce.claims import CLAIMS, MARGIN, Finding, by_data, conclusions
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, NFE, TRAJECTORY
+from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes, Prediction, Ratio
+
+Table = tuple[str, list[str], list[list[str]], str | None]
+"""(title, columns, rows, caption)."""
 
 _CAPTIONS = {
     "figure-2": "One step: training curves of CM and CTM, and f and g of jumps to eps (Fig. 2)",
@@ -29,7 +33,7 @@ not zero for the real data either: compare the teacher's."""
 
 def write_page(
     title: str,
-    found: Sequence[Outcomes],
+    outcomes: Sequence[Outcomes],
     findings: Sequence[Finding],
     spans: Mapping[str, float],
     comparisons: Sequence[Comparison],
@@ -40,7 +44,7 @@ def write_page(
 
     Args:
         title: How it was made.
-        found: The outcomes of each data set.
+        outcomes: Of each data set.
         findings: The figures behind the verdicts.
         spans: Data set -> decades of t over which l falls.
         comparisons: Forms before and after the training.
@@ -49,11 +53,11 @@ def write_page(
     """
     parts = [
         "# The paper's claims, tested", title, _METHOD,
-        "## Verdicts", _verdicts(findings), _verdicts_by_data(findings), _findings(findings), _lost(found),
-        "## Table 2", *[_table_2(outcomes) for outcomes in found],
-        "## Analytic over CTM, in the second half of the training", _ratios(found),
-        "## Iterations until CTM's final value at 2 NFE", _speeds(found),
-        "## On which data do they differ, and does the score before training tell?",
+        "## Verdicts", _verdicts(findings), _verdicts_by_data(findings), _findings(findings), _lost(outcomes),
+        "## Table 2", *map(_table_2, outcomes),
+        "## Analytic over CTM, in the second half of the training", _ratios(outcomes),
+        "## Iterations until CTM's final value at 2 NFE", _speeds(outcomes),
+        "## On which data do they differ, and does the score before training predict it?",
         _study(spans, comparisons), _predictions(predictions), _tally(comparisons),
         "## Figures", *[f"{_CAPTIONS[name]}:\n\n![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures],
     ]  # fmt: skip
@@ -67,79 +71,71 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def _verdicts(findings: Sequence[Finding]) -> str:
-    return markdown_table(
-        ["claim", "of the paper", "verdict"],
-        [[letter, CLAIMS[letter].statement, f"**{verdict}**"] for letter, verdict in conclusions(findings).items()],
-    )
+    rows = [[letter, CLAIMS[letter].statement, f"**{text}**"] for letter, text in conclusions(findings).items()]
+    return markdown_table(["claim", "of the paper", "verdict"], rows)
 
 
 def _verdicts_by_data(findings: Sequence[Finding]) -> str:
-    letters = list(dict.fromkeys(one.claim for one in findings))
-    found = {letter: by_data(findings, letter) for letter in letters}
-    names = list(dict.fromkeys(one.data for one in findings))
-    return markdown_table(
-        ["data", *letters], [[name, *(found[letter].get(name, "") for letter in letters)] for name in names]
-    )
+    verdicts = {letter: by_data(findings, letter) for letter in dict.fromkeys(one.claim for one in findings)}
+    names = dict.fromkeys(one.data for one in findings)
+    rows = [[name, *(of_data.get(name, "") for of_data in verdicts.values())] for name in names]
+    return markdown_table(["data", *verdicts], rows)
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    return markdown_table(
-        ["claim", "data", "figure", "ratio", "seeds", "verdict"],
-        [
-            [
-                one.claim, one.data, one.quantity, "-" if one.ratio is None else str(one.ratio),
-                "0" if one.ratio is None else str(one.ratio.seeds), one.verdict,
-            ]
-            for one in findings
-        ],
-    )  # fmt: skip
+    rows = [
+        [one.claim, one.data, one.quantity, _text(one.ratio), str(one.ratio.seeds if one.ratio else 0), one.verdict]
+        for one in findings
+    ]
+    return markdown_table(["claim", "data", "figure", "ratio", "seeds", "verdict"], rows)
 
 
-def _lost(found: Sequence[Outcomes]) -> str:
-    lost = [one for outcomes in found for one in outcomes.found.values() if one.lost]
+def _text(ratio: Ratio | None) -> str:
+    return "-" if ratio is None else str(ratio)
+
+
+def _lost(outcomes: Sequence[Outcomes]) -> str:
+    lost = [outcome for one in outcomes for outcome in one.found.values() if outcome.lost]
     if not lost:
         return ""
     return "Diverged, and left out: " + "; ".join(f"{one.trial.name} ({', '.join(one.lost)})" for one in lost) + "."
 
 
-def _table_2(found: Outcomes) -> str:
+def _table_2(outcomes: Outcomes) -> str:
     blocks = []
-    for metric in (found.data.metric, ALIGNMENT):
+    for metric in (outcomes.data.metric, ALIGNMENT):
         rows = []
-        for arm in found.data.arms:
-            values = [found.final(arm, nfe, metric) for nfe in NFE]
+        for arm in outcomes.data.arms:
+            values = [outcomes.final(arm, nfe, metric) for nfe in NFE]
             if any(values):
-                rows.append([ARMS[arm].title, *("-" if value is None else str(value) for value in values)])
-        teacher = found.teacher(metric)
-        heading = f"### {found.data.name}: {metric}" + (f", the teacher's {teacher}" if teacher else "")
+                rows.append([ARMS[arm].title, *map(_text, values)])
+        teacher = outcomes.teacher(metric)
+        heading = f"### {outcomes.data.name}: {metric}" + (f", the teacher's {teacher}" if teacher else "")
         blocks.append(heading + "\n\n" + markdown_table(["NFE", *map(str, NFE)], rows))
     return "\n\n".join(blocks)
 
 
-def _ratios(found: Sequence[Outcomes]) -> str:
+def _ratios(outcomes: Sequence[Outcomes]) -> str:
     rows = []
-    for outcomes in found:
-        for metric in (outcomes.data.metric, ALIGNMENT):
-            ratios = [outcomes.late("analytic", "ctm", nfe, metric) for nfe in NFE]
+    for one in outcomes:
+        for metric in (one.data.metric, ALIGNMENT):
+            ratios = [one.late("analytic", "ctm", nfe, metric) for nfe in NFE]
             if any(ratios):
-                rows.append([outcomes.data.name, metric, *("-" if ratio is None else str(ratio) for ratio in ratios)])
+                rows.append([one.data.name, metric, *map(_text, ratios)])
     return markdown_table(["data", "metric", *(f"{nfe} NFE" for nfe in NFE)], rows) if rows else ""
 
 
-def _speeds(found: Sequence[Outcomes]) -> str:
-    present = {arm for outcomes in found for arm, _ in outcomes.found}
+def _speeds(outcomes: Sequence[Outcomes]) -> str:
+    present = {arm for one in outcomes for arm, _ in one.found}
     arms = [arm for arm in TRAJECTORY if arm in present - {"ctm"}]
-    rows = []
-    for outcomes in found:
-        ratios = [outcomes.speed(arm, "ctm", 2, outcomes.data.metric) for arm in arms]
-        rows.append([outcomes.data.name, *("-" if ratio is None else str(ratio) for ratio in ratios)])
+    rows = [[one.data.name, *(_text(one.speed(arm, "ctm", 2, one.data.metric)) for arm in arms)] for one in outcomes]
     return markdown_table(["data", *(ARMS[arm].title for arm in arms)], rows)
 
 
 def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str:
     rows = [
         [
-            one.data, f"{spans[one.data]:.2f}", one.form, one.metric,
+            one.data, f"{spans[one.data]:.2f}", one.preconditioning, one.metric,
             *(f"{value:.3g}" for value in one.scores.values()), str(one.after),
             {None: "-", True: "yes", False: "no"}[one.agrees("untrained MSE")],
         ]
@@ -149,7 +145,7 @@ def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str
     if not rows:
         return ""
     columns = [
-        "data", "decades of t, l from 0.9 to 0.1", "form", "metric, 2 NFE", *comparisons[0].scores,
+        "data", "decades of t, l from 0.9 to 0.1", "preconditioning", "metric, 2 NFE", *comparisons[0].scores,
         "second half of the training", "untrained MSE right?",
     ]  # fmt: skip
     return markdown_table(columns, rows)
@@ -157,19 +153,52 @@ def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str
 
 def _tally(comparisons: Sequence[Comparison]) -> str:
     rows = []
-    for form in dict.fromkeys(one.form for one in comparisons):
-        for name, alignment in ((ALIGNMENT, True), ("distance", False)):
-            mine = [one for one in comparisons if one.form == form and one.nfe > 1]
-            told = [one.after for one in mine if (one.metric == ALIGNMENT) == alignment]
-            better, worse = sum(one.high < 1 for one in told), sum(one.low > 1 for one in told)
-            rows.append([form, name, str(better), str(worse), str(len(told) - better - worse)])
+    for name in dict.fromkeys(one.preconditioning for one in comparisons):
+        for metric, alignment in ((ALIGNMENT, True), ("distance", False)):
+            mine = [one for one in comparisons if one.preconditioning == name and one.nfe > 1]
+            ratios = [one.after for one in mine if (one.metric == ALIGNMENT) == alignment]
+            better, worse = sum(one.high < 1 for one in ratios), sum(one.low > 1 for one in ratios)
+            rows.append([name, metric, str(better), str(worse), str(len(ratios) - better - worse)])
     if not rows:
         return ""
     text = "Over CTM in the second half of the training, over the same comparisons:"
-    return text + "\n\n" + markdown_table(["form", "metric", "better", "worse", "cannot be told"], rows)
+    columns = ["preconditioning", "metric", "better", "worse", "not distinguishable"]
+    return text + "\n\n" + markdown_table(columns, rows)
 
 
 def _predictions(predictions: Sequence[Prediction]) -> str:
     rows = [[one.score, one.metric, f"{one.agree} of {one.decided}", f"{one.correlation:.2f}"] for one in predictions]
-    text = "Over all data sets, forms and numbers of calls from 2 on, which are not independent of each other:"
+    text = "Over all data sets, preconditionings and numbers of calls from 2 on, which are not independent:"
     return text + "\n\n" + markdown_table(["score before", "metric after", "right", "rank correlation"], rows)
+
+
+def verdict_tables(record: Mapping[str, Any]) -> list[Table]:
+    """Returns the figures, the verdict of each data set, and the conclusions, from reproduction.json."""
+    figures = []
+    for one in record["findings"]:
+        known = {key: value for key, value in (one["ratio"] or {}).items() if key not in ("low", "high")}
+        ratio = Ratio(**known) if known else None
+        figures.append([f"{one['claim']} {one['data']}", one["quantity"], _text(ratio), one["verdict"]])
+    claims = [[f"{letter} {one['statement']}", one["conclusion"]] for letter, one in record["claims"].items()]
+    caption = "ratio of the arm to its baseline, with its 95 % interval over the seeds"
+    return [
+        ("What came out", ["claim, data", "figure", "ratio", "verdict"], figures, caption),
+        ("The paper's claims", ["claim", "verdict"], claims, None),
+    ]
+
+
+def trials_table(record: Mapping[str, Any]) -> Table:
+    """Returns what the trainings cost and what came out so far, from `list_trials`."""
+    rows = [
+        [
+            one["name"], f"{one['iterations']:,} x {one['batch_size']:,}", scaled(one["training_flop"], "FLOP"),
+            "-" if one["hours"] is None else duration(one["hours"]),
+            "-" if one["sustained"] is None else scaled(one["sustained"], "FLOP/s"),
+            ", ".join("-" if value is None else f"{value:.3g}" for value in one["results"].values()) or one["state"],
+        ]
+        for one in record["trials"]
+    ]  # fmt: skip
+    rate = record["tflops"]
+    time = f"on {record['devices']} device(s)" + ("" if rate is None else f" at {rate:g} TFLOP/s")
+    result = f"result at {', '.join(map(str, NFE))} NFE"
+    return "Trainings", ["training", "steps x images", "work", time, "sustained here", result], rows, None

@@ -1,24 +1,21 @@
 """``cdistill reproduce``: the paper's claims on data that ship with the package, trained, measured and judged."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from cdistill.errors import CdistillError, DivergedError, RecipeError, StoppedError
+from cdistill.analysis.cost import Plan
+from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.records import finite
-from cdistill.recipe.files import differences, load_recipe
-from cdistill.recipe.schema import DistillRecipe
-from cdistill.registry import PRECONDITIONINGS
-from cdistill.runtime.console import say, table
+from cdistill.preconditionings.coefficients import load_coefficients
+from cdistill.reporting.records import training_curves
 from cdistill.runtime.processes import versions
-from cdistill.storage.files import copy_file, read_json, write_text
+from cdistill.storage.files import read_json, write_text
 from cdistill.storage.run_folder import RunFolder, held
+from cdistill.workflows.plan import plan
 from cdistill.workflows.plot import draw_trajectories
 from cdistill.workflows.reproduce.claims import (
-    ALIGNMENT,
     CLAIMS,
     MIXTURE,
     Finding,
@@ -26,14 +23,22 @@ from cdistill.workflows.reproduce.claims import (
     conclusions,
     judge,
     judge_mixture,
+    with_figures,
 )
-from cdistill.workflows.reproduce.experiments import NFE, DataSet, Trial, choose_data, trials
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, NFE, DataSet, Trial, choose_data, trials
 from cdistill.workflows.reproduce.figures import draw_all
-from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio, geometric, read_outcome
+from cdistill.workflows.reproduce.jobs import Request, preparations, run_jobs, trainings
+from cdistill.workflows.reproduce.outcomes import (
+    Comparison,
+    Outcomes,
+    Ratio,
+    compare,
+    decades,
+    geometric,
+    predict,
+    read_outcome,
+)
 from cdistill.workflows.reproduce.page import write_page
-from cdistill.workflows.reproduce.request import Request
-from cdistill.workflows.reproduce.running import Job, run_jobs
-from cdistill.workflows.reproduce.study import Comparison, compare, predict, spans
 
 _TRAJECTORIES = 4096  # of Fig. 7, for each seed
 
@@ -48,13 +53,13 @@ def reproduce(request: Request, jobs: int | None) -> dict[str, Any]:
     """
     if not request.trials and MIXTURE not in request.letters:
         raise RecipeError(f"reproduce: none of these data sets can judge {', '.join(request.letters)}; name others")
-    check_trials(request)
+    runs = trainings(request)
     logs, at_once = request.out / "logs", jobs or request.at_once
     with held(request.out / ".lock", f"{request.out}: another process works here"):
-        run_jobs(coefficient_jobs(request), at_once, logs, "coefficients")
-        run_jobs(laboratory_jobs(request), at_once, logs, "laboratory")
+        for stage, title in zip(preparations(request), ("coefficients", "comparison"), strict=True):
+            run_jobs(stage, at_once, logs, title)
         try:
-            run_jobs(training_jobs(request), at_once, logs, "trainings")
+            run_jobs(runs, at_once, logs, "trainings")
         except StoppedError:
             raise
         except CdistillError:
@@ -63,108 +68,29 @@ def reproduce(request: Request, jobs: int | None) -> dict[str, Any]:
         return conclude(request)
 
 
-def coefficient_jobs(request: Request) -> list[Job]:
-    """Returns the estimation of each teacher's coefficients, as the recipes have it."""
-    jobs = []
-    for teacher, recipe in _teachers(request).items():
-        file, section = request.coefficients(teacher), recipe.estimation
-        options = [
-            f"--{name.replace('_', '-')}={value}" for name, value in section.model_dump().items() if value is not None
-        ]
-        arguments = ["estimate-coeffs", "--teacher", teacher, *options, "--out", str(file), *request.several]
-        jobs.append(Job(f"coefficients-{teacher}", arguments, 20, request.threads, partial(_is_there, file)))
-    return jobs
-
-
-def laboratory_jobs(request: Request) -> list[Job]:
-    """Returns the comparison of all preconditionings before training, for each teacher."""
-    jobs = []
-    for teacher in _teachers(request):
-        folder = request.laboratory(teacher)
-        arguments = [
-            "compare", "--teacher", teacher, "--coefficients", str(request.coefficients(teacher)),
-            "--nfe", ",".join(map(str, NFE)), "--out", str(folder), *request.several,
-        ]  # fmt: skip
-        done = partial(_is_there, folder / "compare.json")
-        jobs.append(Job(f"laboratory-{teacher}", arguments, 20, request.threads, done))
-    return jobs
-
-
-def training_jobs(request: Request) -> list[Job]:
-    """Returns the trainings."""
-    return [
-        Job(
-            trial.name, request.command(trial),
-            trial.data.cost * trial.load().training.iterations, trial.data.threads,
-            partial(_progress, request.run(trial), trial.load()), partial(_prepare, request, trial), may_diverge=True,
-        )
-        for trial in request.trials
-    ]  # fmt: skip
-
-
-def _teachers(request: Request) -> dict[str, DistillRecipe]:
-    """Returns the teachers, each with a recipe of one of its trials."""
-    found: dict[str, DistillRecipe] = {}
-    for trial in request.trials:
-        recipe = trial.load()
-        found.setdefault(recipe.teacher, recipe)
-    return found
-
-
-def _is_there(file: Path) -> float:
-    return float(file.is_file())
-
-
-def _progress(folder: Path, recipe: DistillRecipe) -> float:
-    """Returns how much of a training is done; 1 when it has finished or diverged."""
-    status = RunFolder(folder).status()
-    if status.get("state") == "finished" or status.get("exit_code") == DivergedError.exit_code:
-        return 1.0
-    return min(0.99, int(status.get("step", 0)) / recipe.training.iterations)
-
-
-def _prepare(request: Request, trial: Trial) -> None:
-    """Gives a training the coefficients that it would estimate itself."""
-    recipe, run = trial.load(), RunFolder(request.run(trial))
-    if PRECONDITIONINGS.get(recipe.preconditioning.name).needs_coefficients and not run.coefficients.is_file():
-        run.path.mkdir(parents=True, exist_ok=True)
-        copy_file(request.coefficients(recipe.teacher), run.coefficients)
-
-
-def check_trials(request: Request) -> None:
-    """Raises RecipeError if a folder holds a run of another recipe than the trial's, an older version's say."""
-    for trial in request.trials:
-        run = RunFolder(request.run(trial))
-        if run.recipe.is_file():
-            changed = differences(load_recipe(run.recipe, DistillRecipe), trial.load(), ("weights",))
-            if changed:
-                raise RecipeError(f"{run.path}: holds another run ({'; '.join(changed)}); choose another --out")
-
-
 def conclude(request: Request) -> dict[str, Any]:
     """Judges the claims on all that has been trained, draws the figures, writes everything; returns it as JSON."""
     asked = request
     request = request.everything(choose_data(request.kind, None))
-    found = [one for data in request.data if (one := read_outcomes(request, data)).found or data in asked.data]
-    findings = with_figures(judge(found, list(CLAIMS)), asked.letters, {data.name for data in asked.data})
+    outcomes = [one for data in request.data if (one := read_outcomes(request, data)).found or data in asked.data]
+    findings = with_figures(judge(outcomes, list(CLAIMS)), asked.letters, {data.name for data in asked.data})
     if MIXTURE in asked.letters or (request.out / "figures" / "figure-7.png").exists():
         findings += judge_mixture(measure_mixture(request))
-    comparisons = study(request, found)
-    pictures = draw_all(request, found, comparisons)
-    record = as_record(request, found, findings, comparisons)
+    comparisons = [
+        comparison
+        for one in outcomes
+        if (before := read_json(request.comparison(one.data.teacher)))
+        for comparison in compare(one, before)
+    ]
+    files = {data.name: request.coefficients(data.teacher) for data in request.data}
+    spans = {name: decades(load_coefficients(file)[0]) for name, file in files.items() if file.is_file()}
+    pictures = draw_all(request, outcomes, comparisons)
+    record = as_record(request, outcomes, findings, comparisons)
     write_text(request.out / "reproduction.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     title = f"Experiments `{request.kind}`; every training is a folder in `runs`, its command stands in the JSON."
-    page = write_page(title, found, findings, spans(request), comparisons, predict(comparisons), pictures)
+    page = write_page(title, outcomes, findings, spans, comparisons, predict(comparisons), pictures)
     write_text(request.out / "reproduction.md", page)
-    print_verdicts(findings)
-    say(f"results: {request.out / 'reproduction.md'}   numbers: {request.out / 'reproduction.json'}")
     return record
-
-
-def with_figures(findings: Sequence[Finding], letters: Sequence[str], names: Collection[str]) -> list[Finding]:
-    """Returns all findings of a claim on a data set that has at least one figure, or that was asked for."""
-    begun = {(one.claim, one.data) for one in findings if one.ratio is not None}
-    return [one for one in findings if (one.claim, one.data) in begun or (one.claim in letters and one.data in names)]
 
 
 def read_outcomes(request: Request, data: DataSet) -> Outcomes:
@@ -175,38 +101,24 @@ def read_outcomes(request: Request, data: DataSet) -> Outcomes:
 
 def measure_mixture(request: Request) -> dict[str, Ratio]:
     """Fig. 7: draws it, and returns Analytic's errors over CTM's for several seeds of the noise."""
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {ALIGNMENT: [], "wasserstein": []}
+    names = ["ctm", "analytic", "analytic-forward"]
     for seed in range(max(request.seeds, 3)):
         picture = request.out / "figures" / ("figure-7.png" if seed == 0 else f"figure-7-seed-{seed}.png")
-        results = {
-            one.preconditioning: one
-            for one in draw_trajectories(
-                ["ctm", "analytic", "analytic-forward"], 3, _TRAJECTORIES, seed, _TRAJECTORIES, picture
-            )
-        }
-        ours, theirs = results["analytic"], results["ctm"]
-        values.setdefault(ALIGNMENT, []).append(ours.mse_end / theirs.mse_end)
-        values.setdefault("wasserstein", []).append(ours.wasserstein / theirs.wasserstein)
+        results = draw_trajectories(names, 3, _TRAJECTORIES, seed, _TRAJECTORIES, picture)
+        theirs, ours, _ = results
+        values[ALIGNMENT].append(ours.mse_end / theirs.mse_end)
+        values["wasserstein"].append(ours.wasserstein / theirs.wasserstein)
     return {name: geometric(ratios) for name, ratios in values.items()}
 
 
-def study(request: Request, found: Sequence[Outcomes]) -> list[Comparison]:
-    """Returns how the forms compare with CTM's before and after the training, on the data sets with a laboratory."""
-    comparisons = []
-    for outcomes in found:
-        laboratory = read_json(request.laboratory(outcomes.data.teacher) / "compare.json")
-        if laboratory:
-            comparisons += compare(outcomes, laboratory)
-    return comparisons
-
-
 def as_record(
-    request: Request, found: Sequence[Outcomes], findings: Sequence[Finding], comparisons: Sequence[Comparison]
+    request: Request, outcomes: Sequence[Outcomes], findings: Sequence[Finding], comparisons: Sequence[Comparison]
 ) -> dict[str, Any]:
     """Returns everything that was measured and concluded, as JSON."""
     finals = [
         {"data": one.data.name, "arm": arm, "nfe": nfe, "metric": metric, **_as_json(value)}
-        for one in found
+        for one in outcomes
         for arm in one.data.arms
         for metric in (one.data.metric, ALIGNMENT)
         for nfe in NFE
@@ -228,7 +140,7 @@ def as_record(
         "predictions": [{**asdict(one), "correlation": finite(one.correlation)} for one in predict(comparisons)],
         "trials": {
             trial.name: {"command": ["cdistill", *request.command(trial)], "diverged": list(outcome.lost)}
-            for trial, outcome in ((outcome.trial, outcome) for one in found for outcome in one.found.values())
+            for trial, outcome in ((outcome.trial, outcome) for one in outcomes for outcome in one.found.values())
         },
         "versions": versions(),
     }
@@ -238,13 +150,45 @@ def _as_json(ratio: Ratio) -> dict[str, Any]:
     return {**asdict(ratio), "low": ratio.low, "high": finite(ratio.high)}
 
 
-def print_verdicts(findings: Sequence[Finding]) -> None:
-    """Prints the figures, the verdict of each data set, and the conclusions."""
-    rows = [
-        [f"{one.claim} {one.data}", one.quantity, "-" if one.ratio is None else str(one.ratio), one.verdict]
-        for one in findings
-    ]
-    caption = "ratio of the arm to its baseline, with its 95 % interval over the seeds"
-    table("What came out", ["claim, data", "figure", "ratio", "verdict"], rows, caption)
-    rows = [[f"{letter} {CLAIMS[letter].statement}", verdict] for letter, verdict in conclusions(findings).items()]
-    table("The paper's claims", ["claim", "verdict"], rows)
+def list_trials(request: Request, tflops: float | None) -> dict[str, Any]:
+    """Returns what each training costs, what came out so far, and its command, as JSON.
+
+    Args:
+        request: What is asked for.
+        tflops: TFLOP/s that each device sustains; None where it is not known.
+    """
+    devices = request.processes
+    costs = {
+        (data.name, arm): plan(Trial(data, arm, 0).load(), devices)
+        for data in request.data
+        for arm in {trial.arm for trial in request.trials if trial.data is data}
+    }
+    entries = [_entry(request, trial, costs[trial.data.name, trial.arm], tflops) for trial in request.trials]
+    return {"devices": devices, "tflops": tflops, "trials": entries}
+
+
+def _entry(request: Request, trial: Trial, cost: Plan, tflops: float | None) -> dict[str, Any]:
+    run = RunFolder(request.run(trial))
+    outcome = read_outcome(trial, run.path)
+    curves = {} if outcome is None else outcome.curves
+    return {
+        "name": trial.name,
+        "command": ["cdistill", *request.command(trial)],
+        "iterations": cost.iterations,
+        "batch_size": cost.batch_size,
+        "training_flop": cost.training,
+        "hours": None if tflops is None else cost.hours(tflops, request.processes),
+        "state": run.status().get("state", "not run"),
+        "sustained": _sustained(run, cost),
+        "results": {
+            str(nfe): curves[nfe, trial.data.metric][-1][1] if (nfe, trial.data.metric) in curves else None
+            for nfe in NFE
+            if curves
+        },
+    }
+
+
+def _sustained(run: RunFolder, cost: Plan) -> float | None:
+    """Returns the FLOP/s that a training sustained, the median of what it logged; None if it has not begun."""
+    rates = sorted(rate for _, rate in training_curves(run.metrics()).get("images_per_second", []))
+    return rates[len(rates) // 2] * cost.training / cost.iterations / cost.batch_size if rates else None
