@@ -7,7 +7,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +23,10 @@ from cdistill.reporting.records import (
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, RunRecord, read_run, run_names
 
+Runs = Mapping[str, RunRecord]
+"""Name of a run, or its path where two folders have the same name -> what its folder holds."""
+
 _SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # where they differ, values do not compare
-
-
-@dataclass(frozen=True)
-class CurvesOfRun:
-    """The curves of a run.
-
-    Attributes:
-        name: The folder's name, or its path where two folders have the same name.
-        record: What its folder holds.
-    """
-
-    name: str
-    record: RunRecord
-
-    @cached_property
-    def evaluations(self) -> Mapping[tuple[int, str], Points]:
-        """(NFE, metric) -> points (step, value) of the student."""
-        return evaluation_curves(self.record.evaluations)
-
-    @cached_property
-    def losses(self) -> Mapping[str, Points]:
-        """Name -> points (step, value) that the training logged."""
-        return training_curves(self.record.training)
-
-    def teacher(self, metric: str) -> dict[int, float]:
-        """NFE -> the teacher's value, once the run is evaluated."""
-        results = [self.record.results[name] for name in ("evaluation.json",) if name in self.record.results]
-        curves = evaluation_curves(results, TEACHER)
-        return {nfe: points[-1][1] for (nfe, name), points in curves.items() if name == metric}
-
-    @property
-    def label(self) -> str:
-        """Name and preconditioning; once where they are the same."""
-        preconditioning = self.record.values.get("preconditioning.name")
-        return f"{self.name} ({preconditioning})" if preconditioning not in (None, self.name) else self.name
-
-    @property
-    def metrics(self) -> list[str]:
-        """Names of the metrics, in the order in which they were measured."""
-        return list(dict.fromkeys(metric for _, metric in self.evaluations))
-
-    def calls(self, metric: str) -> list[int]:
-        """Numbers of network calls at which a metric was measured."""
-        return sorted(nfe for nfe, name in self.evaluations if name == metric)
-
-    def scaled(self, points: Points, images: bool) -> Points:
-        """Returns points (iterations, value), or (images, value)."""
-        size = int(self.record.values["training.batch_size"]) if images else 1
-        return [(step * size, value) for step, value in points]
 
 
 @dataclass(frozen=True)
@@ -99,7 +52,7 @@ class Arrival:
     ratio: float | None = None
 
 
-def read_runs(paths: Sequence[Path]) -> list[CurvesOfRun]:
+def read_runs(paths: Sequence[Path]) -> dict[str, RunRecord]:
     """Reads runs, finished or not.
 
     Raises:
@@ -108,38 +61,47 @@ def read_runs(paths: Sequence[Path]) -> list[CurvesOfRun]:
         CorruptFileError: A file of a run is damaged.
     """
     names = run_names(paths, "plot curves")
-    return [CurvesOfRun(name, read_run(RunFolder(path))) for path, name in zip(paths, names, strict=True)]
+    return {name: read_run(RunFolder(path)) for path, name in zip(paths, names, strict=True)}
 
 
-def choose_metric(runs: Sequence[CurvesOfRun], wanted: str | None = None) -> str:
+def labels(runs: Runs) -> list[str]:
+    """Returns name and preconditioning of each run; once where they are the same."""
+    forms = {name: record.values.get("preconditioning.name") for name, record in runs.items()}
+    return [f"{name} ({form})" if form not in (None, name) else name for name, form in forms.items()]
+
+
+def choose_metric(runs: Runs, wanted: str | None = None) -> str:
     """Returns `wanted`, or the first metric of the first run that all runs have.
 
     Raises:
         RecipeError: There are no evaluations in a run, or not this metric, or none that all have.
     """
-    for run in runs:
-        if not run.evaluations:
+    metrics = {name: list(dict.fromkeys(key for _, key in _curves(record))) for name, record in runs.items()}
+    for name, known in metrics.items():
+        if not known:
             raise RecipeError(
-                f"{run.name}: no evaluations in its metrics.jsonl yet; they come with --set evaluation.every=N"
+                f"{name}: no evaluations in its metrics.jsonl yet; they come with --set evaluation.every=N"
             )
-        if wanted is not None and wanted not in run.metrics:
-            raise RecipeError(f"--metric: {run.name} has no {wanted!r}; {suggest(wanted, run.metrics)}")
-    common = [metric for metric in runs[0].metrics if all(metric in run.metrics for run in runs)]
+        if wanted is not None and wanted not in known:
+            raise RecipeError(f"--metric: {name} has no {wanted!r}; {suggest(wanted, known)}")
+    first, *others = metrics.values()
+    common = [metric for metric in first if all(metric in known for known in others)]
     if not common:
-        had = "; ".join(f"{run.name}: {', '.join(run.metrics)}" for run in runs)
+        had = "; ".join(f"{name}: {', '.join(known)}" for name, known in metrics.items())
         raise RecipeError(f"plot curves: no metric that all runs have ({had}); set evaluation.metrics alike")
     return wanted or common[0]
 
 
-def choose_calls(runs: Sequence[CurvesOfRun], metric: str, wanted: Sequence[int] | None = None) -> list[int]:
+def choose_calls(runs: Runs, metric: str, wanted: Sequence[int] | None = None) -> list[int]:
     """Returns `wanted`, or the numbers of network calls at which all runs measured a metric.
 
     Raises:
         RecipeError: A run lacks one of them, or all runs share none.
     """
-    had = "; ".join(f"{run.name}: {', '.join(map(str, run.calls(metric)))}" for run in runs)
-    common = [calls for calls in runs[0].calls(metric) if all(calls in run.calls(metric) for run in runs)]
-    if missing := [calls for calls in wanted or [] if calls not in common]:
+    calls = {name: sorted(nfe for nfe, key in _curves(record) if key == metric) for name, record in runs.items()}
+    had = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in calls.items())
+    common = set.intersection(*map(set, calls.values()))
+    if missing := [nfe for nfe in wanted or [] if nfe not in common]:
         raise RecipeError(f"--nfe: not every run measured {metric} at {missing[0]} ({had}); choose among these")
     if not common:
         raise RecipeError(f"plot curves: no NFE at which all runs measured {metric} ({had}); set evaluation.nfe alike")
@@ -147,11 +109,11 @@ def choose_calls(runs: Sequence[CurvesOfRun], metric: str, wanted: Sequence[int]
 
 
 def arrivals(
-    nfe: int, lines: Mapping[str, Points], value: float, logarithmic: bool, higher: bool = False
+    nfe: int, curves: Mapping[str, Points], value: float, logarithmic: bool, higher: bool = False
 ) -> list[Arrival]:
-    """Returns when each line reached `value`; the first line is what the others are compared with."""
+    """Returns when each curve reached `value`; the first curve is what the others are compared with."""
     reached: list[Arrival] = []
-    for label, points in lines.items():
+    for label, points in curves.items():
         at = crossing(points, value, logarithmic, higher)
         at_most = at is not None and 0 < at == points[0][0]
         ratio = None
@@ -163,12 +125,7 @@ def arrivals(
 
 
 def draw_evaluations(
-    runs: Sequence[CurvesOfRun],
-    metric: str | None,
-    nfe: Sequence[int] | None,
-    reach: float | None,
-    images: bool,
-    out: Path,
+    runs: Runs, metric: str | None, nfe: Sequence[int] | None, reach: float | None, images: bool, out: Path
 ) -> dict[str, Any]:
     """Draws the runs' evaluations, writes them as CSV, and finds when each run reached a value.
 
@@ -189,62 +146,61 @@ def draw_evaluations(
     name = choose_metric(runs, metric)
     chosen = choose_calls(runs, name, nfe)
     higher = _higher_is_better(runs, name)
-    logarithmic = all(value > 0 for run in runs for calls in chosen for _, value in run.evaluations[calls, name])
+    measured = {run: {nfe: _curves(record)[nfe, name] for nfe in chosen} for run, record in runs.items()}
+    logarithmic = all(y > 0 for own in measured.values() for points in own.values() for _, y in points)
     logarithmic = logarithmic and (reach is None or reach > 0)
+    teachers = {run: _teacher(record, name) for run, record in runs.items()}
+    levels = [("teacher", y) for own in teachers.values() for y in own.values() if y > 0 or not logarithmic]
     unit = "images" if images else "iterations"
-    heights = [("teacher", value) for run in runs for value in run.teacher(name).values()]
-    panels, reached = [], []
+    panels: list[Panel] = []
+    reached: list[Arrival] = []
     for calls in chosen:
-        curves = {run.label: run.scaled(run.evaluations[calls, name], images) for run in runs}
-        first = [value for _, value in curves[runs[0].label]]
+        curves = _scaled(runs, {run: own[calls] for run, own in measured.items()}, images)
+        first = [y for _, y in next(iter(curves.values()))]
         goal = (max(first) if higher else min(first)) if reach is None else reach
-        found = arrivals(calls, curves, goal, logarithmic, higher)
-        reached += found
-        panels.append(
-            Panel(
-                f"{calls} NFE", unit, _lines(curves), y=name, y_log=logarithmic,
-                levels=[(label, y) for label, y in heights if y > 0 or not logarithmic],
-                reached=[(one.at, goal) for one in found if one.at is not None],
-            )
-        )  # fmt: skip
+        here = arrivals(calls, curves, goal, logarithmic, higher)
+        circles = [(one.at, goal) for one in here if one.at is not None]
+        lines = _lines(runs, curves)
+        panels.append(Panel(f"{calls} NFE", unit, lines, name, y_log=logarithmic, levels=levels, reached=circles))
+        reached += here
     save_figure(draw_panels("", in_rows(panels)), out)
-    rows = [
-        [run.name, step, STUDENT, calls, name, value]
-        for run in runs
-        for calls in chosen
-        for step, value in run.evaluations[calls, name]
+    rows: list[Sequence[Any]] = [
+        [run, step, STUDENT, calls, name, value]
+        for run, own in measured.items()
+        for calls, points in own.items()
+        for step, value in points
     ]
-    rows += [[run.name, "", TEACHER, calls, name, value] for run in runs for calls, value in run.teacher(name).items()]
+    rows += [[run, "", TEACHER, calls, name, y] for run, own in teachers.items() for calls, y in own.items()]
     return {
         **_write_csv(out, rows), "metric": name, "better": "higher" if higher else "lower", "nfe": chosen, "unit": unit,
-        "runs": [run.label for run in runs], "reached": [asdict(one) for one in reached],
-        "notes": _notes(runs, images),
+        "runs": labels(runs), "reached": [asdict(one) for one in reached], "notes": _notes(runs, images),
     }  # fmt: skip
 
 
-def draw_losses(runs: Sequence[CurvesOfRun], images: bool, out: Path) -> dict[str, Any]:
+def draw_losses(runs: Runs, images: bool, out: Path) -> dict[str, Any]:
     """Draws what the trainings logged, a panel for each name, and writes it as CSV; see `draw_evaluations`.
 
     Raises:
         RecipeError: A run has logged nothing.
     """
-    if empty := [run.name for run in runs if not run.losses]:
+    losses = {run: training_curves(record.training) for run, record in runs.items()}
+    if empty := [run for run, own in losses.items() if not own]:
         raise RecipeError(f"{empty[0]}: no losses in its metrics.jsonl yet; they come every logging.every steps")
     panels = []
-    for name in dict.fromkeys(name for run in runs for name in run.losses):
-        curves = {run.label: averaged(run.scaled(run.losses[name], images)) for run in runs if name in run.losses}
-        values = [value for points in curves.values() for _, value in points]
-        steep = 0 < 10 * min(values) < max(values)
-        panels.append(Panel(name, "images" if images else "iterations", _lines(curves), y_log=steep))
+    for name in dict.fromkeys(name for own in losses.values() for name in own):
+        curves = _scaled(runs, {run: own[name] for run, own in losses.items() if name in own}, images)
+        curves = {label: averaged(points) for label, points in curves.items()}
+        values = [y for points in curves.values() for _, y in points]
+        y_log = 0 < 10 * min(values) < max(values)
+        panels.append(Panel(name, "images" if images else "iterations", _lines(runs, curves), y_log=y_log))
     save_figure(draw_panels("", in_rows(panels)), out)
     rows = [
-        [run.name, step, "", "", name, value]
-        for run in runs
-        for name, points in run.losses.items()
+        [run, step, "", "", name, value]
+        for run, own in losses.items()
+        for name, points in own.items()
         for step, value in points
     ]
-    names = [panel.title for panel in panels]
-    return {**_write_csv(out, rows), "losses": names, "runs": [run.label for run in runs], "notes": []}
+    return {**_write_csv(out, rows), "losses": [one.title for one in panels], "runs": labels(runs), "notes": []}
 
 
 def arrivals_table(record: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -259,26 +215,48 @@ def arrivals_table(record: Mapping[str, Any]) -> tuple[str, list[str], list[list
     return title, ["run", "NFE", "value", record["unit"], "ratio"], rows
 
 
-def _lines(curves: Mapping[str, Points]) -> list[Line]:
-    return [Line(label, points, style=style) for style, (label, points) in enumerate(curves.items())]
+def _curves(record: RunRecord) -> dict[tuple[int, str], Points]:
+    """Returns (NFE, metric) -> points (step, value) of the student."""
+    return evaluation_curves(record.evaluations)
 
 
-def _higher_is_better(runs: Sequence[CurvesOfRun], metric: str) -> bool:
-    """Whether the runs' records say so of a metric; those of version 0.1 lack it."""
-    records = [record for run in runs for record in (*run.record.evaluations, *run.record.results.values())]
+def _teacher(record: RunRecord, metric: str) -> dict[int, float]:
+    """Returns NFE -> the teacher's value, once the run is evaluated."""
+    curves = evaluation_curves([result for result in (record.results.get("evaluation.json"),) if result], TEACHER)
+    return {nfe: points[-1][1] for (nfe, name), points in curves.items() if name == metric}
+
+
+def _scaled(runs: Runs, curves: Mapping[str, Points], images: bool) -> dict[str, Points]:
+    """Returns label -> points (iterations, value), or (images, value)."""
+    scaled = {}
+    for (run, record), label in zip(runs.items(), labels(runs), strict=True):
+        if run in curves:
+            size = int(record.values["training.batch_size"]) if images else 1
+            scaled[label] = [(step * size, value) for step, value in curves[run]]
+    return scaled
+
+
+def _lines(runs: Runs, curves: Mapping[str, Points]) -> list[Line]:
+    names = labels(runs)
+    return [Line(label, points, style=names.index(label)) for label, points in curves.items()]
+
+
+def _higher_is_better(runs: Runs, metric: str) -> bool:
+    """Whether the runs' records state it of a metric; those of version 0.1 may lack it."""
+    records = [one for record in runs.values() for one in (*record.evaluations, *record.results.values())]
     facts = {name: fact for record in records for name, fact in record.get("metrics", {}).items()}
     return direction(metric, facts) == "higher"
 
 
-def _notes(runs: Sequence[CurvesOfRun], images: bool) -> list[str]:
+def _notes(runs: Runs, images: bool) -> list[str]:
     """Returns what makes the runs' values or iterations hard to compare, and which runs have no curve."""
     notes = [
-        f"plot curves: {run.name} has one evaluation so far; a curve needs --set evaluation.every=N"
-        for run in runs
-        if all(len(points) == 1 for points in run.evaluations.values())
+        f"plot curves: {name} has one evaluation so far; a curve needs --set evaluation.every=N"
+        for name, record in runs.items()
+        if all(len(points) == 1 for points in _curves(record).values())
     ]
     for key in (*_SHARED, *(() if images else ("training.batch_size",))):
-        values = [str(run.record.values.get(key)) for run in runs]
+        values = [str(record.values.get(key)) for record in runs.values()]
         if len(set(values)) > 1:
             advice = "--images compares images seen" if key == "training.batch_size" else "values do not compare"
             notes.append(f"plot curves: the runs differ in {key} ({', '.join(values)}); {advice}")

@@ -219,7 +219,7 @@ def test_runs_of_one_name_are_told_apart_by_their_paths():
     make_run("b/digits")
     make_run("b/other")
     found = read_runs([Path("a/digits"), Path("b/digits"), Path("b/other")])
-    assert [one.label for one in found] == ["a/digits (ctm)", "b/digits (ctm)", "other (ctm)"]
+    assert curves.labels(found) == ["a/digits (ctm)", "b/digits (ctm)", "other (ctm)"]
 
 
 def test_what_does_not_compare_is_said(capsys):
