@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cdistill.evaluation.records import STUDENT, TEACHER, UNTRAINED, Evaluation, Row
+from cdistill.reporting.curves import averaged, training_curves
 from cdistill.reporting.panels import Line, Panel, steep
 from cdistill.reporting.reading import Run
-from cdistill.reporting.records import averaged, training_curves
 
 _TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
 _PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.reporting.records import Points
+from cdistill.reporting.curves import Points
 
 WIDTH, HEIGHT = 340, 220  # of a panel, in points
 COLOURS = ("#0b5fae", "#b34700", "#00735f", "#8e24aa", "#7a5c00", "#b8144f")

@@ -12,14 +12,14 @@ from typing import Any
 
 from cdistill.errors import RecipeError, suggest
 from cdistill.evaluation.records import STUDENT, TEACHER, direction
-from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
-from cdistill.reporting.records import (
+from cdistill.reporting.curves import (
     Points,
     averaged,
     crossing,
     evaluation_curves,
     training_curves,
 )
+from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, RunRecord, read_run, run_names
 
@@ -228,7 +228,7 @@ def _teacher(record: RunRecord, metric: str) -> dict[int, float]:
 
 def _scaled(runs: Runs, curves: Mapping[str, Points], images: bool) -> dict[str, Points]:
     """Returns label -> points (iterations, value), or (images, value)."""
-    scaled = {}
+    scaled: dict[str, Points] = {}
     for (run, record), label in zip(runs.items(), labels(runs), strict=True):
         if run in curves:
             size = int(record.values["training.batch_size"]) if images else 1

@@ -12,9 +12,10 @@ from PIL import Image
 
 from cdistill.cli.app import run
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError
-from cdistill.reporting import panels, records
+from cdistill.reporting import curves as points_of_curves
+from cdistill.reporting import panels
+from cdistill.reporting.curves import averaged
 from cdistill.reporting.panels import Line, Panel
-from cdistill.reporting.records import averaged
 from cdistill.workflows import curves
 from cdistill.workflows.curves import Arrival, arrivals, choose_calls, choose_metric, crossing, read_runs
 
@@ -59,7 +60,7 @@ def called(capsys, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_doctests():
-    assert doctest.testmod(records) == (0, 3)
+    assert doctest.testmod(points_of_curves) == (0, 3)
 
 
 @pytest.mark.parametrize("rate", [50.0, 100.0, 173.0])

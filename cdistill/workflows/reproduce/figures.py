@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cdistill.preconditionings import Preconditioning, load_preconditioning
+from cdistill.reporting.curves import Points
 from cdistill.reporting.figures import draw_heat_maps
 from cdistill.reporting.panels import (
     STYLE,
@@ -20,7 +21,6 @@ from cdistill.reporting.panels import (
     save_figure,
     style_of,
 )
-from cdistill.reporting.records import Points
 from cdistill.schedule import EPS, log_uniform_grid
 from cdistill.teachers import load_teacher
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from cdistill.errors import DivergedError
 from cdistill.evaluation.estimates import quantile
-from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.evaluation.records import STUDENT, TEACHER
-from cdistill.reporting.records import Points, crossing, evaluation_curves
+from cdistill.preconditionings.coefficients import Coefficients
+from cdistill.reporting.curves import Points, crossing, evaluation_curves
 from cdistill.storage.run_folder import RunFolder
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, NFE, DataSet, Trial
 

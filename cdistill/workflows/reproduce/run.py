@@ -9,7 +9,7 @@ from cdistill.analysis.cost import Plan
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.records import finite
 from cdistill.preconditionings.coefficients import load_coefficients
-from cdistill.reporting.records import training_curves
+from cdistill.reporting.curves import training_curves
 from cdistill.runtime.processes import versions
 from cdistill.storage.files import read_json, write_text
 from cdistill.storage.run_folder import RunFolder, held
