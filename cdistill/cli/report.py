@@ -95,17 +95,16 @@ def reproduce(
     from cdistill.workflows.reproduce.run import reproduce as run_reproduce
 
     request = Request(letters, kind, chosen, seeds, processes, folder)
+    text = f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}"
     with console.json_only(as_json):
         if dry_run:
             record = list_trials(request, tflops or (TFLOPS if kind == "table-2" else None))
-            console.table(*trials_table(record))
-            for trial in record["trials"]:
-                console.say(shlex.join(trial["command"]))
-            return finish(as_json, record, "")
-        record = run_reproduce(request, jobs)
-        for table in verdict_tables(record):
+            text = "\n".join(shlex.join(trial["command"]) for trial in record["trials"])
+        else:
+            record = run_reproduce(request, jobs)
+        for table in [trials_table(record)] if dry_run else verdict_tables(record):
             console.table(*table)
-    return finish(as_json, record, f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}")
+    finish(as_json, record, text)
 
 
 @section_options("section", EstimationSection, "samples", "seed")

@@ -140,7 +140,7 @@ def _scale(axis: Axes, panel: Panel) -> None:
 def _draw_line(axis: Axes, line: Line) -> None:
     x, y = ([float(point[k]) for point in line.points] for k in (0, 1))
     colour = COLOURS[line.style % len(COLOURS)]
-    dash, marker = _DASHES[(line.style + line.style // 6) % len(_DASHES)], _MARKERS[line.style % len(_MARKERS)]
+    dash, marker = _DASHES[(line.style + 3 * (line.style // 6)) % len(_DASHES)], _MARKERS[line.style % len(_MARKERS)]
     marker = marker if len(x) <= _MARKED else ""
     axis.plot(x, y, color=colour, ls=dash, marker=marker, mfc=_PAPER, mec=colour, label=line.label)
     if line.ends and len(x) <= _BARS:
@@ -157,7 +157,7 @@ def log_values(axis: Axes, horizontal: bool = False) -> None:
         (axis.set_xscale, axis.get_xlim, axis.xaxis) if horizontal else (axis.set_yscale, axis.get_ylim, axis.yaxis)
     )
     scale("log")
-    low, high = limits()
+    low, high = sorted(limits())
     steep = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
     ticks.set_major_locator(LogLocator(subs=steep, numticks=6) if high > 8 * low else MaxNLocator(5))
     ticks.set_major_formatter(FuncFormatter(_short))
