@@ -1,8 +1,7 @@
 """The command that estimates the coefficients of a teacher."""
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +17,7 @@ from cdistill.cli.options import (
 )
 from cdistill.estimation.settings import EstimationSection
 from cdistill.runtime import console
+from cdistill.runtime.processes import is_main_process
 
 
 @section_options("section", EstimationSection)
@@ -51,23 +51,36 @@ def estimate_coeffs(
     picture = with_suffix(plot or file.with_suffix(".png"), ".png")
     find_weights(teacher, weights)
     start(processes)
-    from cdistill.runtime.processes import is_main_process
-    from cdistill.workflows import estimate as work
-
+    command = _compare if compare else _estimate
     with console.json_only(as_json):
-        if compare:
-            comparison = work.compare_estimators(teacher, data, section, weights=weights, out=file)
-            console.table(*comparison.table())
-            files = " ".join(str(work.file_of(file, name)) for name in comparison.estimates)
-            record = {"files": files, "plot": str(picture), **comparison.to_dict()}
-            draw = partial(work.draw_comparison, picture, comparison)
-        else:
-            estimate = work.estimate_coefficients(teacher, data, section, weights=weights, out=file)
-            console.table(*estimate.table())
-            if note := estimate.samples_note():
-                console.say(note)
-            record = {"file": str(file), "plot": str(picture), **estimate.to_dict()}
-            draw = partial(work.draw_coefficients, picture, estimate)
-        if is_main_process():
-            draw()
+        record = command(teacher, weights, data, section, file, picture)
     finish(as_json, record, "   ".join(f"{key}: {record[key]}" for key in ("file", "files", "plot") if key in record))
+
+
+def _estimate(
+    teacher: str, weights: Path | None, data: str | None, section: EstimationSection, file: Path, picture: Path
+) -> dict[str, Any]:
+    """Estimates, prints the table and draws it; returns the record."""
+    from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients
+
+    estimate = estimate_coefficients(teacher, data, section, weights=weights, out=file)
+    console.table(*estimate.table())
+    if note := estimate.samples_note():
+        console.say(note)
+    if is_main_process():
+        draw_coefficients(picture, estimate)
+    return {"file": str(file), "plot": str(picture), **estimate.to_dict()}
+
+
+def _compare(
+    teacher: str, weights: Path | None, data: str | None, section: EstimationSection, file: Path, picture: Path
+) -> dict[str, Any]:
+    """Runs every estimator, prints how far they differ and draws it; returns the record."""
+    from cdistill.workflows.estimate import compare_estimators, draw_comparison, file_of
+
+    comparison = compare_estimators(teacher, data, section, weights=weights, out=file)
+    console.table(*comparison.table())
+    if is_main_process():
+        draw_comparison(picture, comparison)
+    files = " ".join(str(file_of(file, name)) for name in comparison.estimates)
+    return {"files": files, "plot": str(picture), **comparison.to_dict()}

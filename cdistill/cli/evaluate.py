@@ -87,10 +87,8 @@ def evaluate(
     targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
     choice = SamplerChoice(sampler, None, times, gamma)
     with console.json_only(as_json):
-        if len(targets) == 1:
-            result: Evaluation | Comparisons = run_evaluate(targets[0], choice)
-        else:
-            result = evaluate_together(targets, choice, out)
+        several = len(targets) > 1
+        result = evaluate_together(targets, choice, out) if several else run_evaluate(targets[0], choice)
         show(result)
     return finish(as_json, result.to_dict(), "")
 
