@@ -343,11 +343,11 @@ METRICS = Registry(
 WRITERS = Registry(
     "format",
     {
-        "grid": "cdistill.sampling.writers.pictures:GridWriter",
-        "npz": "cdistill.sampling.writers.arrays:ArrayWriter",
-        "png": "cdistill.sampling.writers.pictures:FolderWriter",
-        "tar": "cdistill.sampling.writers.archives:TarWriter",
-        "zip": "cdistill.sampling.writers.archives:ZipWriter",
+        "grid": "cdistill.sampling.writers:GridWriter",
+        "npz": "cdistill.sampling.writers:ArrayWriter",
+        "png": "cdistill.sampling.writers:FolderWriter",
+        "tar": "cdistill.sampling.writers:TarWriter",
+        "zip": "cdistill.sampling.writers:ZipWriter",
     },
     "cdistill.writers",
     about="Output formats of samples.",

@@ -61,17 +61,19 @@ def sample(
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    wanted = distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    wanted, drawn = distinct(numbers(seeds)), None if classes is None else numbers(classes)
     counts = calls(nfe) if nfe else None
     chosen = _drawn_from(context, run, teacher, weights)
     start(processes)
     from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.sample import sample as run_sample
 
-    choice = SamplerChoice(sampler, None, times, gamma)
     console.say(f"sampling from {teacher or run or latest_run().path}")
-    record = run_sample(chosen, teacher, weights, step, choice, counts, *wanted, form, out, batch_size)
-    finish(as_json, record, "\n".join(record["files"]))
+    written = run_sample(
+        chosen, teacher=teacher, weights=weights, step=step, choice=SamplerChoice(sampler, None, times, gamma),
+        nfe=counts, seeds=wanted, classes=drawn, output_format=form, out=out, batch_size=batch_size,
+    )  # fmt: skip
+    finish(as_json, written.to_dict(), "\n".join(map(str, written.files)))
 
 
 def invert(
@@ -100,7 +102,15 @@ def invert(
     from cdistill.sampling.samplers import SamplerChoice
     from cdistill.workflows.invert import invert_images
 
-    record = invert_images(images, chosen, teacher, weights, SamplerChoice(times=times), counts, file)
+    inverted = invert_images(
+        images, chosen, teacher=teacher, weights=weights, choice=SamplerChoice(times=times), nfe=counts
+    )
+    inverted.save(file)
+    record = {**inverted.to_dict(), "file": str(file)}
+    if missed := record["images"] - record["converged"]:
+        console.say(
+            f"{missed} images are not inverted: jumps too long for the iteration; use more calls, or the teacher"
+        )
     text = "{file}: {converged} of {images} converged, round trip rms {round_trip_rms:.3g}, latents {latent_rms:.3g} T"
     finish(as_json, record, text.format(**record))
 

@@ -18,13 +18,14 @@ from cdistill.evaluation.records import SCHEMA, TEACHER, Evaluation, Row
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.settings import EvaluationSection
 from cdistill.evaluation.statistics_files import find_statistics
-from cdistill.evaluation.teacher_ends import PIECE, TeacherEnds
 from cdistill.networks.denoiser import chunk_size
 from cdistill.registry import FEATURES, METRICS
 from cdistill.runtime.console import progress, say
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler, stream
-from cdistill.sampling.samplers import TEACHER_POINTS
+from cdistill.sampling.sample_store import SampleStore
+from cdistill.sampling.samplers import TEACHER_NFE
+from cdistill.sampling.teacher_data import teacher_endpoints
 from cdistill.teachers import Teacher
 
 
@@ -68,19 +69,15 @@ class Evaluator:
             raise RecipeError("teacher-mse: there is no teacher; name one with --teacher, or choose other metrics")
 
     @cached_property
-    def _endpoints(self) -> TeacherEnds | None:
+    def _endpoints(self) -> SampleStore | None:
         """The teacher's samples of these seeds; None without a teacher."""
-        if self.teacher is None:
-            return None
-        endpoints = TeacherEnds(self.teacher, self.accelerator)
-        endpoints.prepare(self.seeds.start, len(self.seeds))
-        return endpoints
+        return None if self.teacher is None else teacher_endpoints(self.teacher, self.seeds, self.accelerator)
 
     def teacher_endpoints(self, count: int) -> Tensor:
         """Returns the teacher's samples (n, ...) of the first `count` seeds."""
         if self._endpoints is None:
             raise ValueError("no teacher")
-        return self._endpoints.rows(torch.tensor(self.seeds[:count]))
+        return self._endpoints.rows(self.seeds[:count])[0]
 
     def draw(self, sampler: Sampler, title: str) -> SampleSet:
         """Draws the samples with a progress bar; every process returns all of them.
@@ -100,7 +97,7 @@ class Evaluator:
                 samples[drawn.rows] = to_uint8(drawn.samples) if images else drawn.samples
                 diverged[drawn.rows] = (~drawn.samples.isfinite().flatten(1).all(1)).float()
                 if self._endpoints is not None and errors is not None:
-                    endpoints = self._endpoints.rows(drawn.rows + self.seeds.start)
+                    endpoints, _ = self._endpoints.rows((drawn.rows + self.seeds.start).tolist())
                     errors[drawn.rows] = (drawn.samples - endpoints).square().flatten(1).mean(1)
         if count := int(self._sum(diverged).sum()):
             say(f"{title}: {count:,} of {len(self.seeds):,} samples are not finite: the student has diverged there")
@@ -139,11 +136,11 @@ class Evaluator:
         if self._endpoints is None:
             raise ValueError("no teacher")
         images, count, samples = len(self.shape) == 3, len(self.seeds), self._empty()
-        for start in range(0, count, PIECE):  # all at once they would be four times as large
-            endpoints = self._endpoints.rows(torch.tensor(self.seeds[start : start + PIECE]))
-            samples[start : start + len(endpoints)] = to_uint8(endpoints) if images else endpoints
+        for batch in self._endpoints.read(self.seeds):  # all at once they would be four times as large
+            endpoints = torch.from_numpy(batch.samples)
+            samples[batch.start : batch.start + len(endpoints)] = to_uint8(endpoints) if images else endpoints
         errors = torch.zeros(count, dtype=torch.float64)
-        return self.measure(TEACHER, 2 * (TEACHER_POINTS - 1), SampleSet(samples, errors, self.accelerator))
+        return self.measure(TEACHER, TEACHER_NFE, SampleSet(samples, errors, self.accelerator))
 
     def evaluation(self, rows: Sequence[Row], **facts: Any) -> Evaluation:
         """Returns rows as a record, with `facts` about how they were made."""

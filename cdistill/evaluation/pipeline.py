@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdistill.data.source import from_uint8, to_uint8
+from cdistill.data.source import to_uint8
 from cdistill.evaluation.evaluator import Evaluator
 from cdistill.evaluation.records import STUDENT, UNTRAINED, Evaluation, Row, to_json
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
-from cdistill.sampling.image_grids import save_grid
+from cdistill.sampling.image_grids import tile
 from cdistill.sampling.samplers import SamplerChoice, TimedSampler, default_sampler, make_sampler, sampler_class
 from cdistill.storage.files import replacing, write_text
 
@@ -153,7 +153,8 @@ def save_images(evaluator: Evaluator, folder: Path, name: str, drawn: Mapping[in
     path = folder / "samples" / f"{name}.png"
     if evaluator.accelerator.is_main_process:
         labels = [key if key == "teacher" else f"{key.removeprefix('nfe')} NFE" for key in shown]
-        save_grid(path, from_uint8(torch.cat(list(shown.values()))), count, labels)
+        with replacing(path) as temporary:
+            tile(torch.cat(list(shown.values())).numpy(), count, labels).save(temporary, "PNG")
         arrays = {key: samples.numpy() for key, samples in shown.items()}
         with replacing(path.with_suffix(".npz")) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, seeds=np.array(evaluator.seeds[:count]), **arrays)

@@ -7,13 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cdistill.reporting.reading import Pictures, Run
+from cdistill.sampling.image_grids import tile
 
 _SIDE = 32  # small images are enlarged to about this many pixels
-_GAP = 2  # pixels around every image
-_GREY = 128  # between the images; differs from black and white ones and from a page of either colour
 MOST = 64  # images of a grid
 
 
@@ -61,17 +59,6 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{b64encode(png).decode()}"
 
 
-def _tile(images: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-    """Puts images (k, C, H, W) row by row on a grid (rows, columns, C) of cells that are all of one size."""
-    factor = max(1, round(_SIDE / images.shape[2]))
-    large = images.transpose(0, 2, 3, 1).repeat(factor, 1).repeat(factor, 2)
-    empty = -len(large) % columns
-    cells = np.pad(large, [(0, empty), (_GAP, _GAP), (_GAP, _GAP), (0, 0)], constant_values=_GREY)
-    count, height, width, colours = cells.shape
-    rows = cells.reshape(count // columns, columns, height, width, colours)
-    return rows.swapaxes(1, 2).reshape(count // columns * height, columns * width, colours)
-
-
 def _groups(runs: Sequence[Run]) -> list[dict[str, Pictures]]:
     """Returns the runs' pictures by name, those together that can be laid side by side."""
     groups: dict[tuple[object, ...], dict[str, Pictures]] = {}
@@ -84,11 +71,11 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Pictures]]:
 
 
 def _draw(label: str, whose: str, images: NDArray[np.uint8], seeds: Sequence[int], columns: int) -> Grid:
-    pixels = _tile(images[: len(seeds)], columns)
+    picture = tile(images[: len(seeds)], columns, side=_SIDE)
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(stream, "PNG", optimize=True)
+    picture.save(stream, "PNG", optimize=True)
     alt = f"{len(seeds)} samples of {whose}, seeds {_spans(seeds)}, row by row, {columns} in a row"
-    return Grid(label, alt, data_uri(stream.getvalue()), pixels.shape[1], pixels.shape[0])
+    return Grid(label, alt, data_uri(stream.getvalue()), picture.width, picture.height)
 
 
 def _spans(numbers: Sequence[int]) -> str:

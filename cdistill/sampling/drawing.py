@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.networks.denoiser import chunk_size
-from cdistill.runtime import signals as stopping
+from cdistill.runtime import signals
 from cdistill.schedule import T
 
 Item = TypeVar("Item")
@@ -31,7 +31,7 @@ Noise = Callable[[], Tensor]
 Sampler = Callable[[Tensor, Tensor | None, Noise], Tensor]
 """Maps points at noise level T, labels and a source of noise to points at eps."""
 
-CUDA_BATCH = 256  # images that a network call holds on a GPU, where nobody says
+CUDA_BATCH = 256  # images that a network call holds on a GPU by default
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def stream(
                 drawn = _sample(sampler, chunk, device)
                 advance(chunk.turn, "")
                 yield drawn
-    stopping.check("sampling")
+    signals.check("sampling")
 
 
 @torch.inference_mode()
@@ -230,13 +230,13 @@ def _ahead(
     """Yields the results in the order of the items, `count` of them under way; begins none after a signal."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
-        if stopping.requested():
+        if signals.requested():
             break
         waiting.append(pool.submit(work, item))
         if len(waiting) > count:
             yield waiting.popleft().result()
     while waiting:
-        if not (stopping.requested() and waiting[0].cancel()):
+        if not (signals.requested() and waiting[0].cancel()):
             yield waiting[0].result()
         waiting.popleft()
 

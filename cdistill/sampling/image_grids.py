@@ -1,39 +1,40 @@
-"""Pictures of samples: grids."""
+"""Many small images in one picture; needs no torch."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from cdistill.data.source import to_uint8
-
-_SHOWN_SIDE = 48  # small images are enlarged to about this many pixels, so that a person sees them
+_GAP = 2  # pixels around every image
+_GREY = 128  # between the images: differs from black and white ones and from a page of either colour
 
 
-def save_grid(path: Path, samples: Tensor, columns: int | None = None, labels: Sequence[str] = ()) -> None:
-    """Writes images as one PNG, row by row, small ones enlarged by a whole factor.
+def tile(
+    images: NDArray[np.uint8], columns: int | None = None, labels: Sequence[str] = (), side: int = 48
+) -> Image.Image:
+    """Returns images side by side, row by row, small ones enlarged by a whole factor.
 
     Args:
-        path: Where to.
-        samples: (n, C, H, W) in [-1, 1], C = 1 or 3.
-        columns: Images a row; about the root of n by default.
-        labels: Text in front of each row.
+        images: (n, C, H, W), C = 1 or 3.
+        columns: Images in a row; about the root of n by default.
+        labels: Text to the left of each row.
+        side: Small images are enlarged to about so many pixels.
     """
-    pixels = to_uint8(samples).permute(0, 2, 3, 1).numpy()
-    count, height, width, colours = pixels.shape
+    count, colours, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))
-    rows = math.ceil(count / columns)
-    factor = max(1, _SHOWN_SIDE // height)
-    sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, colours), 128, np.uint8)
-    for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
-        sheet[top : top + height, left : left + width] = image
-    picture = _image(sheet.repeat(factor, 0).repeat(factor, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (_with_labels(picture, labels, factor * (height + 1)) if labels else picture).save(path)
+    factor = max(1, round(side / height))
+    large = images.transpose(0, 2, 3, 1).repeat(factor, 1).repeat(factor, 2)
+    frame = [(0, -count % columns), (_GAP, _GAP), (_GAP, _GAP), (0, 0)]
+    cells = np.pad(large, frame, constant_values=_GREY).reshape(-1, columns, *_framed(height, width, factor), colours)
+    pixels = cells.swapaxes(1, 2).reshape(-1, columns * cells.shape[3], colours)
+    picture = Image.fromarray(pixels[..., 0] if colours == 1 else pixels)
+    return _with_labels(picture, labels, cells.shape[2]) if labels else picture
+
+
+def _framed(height: int, width: int, factor: int) -> tuple[int, int]:
+    return height * factor + 2 * _GAP, width * factor + 2 * _GAP
 
 
 def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Image.Image:
@@ -46,7 +47,3 @@ def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Im
     for row, label in enumerate(labels):
         draw.text((5, int((row + 0.5) * height)), label, "black", font, anchor="lm")
     return wider
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

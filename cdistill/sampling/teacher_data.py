@@ -1,27 +1,34 @@
 """The data for a teacher: a source that fits it, or samples of its own for people who have only its weights.
 
-Such samples are kept in the asset folder.
+A teacher's samples are kept in the asset folder: as training data, and as the endpoints that students are compared
+with. Both are drawn by Heun's solver with 34 calls at first use and read afterwards; more seeds extend what is there.
 """
 
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import broadcast_object_list
 
+from cdistill import __version__
 from cdistill.data import Source, load_source
-from cdistill.data.source import to_uint8
-from cdistill.errors import CorruptFileError, MismatchError, RecipeError
+from cdistill.errors import MismatchError, RecipeError
+from cdistill.networks.denoiser import chunk_size
 from cdistill.registry import is_teacher_data, teacher_data_count
-from cdistill.runtime.console import progress
-from cdistill.sampling.drawing import generate
-from cdistill.sampling.samplers import make_sampler
-from cdistill.storage.checkpoints import load_tensors, save_tensors
+from cdistill.runtime.console import say
+from cdistill.sampling.sample_store import SampleStore
+from cdistill.sampling.samplers import TEACHER_POINTS, make_sampler
 from cdistill.storage.files import asset_folder
 from cdistill.teachers import Teacher
 
-PIECE = 2048  # samples that a broken-off run can lose
 # Far from those that people sample and evaluate with; torch's generator on a CPU keeps 32 bits of a seed.
 _FIRST_SEED = {"train": 2**30, "heldout": 2**31}
 
@@ -67,7 +74,7 @@ def fit_source(teacher: Teacher, source: Source) -> Source:
 
 
 def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
-    """Returns samples of the teacher's own solver (Heun, 34 calls), drawn at first use and read afterwards.
+    """Returns samples of the teacher as data.
 
     Args:
         name: "teacher" for 50,000 samples, or "teacher:COUNT".
@@ -81,43 +88,63 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
 
     Raises:
         RecipeError: Fewer than two samples, or too many.
-        CorruptFileError: A file kept from an earlier run is damaged.
-        StoppedError: A signal came; finished pieces are kept.
+        StoppedError: A signal came; finished samples are kept.
     """
     count = teacher_data_count(name)
-    pieces = [(start, min(start + PIECE, count)) for start in range(0, count, PIECE)]
-    files = {piece: _folder(teacher) / f"{split}-{piece[0]:08d}-{piece[1]:08d}.safetensors" for piece in pieces}
-    missing = [piece for piece, file in files.items() if not file.is_file()]
-    accelerator.wait_for_everyone()  # every process has looked before the main one writes
-    if missing:
-        with progress(sum(end - start for start, end in missing), f"samples of {teacher.name}", "img") as advance:
-            for start, end in missing:
-                first = _FIRST_SEED[split]
-                samples, labels = generate(
-                    make_sampler(teacher.denoiser, None), teacher.shape, range(first + start, first + end),
-                    teacher.denoiser.num_classes, device=accelerator.device, advance=advance, accelerator=accelerator,
-                )  # fmt: skip
-                if accelerator.is_main_process:
-                    _save(files[start, end], samples, labels, teacher)
-        accelerator.wait_for_everyone()
-    found = [_load(file) for file in files.values()]
-    labels = torch.cat([part["labels"] for part in found]) if teacher.denoiser.num_classes else None
-    samples = torch.cat([part["samples"] for part in found])
+    seeds = range(_FIRST_SEED[split], _FIRST_SEED[split] + count)
+    store = _open({"teacher": teacher.digest}, teacher)
+    _draw(store, seeds, f"samples of {teacher.name}", teacher, accelerator)
+    samples, labels = store.rows(seeds)
     return Source(f"teacher:{count}", samples, labels, teacher.denoiser.num_classes)
 
 
-def _folder(teacher: Teacher) -> Path:
-    return asset_folder() / "teacher-data" / teacher.digest[:16]
+def teacher_endpoints(teacher: Teacher, seeds: range, accelerator: Accelerator) -> SampleStore:
+    """Returns a store with the endpoints of the teacher's trajectories from the noise of `seeds`; see its `rows`.
+
+    Images are float32, vectors float64. All processes call it together.
+
+    Args:
+        teacher: On the accelerator's device.
+        seeds: Consecutive.
+        accelerator: Shares the work among its processes.
+
+    Raises:
+        StoppedError: A signal came; finished samples are kept.
+    """
+    identity = {
+        "teacher": teacher.digest, "device": accelerator.device.type, "torch": torch.__version__,
+        "cdistill": __version__,
+    }  # fmt: skip
+    store = _open(identity, teacher, torch.float32 if len(teacher.shape) == 3 else None)
+    _make_writable(store, accelerator)
+    size = chunk_size(teacher.shape)
+    whole = range(seeds.start // size * size, -(-seeds.stop // size) * size)  # the network sees whole chunks anyway
+    _draw(store, whole, "teacher's endpoints", teacher, accelerator)
+    return store
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_tensors(path, "samples")[0]
-    except CorruptFileError as error:
-        raise CorruptFileError(f"{error}; or remove it, and it is drawn again") from error
+def _open(identity: dict[str, Any], teacher: Teacher, dtype: torch.dtype | None = None) -> SampleStore:
+    """Returns the store of a teacher's samples, in a folder named after what they depend on."""
+    whole = {**identity, "sampler": "heun", "points": TEACHER_POINTS}
+    key = hashlib.sha256(json.dumps([whole, str(dtype)]).encode()).hexdigest()[:16]
+    return SampleStore(asset_folder() / "teacher-samples" / key, whole, teacher.shape, dtype)
 
 
-def _save(path: Path, samples: Tensor, labels: Tensor | None, teacher: Teacher) -> None:
-    kept = to_uint8(samples) if len(teacher.shape) == 3 else samples
-    tensors = {"samples": kept} if labels is None else {"samples": kept, "labels": labels}
-    save_tensors(path, tensors, "samples", {"teacher": teacher.name, "teacher_sha256": teacher.digest})
+def _draw(store: SampleStore, seeds: range, title: str, teacher: Teacher, accelerator: Accelerator) -> None:
+    sampler = make_sampler(teacher.denoiser, None, nfe=2 * (TEACHER_POINTS - 1))
+    store.draw(sampler, seeds, teacher.denoiser.num_classes, accelerator, title)
+
+
+def _make_writable(store: SampleStore, accelerator: Accelerator) -> None:
+    """Moves a store whose folder cannot be written to a temporary folder, the same for all processes."""
+    chosen = [store.folder]
+    if accelerator.is_main_process:
+        try:
+            store.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(store.folder, os.W_OK):
+                raise PermissionError("not writable")
+        except OSError as error:
+            say(f"{store.folder}: the teacher's endpoints are not kept for the next evaluation ({error})")
+            chosen = [Path(tempfile.mkdtemp(prefix="cdistill-"))]
+            weakref.finalize(store, shutil.rmtree, chosen[0], ignore_errors=True)
+    store.folder = broadcast_object_list(chosen)[0]

@@ -1,4 +1,4 @@
-"""``cdistill invert``: the noise that a sampler takes to given images."""
+"""The noise that a sampler takes to given images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,124 +9,113 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdistill.data import Source, load_source
-from cdistill.data.source import from_uint8
+from cdistill.data.loading import load_source
+from cdistill.data.source import Source, from_uint8
 from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
-from cdistill.preconditionings import Preconditioning
 from cdistill.runtime import signals
-from cdistill.runtime.console import progress, say
+from cdistill.runtime.console import progress
 from cdistill.sampling.inversion import invert
 from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
 from cdistill.schedule import T
 from cdistill.storage.files import replacing
 from cdistill.storage.run_folder import RunFolder
-from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.students import load_converted, load_student
+from cdistill.workflows.sample import load_network
+
+_ANY = SamplerChoice()
 
 
 @dataclass(frozen=True)
-class Trip:
-    """Images back to noise and forth again.
+class InvertedImages:
+    """Latents of images, and how well they lead back to them.
 
     Attributes:
         latents: Points at T (n, ...), float64.
-        residual: Of the inversion (n,), see :class:`cdistill.sampling.Inverse`.
+        residual: Of the inversion (n,), see :class:`cdistill.sampling.inversion.Inverse`.
         converged: Whether that is small (n,).
         error: Root mean square distance from each image to what its latent is sampled to (n,).
+        labels: Classes (n,), int64, or None.
+        sampler: What was inverted, as JSON.
     """
 
     latents: Tensor
     residual: Tensor
     converged: Tensor
     error: Tensor
+    labels: Tensor | None
+    sampler: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the figures of all images together and the sampler, as JSON."""
+        return {
+            "images": len(self.latents),
+            "converged": int(self.converged.sum()),
+            "round_trip_rms": float(self.error.square().mean().sqrt()),
+            "latent_rms": float(self.latents.square().mean().sqrt() / T),
+            **self.sampler,
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes an .npz with `latents`, `residual` and, if there are any, `labels`."""
+        arrays = {"latents": self.latents.numpy(), "residual": self.residual.numpy()}
+        if self.labels is not None:
+            arrays["labels"] = self.labels.numpy()
+        with replacing(path) as temporary:
+            np.savez(temporary, allow_pickle=False, **arrays)
 
 
 def invert_images(
     images: Path,
-    run: RunFolder | Path | None,
-    teacher_name: str | None,
-    weights: Path | None,
-    choice: SamplerChoice,
-    nfe: Sequence[int] | None,
-    out: Path,
-) -> dict[str, Any]:
-    """Inverts the images of a file or folder, writes their latents and says how well they lead back.
+    run: RunFolder | Path | None = None,
+    *,
+    teacher: str | None = None,
+    weights: Path | None = None,
+    choice: SamplerChoice = _ANY,
+    nfe: Sequence[int] | None = None,
+) -> InvertedImages:
+    """Inverts the images of a file or folder, and samples from their latents again.
 
     Args:
-        images: See `cdistill.data.loading`; with labels where the network needs them.
+        images: A folder or archive of images, see `load_source`; with labels where the network needs them.
         run: The run, the file of a converted student, or None for a teacher.
-        teacher_name: The teacher, where `run` is None.
+        teacher: The teacher, where `run` is None.
         weights: File of the teacher's weights, where it is in no usual place.
         choice: The sampler; its `nfe` is not read.
         nfe: One number of network calls, or None for the default.
-        out: An .npz with `latents`, `residual` and, if there are any, `labels`.
-
-    Returns:
-        The record.
 
     Raises:
         MismatchError: The images do not fit the network.
-        RecipeError: More samplers than one, or one with fresh noise.
+        RecipeError: More than one sampler, or one with fresh noise.
     """
-    denoiser, preconditioning = _network(run, teacher_name, weights)
+    denoiser, preconditioning, _ = load_network(run, teacher, weights)
     samplers = list(make_samplers(denoiser, preconditioning, choice, nfe).values())
     if len(samplers) > 1:
         raise RecipeError(f"--nfe: got {len(samplers)} numbers; an image is inverted with one")
-    source = _fitting(load_source(str(images.absolute())), denoiser)
-    sampler, device = samplers[0], make_accelerator("fp32").device
+    source = _fit(load_source(str(images.absolute())), denoiser)
+    device = make_accelerator("fp32").device
     denoiser.to(device)
-    trip = _travel(sampler, source, device)
-    arrays = {"latents": trip.latents.numpy(), "residual": trip.residual.numpy()}
-    if source.labels is not None:
-        arrays["labels"] = source.labels.numpy()
-    with replacing(out) as temporary:
-        np.savez(temporary, allow_pickle=False, **arrays)
-    record = {
-        "images": len(source),
-        "converged": int(trip.converged.sum()),
-        "round_trip_rms": float(trip.error.square().mean().sqrt()),
-        "latent_rms": float(trip.latents.square().mean().sqrt() / T),
-        "file": str(out),
-        **sampler.facts,
-    }
-    if missed := len(source) - record["converged"]:
-        say(f"{missed} images are not inverted: jumps too long for the iteration; use more calls, or the teacher")
-    return record
+    return _invert_all(samplers[0], source, device)
 
 
-def _network(
-    run: RunFolder | Path | None, teacher_name: str | None, weights: Path | None
-) -> tuple[Denoiser, Preconditioning | None]:
-    if run is None:
-        return load_teacher(teacher_name or "", weights).denoiser, None
-    if not isinstance(run, RunFolder):
-        return load_converted(run)
-    student = load_student(run, weights)
-    return student.denoiser, student.preconditioning
-
-
-def _travel(sampler: TimedSampler, source: Source, device: torch.device) -> Trip:
-    size, parts = chunk_size(sampler.denoiser.sample_shape), []
+def _invert_all(sampler: TimedSampler, source: Source, device: torch.device) -> InvertedImages:
+    size, batches = chunk_size(sampler.denoiser.sample_shape), []
     with progress(len(source), "inverting", "img") as advance, torch.inference_mode():
         for begin in range(0, len(source), size):
             signals.check("inversion")
             rows = slice(begin, begin + size)
             x = from_uint8(source.samples[rows]).double().to(device)
             labels = None if source.labels is None else source.labels[rows].to(device)
-            found = invert(sampler, x, labels)
-            again = sampler(found.x, labels, x.clone)  # asks for no noise: `invert` has refused those that do
-            parts.append((found.x, found.residual, found.converged, _rms(again - x)))
+            inverse = invert(sampler, x, labels)
+            again = sampler(inverse.x, labels, x.clone)  # asks for no noise: `invert` has refused those that do
+            error = (again - x).square().flatten(1).mean(1).sqrt()
+            batches.append((inverse.x, inverse.residual, inverse.converged, error))
             advance(len(x), "")
-    return Trip(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+    latents, residual, converged, errors = (torch.cat(columns).cpu() for columns in zip(*batches, strict=True))
+    return InvertedImages(latents, residual, converged, errors, source.labels, sampler.facts)
 
 
-def _rms(difference: Tensor) -> Tensor:
-    return difference.square().flatten(1).mean(1).sqrt()
-
-
-def _fitting(source: Source, denoiser: Denoiser) -> Source:
+def _fit(source: Source, denoiser: Denoiser) -> Source:
     classes = denoiser.num_classes
     if source.shape != denoiser.sample_shape or (classes and not 0 < source.num_classes <= classes):
         raise MismatchError(

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cdistill.formats.png import encode_png
 from PIL import Image
 
 from cdistill.data import load_source
 from cdistill.data.source import from_uint8
 from cdistill.errors import CdistillError
-from cdistill.formats.png import encode_png
 from cdistill.registry import WRITERS
 from cdistill.sampling.image_grids import save_grid
 from cdistill.sampling.sample_store import Batch
