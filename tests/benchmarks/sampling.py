@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.sampling [--device cuda] [--threads 1] [--memory]
 
-By turns, on the same number of images: the calls of the free network alone, one after the other, on inputs that are
-there already; then everything that `cdistill sample` does for them: noise, labels, float64 states, finished pieces on
+Alternately, on the same number of images: the calls of the free network alone, one after the other, on inputs that are
+there already; then everything that `cdistill sample` does for them: noise, labels, float64 states, finished shards on
 the disk, and the files. A ratio of 1 means that nothing is lost; on a CPU with several threads it may be more, because
 samples are drawn in threads of their own. Besides the wall's the ratio of the CPU times of all threads is printed.
 """
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from cdistill.registry import WRITERS
 from cdistill.runtime.console import table
 from cdistill.runtime.processes import keep_memory, set_threads, thread_count
 from cdistill.sampling.drawing import Sampler, chunks_together
-from cdistill.sampling.sample_store import Pieces, draw_missing
+from cdistill.sampling.sample_store import SampleStore
 from cdistill.sampling.samplers import make_sampler
 from cdistill.sampling.writers import Samples
 from cdistill.teachers import load_teacher
@@ -71,14 +72,12 @@ def whole(denoiser: EDMDenoiser, sampler: Sampler, count: int, form: str, root: 
 
     def work() -> None:
         folder = Path(tempfile.mkdtemp(dir=root))
-        pieces = Pieces(folder / "pieces", {}, count, shape)
-        draw_missing(
-            pieces, pieces.missing(), sampler, seeds, denoiser.num_classes, None, lambda count, note: None, accelerator
-        )
+        store = SampleStore(folder / "shards", {}, shape)
+        store.draw(sampler, seeds, denoiser.num_classes, accelerator, "samples")
         writer = WRITERS.get(form)()
-        samples = Samples(np.array(seeds), shape, denoiser.num_classes > 0, pieces.read)
+        samples = Samples(np.array(seeds), shape, partial(store.read, seeds))
         writer.write(folder / f"found{writer.suffix}", samples)
-        pieces.remove()
+        store.remove()
 
     return work
 
@@ -107,6 +106,7 @@ def measure(name: str, denoiser: EDMDenoiser, calls: int, form: str, device: str
 
 MEMORY = """
 import resource, sys
+from functools import partial
 from pathlib import Path
 from cdistill.cli.app import run
 code = run(["-q", "sample", *sys.argv[1:]])

@@ -1,15 +1,12 @@
 """Which metrics are measured, and how samples are."""
 
-import os
-
 import pytest
 import torch
 from accelerate import Accelerator
 
 from cdistill.data import Source, load_source
 from cdistill.data.source import to_uint8
-from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError
-from cdistill.evaluation import teacher_ends as ends
+from cdistill.errors import CdistillError, MissingAssetError, RecipeError
 from cdistill.evaluation.evaluator import Evaluator, choose_metrics
 from cdistill.evaluation.features import load_features
 from cdistill.evaluation.references import Reference
@@ -98,64 +95,3 @@ def test_without_a_teacher_the_rest_is_measured():
     assert evaluator.draw(sampler, "").errors is None
     with pytest.raises(RecipeError, match="there is no teacher"):
         make_evaluator(teacher, range(64), ["teacher-mse"], alone=True)
-
-
-# --- the teacher's ends ---
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Seeds that the teacher's ends are drawn for; the drawing itself is replaced by something quick."""
-    drawn = []
-
-    def fake(sampler, shape, seeds, *more, **options):
-        drawn.extend(seeds)
-        return torch.tensor([float(seed) for seed in seeds]).double().reshape(-1, *[1] * len(shape)).expand(
-            -1, *shape
-        ), None
-
-    monkeypatch.setattr(ends, "generate", fake)
-    return drawn
-
-
-def make_ends(name="mixture-1d"):
-    return ends.TeacherEnds(load_teacher(name), Accelerator(cpu=True))
-
-
-def test_the_teachers_ends_are_drawn_once_and_kept(assets, counted):
-    found = make_ends()
-    found.prepare(0, 300)
-    assert counted == list(range(320))  # whole chunks of 64
-    assert found.rows(torch.tensor([0, 255, 256, 299])).flatten().tolist() == [0, 255, 256, 299]
-    counted.clear()
-    make_ends().prepare(100, 200)
-    assert counted == []
-    again = make_ends()
-    again.prepare(0, 600)
-    assert counted == [*range(256, 640)]  # the first piece was whole, the second was not
-    assert again.rows(torch.tensor([599, 3])).flatten().tolist() == [599, 3]
-
-
-def test_another_teacher_has_ends_of_its_own(assets, counted):
-    make_ends().prepare(0, 10)
-    counted.clear()
-    make_ends("digits").prepare(0, 10)
-    assert counted == list(range(64))
-
-
-def test_ends_that_cannot_be_kept_stay_in_memory(monkeypatch, counted, capsys):
-    monkeypatch.setenv("CDISTILL_ASSETS", os.devnull)
-    found = make_ends()
-    found.prepare(0, 300)
-    assert found.rows(torch.tensor([1, 299])).flatten().tolist() == [1, 299]
-    assert capsys.readouterr().err.count("not kept for the next evaluation") == 1
-
-
-def test_damaged_ends_are_told(assets, counted):
-    make_ends().prepare(0, 10)
-    (path,) = assets.rglob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    found = make_ends()
-    found.prepare(0, 10)
-    with pytest.raises(CorruptFileError, match=r"or remove it, and it is drawn again"):
-        found.rows(torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""The forms in which samples are written: what is in the files, the same bytes always, whole or not at all."""
+"""The output formats: what is in the files, the same bytes always, whole or not at all."""
 
 import hashlib
 import io
@@ -11,17 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from cdistill.formats.png import encode_png
 from PIL import Image
 
 from cdistill.data import load_source
-from cdistill.data.source import from_uint8
 from cdistill.errors import CdistillError
 from cdistill.registry import WRITERS
-from cdistill.sampling.image_grids import save_grid
+from cdistill.sampling.image_grids import tile
 from cdistill.sampling.sample_store import Batch
-from cdistill.sampling.writers import Samples
+from cdistill.sampling.writers import Samples, encode_png
 
 SEEDS = [5, 1_000_000, 7, *range(100, 122)]
 FORMS = WRITERS.names()
@@ -38,7 +35,7 @@ def samples_of(array: np.ndarray, labels: np.ndarray | None = None, size: int = 
             yield Batch(start, array[part], None if labels is None else labels[part])
 
     seeds = np.array(SEEDS if len(array) == len(SEEDS) else range(len(array)))
-    return Samples(seeds, array.shape[1:], labels is not None, read)
+    return Samples(seeds, array.shape[1:], read)
 
 
 def write(form: str, folder: Path, samples: Samples) -> Path:
@@ -158,10 +155,30 @@ def test_arrays_are_adms_for_images_and_plain_for_vectors(tmp_path):
         assert np.array_equal(found["samples"], vectors)
 
 
-def test_a_grid_is_the_picture_of_all(tmp_path):
+def test_a_grid_holds_every_image_at_its_place(tmp_path):
     path = write("grid", tmp_path, samples_of(images()))
-    save_grid(tmp_path / "own.png", from_uint8(torch.from_numpy(images())))
-    assert path.read_bytes() == (tmp_path / "own.png").read_bytes()
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    factor, columns = 8, 5  # 6 pixels become 48; 25 images in rows of 5
+    height, width = 6 * factor + 4, 4 * factor + 4
+    assert pixels.shape == (5 * height, columns * width, 3)
+    for k, image in enumerate(images()):
+        top, left = k // columns * height + 2, k % columns * width + 2
+        shown = pixels[top : top + 6 * factor : factor, left : left + 4 * factor : factor]
+        assert np.array_equal(shown.transpose(2, 0, 1), image)
+        assert (pixels[top - 1, left : left + 4 * factor] == 128).all()
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+def test_rows_can_be_labelled_and_the_last_one_unfinished(colours):
+    array = images(5, (colours, 8, 8))
+    plain, labelled = tile(array, 3), tile(array, 3, ["teacher", "2 NFE"])
+    assert labelled.height == plain.height == 2 * 52
+    margin = labelled.width - plain.width
+    assert margin > 10
+    assert np.array_equal(np.asarray(labelled)[:, margin:], np.asarray(plain))
+    assert (np.asarray(plain)[52:, 2 * 52 :] == 128).all()
+    assert (np.asarray(labelled)[:, :margin] < 100).any()
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -174,7 +191,7 @@ def test_what_a_form_cannot_hold_is_refused(form):
         with pytest.raises(CdistillError, match=f"--format {form}: this network draws vectors.*use --format npz"):
             writer.check(form, (2,), 400)
     if form == "grid":
-        with pytest.raises(CdistillError, match="got 401 seeds; at most 400"):
+        with pytest.raises(CdistillError, match="got 401 seeds; shows at most 400"):
             writer.check(form, (3, 8, 8), 401)
     else:
         writer.check(form, (3, 8, 8), 10**9)
@@ -191,7 +208,7 @@ def test_memory_does_not_grow_with_the_images(form, tmp_path):
                 yield Batch(start, image.copy(), None)
 
         tracemalloc.start()
-        write(form, tmp_path / str(count), Samples(np.arange(count), (3, 32, 32), False, read))
+        write(form, tmp_path / str(count), Samples(np.arange(count), (3, 32, 32), read))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

@@ -13,7 +13,7 @@ from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.networks.denoiser import count_parameters
 from cdistill.storage.checkpoints import load_tensors
-from cdistill.teachers import named, official
+from cdistill.teachers import load_teacher, named, official
 from cdistill.teachers.official import OFFICIAL
 from tests.edm_teacher import write_teacher
 from tests.teachers.test_teachers import random_denoiser
@@ -99,16 +99,17 @@ def test_without_the_data_a_teacher_draws_its_own(world, capsys):
     sets = [part for value in [*SETS, 'data="teacher:64"'] for part in ("--set", value)]
     assert run(["distill", "--recipe", "cifar10-cond-ctm", "--out", "runs/free", "--json", *sets]) == 0
     capsys.readouterr()
-    (kept,) = (world / "assets" / "teacher-data").rglob("*.safetensors")
+    (kept,) = (world / "assets" / "teacher-samples").rglob("*.safetensors")
     tensors, header = load_tensors(kept, "samples")
     assert (tuple(tensors["samples"].shape), tensors["samples"].dtype) == ((64, 1, 8, 8), torch.uint8)
-    assert header["teacher"] == "edm-cifar10-cond"
+    assert header["identity"]["teacher"] == load_teacher("edm-cifar10-cond").digest
     before = kept.stat().st_mtime_ns
     arguments = ["estimate-coeffs", "--teacher", "edm-cifar10-cond", "--data", "teacher:64"]
     assert run([*arguments, "--samples", "32", "--timesteps", "6"]) == 0
     assert kept.stat().st_mtime_ns == before
     assert run(["evaluate", "--run", "runs/free", "--nfe", "1", "--samples", "64", "--split", "heldout"]) == 0
-    assert len(list((world / "assets" / "teacher-data").rglob("*.safetensors"))) == 2
+    assert len(list(kept.parent.glob("*.safetensors"))) == 2  # and the endpoints are in a folder of their own
+    assert len(list((world / "assets" / "teacher-samples").rglob("*.safetensors"))) == 3
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`cdistill sample` as a whole: the same files however it is divided, going on, what stops it."""
+"""`cdistill sample` as a whole: the same files however it is divided, what stops it, how it resumes."""
 
 import json
 import signal
@@ -40,11 +40,10 @@ from pathlib import Path
 from cdistill.workflows.sample import sample
 from cdistill.runtime.processes import end, leave_group
 from cdistill.registry import WRITERS
-from cdistill.sampling.samplers import SamplerChoice
 
 for form in WRITERS.names():
     count = 400 if form == "grid" else 1000
-    sample(Path("s.safetensors"), None, None, "last", SamplerChoice(), [1], range(count), None, form, Path(sys.argv[1]))
+    sample(Path("s.safetensors"), nfe=[1], seeds=range(count), output_format=form, out=Path(sys.argv[1]))
 leave_group()
 end(0)
 """
@@ -132,7 +131,7 @@ def test_the_files_hold_what_generate_draws(form, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_command_goes_on_and_draws_nothing_twice(number, monkeypatch, calls, capsys):
+def test_a_stopped_command_resumes_and_draws_nothing_twice(number, monkeypatch, calls, capsys):
     request = ["--seeds", "0-999", "--format", "npz"]
     assert sample(*request, "--out", "whole") == 0
     calls.clear()
@@ -140,7 +139,7 @@ def test_a_stopped_command_goes_on_and_draws_nothing_twice(number, monkeypatch, 
     errors = capsys.readouterr().err
     assert "run the same command to resume" in errors
     assert len(errors.strip().splitlines()) == 1
-    kept = len(list(Path("samples/.nfe1.pieces").glob("*.safetensors")))
+    kept = len(list(Path("samples/.nfe1.shards").glob("[0-9]*.safetensors")))
     assert 3 <= kept < 16
     assert not Path("samples/nfe1.npz").exists()
     assert sample(*request) == 0
@@ -149,9 +148,9 @@ def test_a_stopped_command_goes_on_and_draws_nothing_twice(number, monkeypatch, 
     assert {path.name for path in Path("samples").iterdir()} == {"nfe1.npz", "nfe1.json"}
 
 
-def test_another_form_goes_on_with_the_same_samples(monkeypatch, calls):
+def test_another_format_resumes_from_the_same_samples(monkeypatch, calls):
     interrupted(monkeypatch, calls, "--seeds", "0-399", "--format", "npz")
-    kept = len(list(Path("samples/.nfe1.pieces").glob("*.safetensors")))
+    kept = len(list(Path("samples/.nfe1.shards").glob("[0-9]*.safetensors")))
     assert sample("--seeds", "0-399", "--format", "tar") == 0
     assert len(calls) == 7 - kept
 
@@ -177,10 +176,10 @@ def test_other_weights_start_afresh(monkeypatch, calls):
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file", "no file"])
-def test_damaged_pieces_are_drawn_again(damage, monkeypatch, calls):
+def test_damaged_shards_are_drawn_again(damage, monkeypatch, calls):
     request = ["--seeds", "0-399", "--format", "npz"]
     interrupted(monkeypatch, calls, *request)
-    path, *others = sorted(Path("samples/.nfe1.pieces").glob("*.safetensors"))
+    path, *others = sorted(Path("samples/.nfe1.shards").glob("[0-9]*.safetensors"))
     data = bytearray(path.read_bytes())
     if damage == "no file":
         path.unlink()
@@ -194,7 +193,7 @@ def test_damaged_pieces_are_drawn_again(damage, monkeypatch, calls):
 
 
 def test_two_commands_to_one_place_do_not_meet(capsys):
-    with held(Path("samples/.nfe1.pieces/lock"), "here"):
+    with held(Path("samples/.nfe1.shards/lock"), "here"):
         assert sample() == 6
     assert "another process samples to this place" in capsys.readouterr().err
 
@@ -262,7 +261,7 @@ def test_kill_minus_9_loses_what_was_under_way_alone(calls):
     (process,) = start(["-c", KILLED, "sample", "--run", "s.safetensors", "--nfe", "1", *request], 1, NUMBER="SIGKILL")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors
-    kept = list(Path("samples/.nfe1.pieces").glob("[0-9]*.safetensors"))
+    kept = list(Path("samples/.nfe1.shards").glob("[0-9]*.safetensors"))
     assert 1 <= len(kept) <= 5
     assert not Path("samples/nfe1.zip").exists()
     assert sample(*request) == 0
@@ -280,7 +279,7 @@ def test_when_one_process_is_stopped_all_stop_and_keep_what_they_have(calls):
     assert (first.returncode, second.returncode) == (75, 75), errors
     assert errors[0].splitlines()[-1].endswith("another process was stopped; run the same command to resume")
     assert not Path("samples/nfe1.zip").exists()
-    kept = list(Path("samples/.nfe1.pieces").glob("*.safetensors"))
+    kept = list(Path("samples/.nfe1.shards").glob("[0-9]*.safetensors"))
     assert len(kept) > 16  # the first one finished its part
     assert sample(*request) == 0
     assert len(calls) == 32 - len(kept)
