@@ -191,7 +191,7 @@ def test_what_a_form_cannot_hold_is_refused(form):
         with pytest.raises(CdistillError, match=f"--format {form}: this network draws vectors.*use --format npz"):
             writer.check(form, (2,), 400)
     if form == "grid":
-        with pytest.raises(CdistillError, match="got 401 seeds; shows at most 400"):
+        with pytest.raises(CdistillError, match="got 401 seeds; one picture shows at most 400"):
             writer.check(form, (3, 8, 8), 401)
     else:
         writer.check(form, (3, 8, 8), 10**9)
