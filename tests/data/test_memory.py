@@ -113,8 +113,8 @@ def test_training_on_a_mapped_source_is_training_in_memory(tmp_path, mapped):
         torch.manual_seed(0)
         task = DenoisingTask(build_denoiser(architecture, 0.5), source, make_accelerator("fp32"), section, 0)
         for step in range(3):
-            finish(task, step, read(task.accelerator, task.gradients(step)), Counters())
-        weights.append(torch.cat([value.flatten() for value in task.live.state_dict().values()]))
+            finish(task, step, read(task.accelerator, task.backward(step)), Counters())
+        weights.append(torch.cat([value.flatten() for value in task.network.state_dict().values()]))
     assert torch.equal(*weights)
 
 
