@@ -191,3 +191,5 @@ def test_every_registry_is_listed():
     every = [value for value in vars(module).values() if isinstance(value, module.Registry)]
     assert {id(value) for value in every} == {id(value) for value in REGISTRIES.values()}
     assert len({registry.group for registry in REGISTRIES.values()}) == len(REGISTRIES)
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [registry.group for registry in REGISTRIES.values() if f"`{registry.group}`" not in page] == []
