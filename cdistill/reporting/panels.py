@@ -262,8 +262,8 @@ def _inside(figure: Figure, salt: str) -> Markup:
     text = stream.getvalue()
     text = text[text.index("<g id=") : text.index("</svg>")]
     named = set(re.findall(r"#([a-z]\w+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found.group() if found[1] in named else "", text)
-    return Markup(re.sub("#[0-9a-f]{6}", lambda found: _variable(found.group()), text))
+    text = re.sub(r' id="([^"]+)"', lambda name: name.group() if name[1] in named else "", text)
+    return Markup(re.sub("#[0-9a-f]{6}", lambda colour: _variable(colour.group()), text))
 
 
 def _variable(colour: str) -> str:

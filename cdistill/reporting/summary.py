@@ -105,7 +105,7 @@ def evaluate_command(run: Run, options: Iterable[str] = ()) -> str:
 
 
 def _measure_again(run: Run, name: str, one: Evaluation) -> str:
-    """Returns what was typed, or what repeats the record, or what measures the same; "" where it says nothing."""
+    """Returns what was typed, or what repeats the record, or what measures the same; "" where it is not known."""
     if one.command:
         return command_line(one.command)
     if "request" in (one.model_extra or {}):

@@ -177,7 +177,7 @@ def _settings() -> list[DataSet]:
     """Returns short trainings, each with one setting changed: does a verdict hang on it?"""
     images = partial(_images, "patches", _PAIR, 120)
     mixture = partial(_mixture, "mixture-narrow", _PAIR, 800)
-    found = {
+    changed = {
         "patches-usual": images(32),
         "patches-rate-third": images(32, learning_rate="3.3e-4"),
         "patches-rate-triple": images(32, learning_rate="3e-3"),
@@ -192,7 +192,7 @@ def _settings() -> list[DataSet]:
         "mixture-narrow-no-dsm": mixture(dsm="false"),
         "mixture-narrow-points-10": mixture(points="10", max_ode_steps="9"),
     }
-    return [replace(one, name=name) for name, one in found.items()]
+    return [replace(one, name=name) for name, one in changed.items()]
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {

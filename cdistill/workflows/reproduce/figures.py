@@ -89,7 +89,7 @@ def _single_step(request: Request, outcomes: Sequence[Outcomes]) -> Figure | Non
     rows = [
         [panel(one, CONSISTENCY, 1), panel(one, TRAJECTORY[:-1], 1), _jumps(request, one.data)]
         for one in outcomes
-        if set(CONSISTENCY) <= {arm for arm, _ in one.found} and request.coefficients(one.data.teacher).is_file()
+        if set(CONSISTENCY) <= {arm for arm, _ in one.by_trial} and request.coefficients(one.data.teacher).is_file()
     ]
     return draw_panels("Fig. 2: one step", rows) if rows else None
 

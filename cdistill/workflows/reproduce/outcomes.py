@@ -142,17 +142,17 @@ class Outcomes:
 
     Attributes:
         data: The data set.
-        found: (arm, seed) -> what came out.
+        by_trial: (arm, seed) -> what came out.
     """
 
     data: DataSet
-    found: Mapping[tuple[str, int], Outcome]
+    by_trial: Mapping[tuple[str, int], Outcome]
 
     def curves(self, arm: str, nfe: int, metric: str) -> dict[int, Points]:
         """Returns the curve of each seed of an arm: seed -> points."""
         return {
             seed: one.curves[nfe, metric]
-            for (name, seed), one in self.found.items()
+            for (name, seed), one in self.by_trial.items()
             if name == arm and one.curves.get((nfe, metric))
         }
 
@@ -182,7 +182,7 @@ class Outcomes:
         it. Iterations are counted as `progress` does. An arm that does not get there is compared at its own final
         value; one that was there before the training counts as if it was at the next evaluation.
         """
-        rate, found, early = self._averaging(), [], False
+        rate, ratios, early = self._averaging(), [], False
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
             if min(value for _, value in [*ours, *theirs]) <= 0:
                 continue
@@ -193,8 +193,8 @@ class Outcomes:
             if at is None or own is None:  # for the type checker: one comes there, the other lower
                 continue
             early |= at == 0
-            found.append(progress(own or theirs[1][0], rate) / progress(at or ours[1][0], rate))
-        return geometric(found, ">=" if early else "", self._lost(arm, nfe)) if found else None
+            ratios.append(progress(own or theirs[1][0], rate) / progress(at or ours[1][0], rate))
+        return geometric(ratios, ">=" if early else "", self._lost(arm, nfe)) if ratios else None
 
     def _averaging(self) -> float:
         rate: float = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
@@ -202,7 +202,9 @@ class Outcomes:
 
     def _lost(self, arm: str, nfe: int) -> bool:
         """Whether an arm diverged at a number of network calls with some seed."""
-        return any({f"{nfe} NFE", "the training"} & {*one.lost} for (name, _), one in self.found.items() if name == arm)
+        return any(
+            {f"{nfe} NFE", "the training"} & {*one.lost} for (name, _), one in self.by_trial.items() if name == arm
+        )
 
     def final(self, arm: str, nfe: int, metric: str) -> Ratio | None:
         """Returns an arm's figure at the end of the training: the geometric mean over the seeds, with its interval."""
@@ -211,7 +213,9 @@ class Outcomes:
 
     def teacher(self, metric: str) -> Ratio | None:
         """Returns the teacher's figure: the geometric mean over the seeds, with its interval."""
-        values = {seed: one.teacher[metric] for (_, seed), one in self.found.items() if one.teacher.get(metric, 0) > 0}
+        values = {
+            seed: one.teacher[metric] for (_, seed), one in self.by_trial.items() if one.teacher.get(metric, 0) > 0
+        }
         return geometric(list(values.values())) if values else None
 
 

@@ -45,7 +45,7 @@ def write_page(
     Args:
         title: How it was made.
         outcomes: Of each data set.
-        findings: The figures behind the verdicts.
+        findings: The figures that the verdicts follow from.
         spans: Data set -> decades of t over which l falls.
         comparisons: Forms before and after the training.
         predictions: How well the scores before predict what comes after.
@@ -95,7 +95,7 @@ def _text(ratio: Ratio | None) -> str:
 
 
 def _lost(outcomes: Sequence[Outcomes]) -> str:
-    lost = [outcome for one in outcomes for outcome in one.found.values() if outcome.lost]
+    lost = [outcome for one in outcomes for outcome in one.by_trial.values() if outcome.lost]
     if not lost:
         return ""
     return "Diverged, and left out: " + "; ".join(f"{one.trial.name} ({', '.join(one.lost)})" for one in lost) + "."
@@ -126,7 +126,7 @@ def _ratios(outcomes: Sequence[Outcomes]) -> str:
 
 
 def _speeds(outcomes: Sequence[Outcomes]) -> str:
-    present = {arm for one in outcomes for arm, _ in one.found}
+    present = {arm for one in outcomes for arm, _ in one.by_trial}
     arms = [arm for arm in TRAJECTORY if arm in present - {"ctm"}]
     rows = [[one.data.name, *(_text(one.speed(arm, "ctm", 2, one.data.metric)) for arm in arms)] for one in outcomes]
     return markdown_table(["data", *(ARMS[arm].title for arm in arms)], rows)

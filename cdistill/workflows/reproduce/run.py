@@ -72,7 +72,7 @@ def conclude(request: Request) -> dict[str, Any]:
     """Judges the claims on all that has been trained, draws the figures, writes everything; returns it as JSON."""
     asked = request
     request = request.everything(choose_data(request.kind, None))
-    outcomes = [one for data in request.data if (one := read_outcomes(request, data)).found or data in asked.data]
+    outcomes = [one for data in request.data if (one := read_outcomes(request, data)).by_trial or data in asked.data]
     findings = with_figures(judge(outcomes, list(CLAIMS)), asked.letters, {data.name for data in asked.data})
     if MIXTURE in asked.letters or (request.out / "figures" / "figure-7.png").exists():
         findings += judge_mixture(measure_mixture(request))
@@ -140,7 +140,7 @@ def as_record(
         "predictions": [{**asdict(one), "correlation": finite(one.correlation)} for one in predict(comparisons)],
         "trials": {
             trial.name: {"command": ["cdistill", *request.command(trial)], "diverged": list(outcome.lost)}
-            for trial, outcome in ((outcome.trial, outcome) for one in outcomes for outcome in one.found.values())
+            for trial, outcome in ((outcome.trial, outcome) for one in outcomes for outcome in one.by_trial.values())
         },
         "versions": versions(),
     }
