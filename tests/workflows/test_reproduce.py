@@ -22,6 +22,7 @@ from cdistill.registry import METRICS, PRECONDITIONINGS
 from cdistill.reporting.panels import draw_panels, save_figure
 from cdistill.runtime import signals as stopping
 from cdistill.storage.run_folder import RunFolder, held
+from cdistill.workflows.plot import draw_trajectories
 from cdistill.workflows.reproduce import claims, experiments, outcomes
 from cdistill.workflows.reproduce.claims import (
     CLAIMS,
@@ -499,8 +500,20 @@ def small(monkeypatch):
     }  # fmt: skip
     data = DataSet("mixture-1d", "mixture", changes, "wasserstein", ("ctm", "analytic", "analytic-forward"), 32)
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"embedded": {"mixture-1d": data}})
-    monkeypatch.setattr("cdistill.workflows.reproduce.run._TRAJECTORIES", 512)
     return data
+
+
+@pytest.fixture(autouse=True)
+def _small_mixture(monkeypatch):
+    """Figure 7 from fewer samples, and once for each seed."""
+    results = {}
+
+    def draw(names, nfe, count, seed, samples, picture):
+        if seed not in results or not picture.exists():
+            results[seed] = draw_trajectories(names, nfe, count, seed, samples // 4, picture)
+        return results[seed]
+
+    monkeypatch.setattr("cdistill.workflows.reproduce.run.draw_trajectories", draw)
 
 
 def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, monkeypatch, capsys):
@@ -544,7 +557,6 @@ def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, mon
 
 def test_without_trainings_the_mixture_alone_is_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cdistill.workflows.reproduce.run._TRAJECTORIES", 512)
     assert run(["reproduce", "f", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert list(record["claims"]) == ["f"]
