@@ -21,7 +21,7 @@ def test_everything_public_can_be_imported_and_says_what_it_takes():
         value = getattr(cdistill, name)
         if inspect.isfunction(value):
             assert inspect.getdoc(value), name
-            assert name == "sample" or ">>> " in inspect.getdoc(value), f"{name}: no executed example"
+            assert ">>> " in inspect.getdoc(value), f"{name}: no executed example"
             signature = inspect.signature(value)
             assert all(parameter.annotation is not parameter.empty for parameter in signature.parameters.values()), name
 

@@ -107,7 +107,7 @@ class Script(FeatureNetwork):
 class Inception(FeatureNetwork):
     """Inception-v3 as EDM and CTM use it for FID; features (B, 2048).
 
-    It is TensorFlow's network as NVIDIA scripted it, clean-fid's mode `legacy_tensorflow`; it resizes the images
+    TensorFlow's network as NVIDIA scripted it, by clean-fid, whose mode `legacy_tensorflow` it is; it resizes images
     itself, as TensorFlow 1 did. Its file is looked for in the asset folder, fetched, and its SHA-256 checked.
     """
 
@@ -126,12 +126,16 @@ class Inception(FeatureNetwork):
     @override
     def __call__(self, images: Tensor) -> Tensor:
         with extracting():
-            features: Tensor = self._network(as_rgb(images).to(device()).float(), return_features=True)
-        return features.view(len(images), 2048)
+            features: Tensor = self._network(as_rgb(images).to(device()).float())
+        return features
 
     @cached_property
     def _network(self) -> Any:
-        return load_script(assets.INCEPTION.find())
+        from cleanfid.inception_torchscript import InceptionV3W
+
+        # Not its loader, which downloads to a folder that every user can write to, and checks nothing.
+        with loading_script(path := assets.INCEPTION.find()):
+            return InceptionV3W(str(path.parent), download=False, resize_inside=True).to(device()).eval()
 
 
 class Imported(FeatureNetwork):
@@ -248,10 +252,17 @@ def load_script(path: Path) -> Any:
     Raises:
         CdistillError: It does not load.
     """
+    with loading_script(path):
+        return torch.jit.load(path, map_location=device()).eval()
+
+
+@contextmanager
+def loading_script(path: Path) -> Iterator[None]:
+    """Without torch's advice to authors of TorchScript files, which users cannot follow; errors as `load_script`."""
     try:
-        with warnings.catch_warnings():  # torch's advice to authors of such files, which users cannot follow
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit", category=Warning)
-            return torch.jit.load(path, map_location=device()).eval()
+            yield
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CdistillError(f"{path}: does not load as TorchScript ({reason}); save it by script.save") from error

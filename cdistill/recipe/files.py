@@ -57,6 +57,7 @@ def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillR
     """
     path = Path(path)
     path = Path(path)
+    path = Path(path)
     if "network" in _read(find_recipe(path)):
         return load_recipe(path, TeacherRecipe, overrides)
     return load_recipe(path, DistillRecipe, overrides)

@@ -129,6 +129,9 @@ class Table(NamedTuple):
         console.print(_draw(self))
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())  # type: ignore[attr-defined]
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         def cells(tag: str, texts: Sequence[str]) -> str:
             return "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts)

@@ -115,7 +115,7 @@ def compare(
     preconditionings: Sequence[str] | None = None,
     nfe: Sequence[int] = (1, 2, 3, 5),
     *,
-    coefficients: Path | Coefficients | None = None,
+    coefficients: str | Path | Coefficients | None = None,
     data: str | None = None,
     settings: EstimationSection | None = None,
     points: int = 18,
@@ -123,7 +123,7 @@ def compare(
     substeps: int = 4,
     seed: int = 0,
     weights: Path | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     accelerator: Accelerator | None = None,
 ) -> PreconditioningComparison:
     """Compares preconditionings before training, on a teacher's own trajectories.
@@ -153,10 +153,11 @@ def compare(
     """
     names = list(preconditionings or PRECONDITIONINGS.names())
     accelerator = accelerator or make_accelerator("fp32")
-    teacher = open_teacher(teacher, weights, accelerator)
+    teacher, out = open_teacher(teacher, weights, accelerator), None if out is None else Path(out)
+    known = Path(coefficients) if isinstance(coefficients, str) else coefficients
     if any(map(_needs_coefficients, names)):
-        coefficients = _coefficients_of(teacher, coefficients, data, settings, out, accelerator)
-    f_and_g, samplers, left_out = _take_part(teacher, names, nfe, points, coefficients)
+        known = _coefficients_of(teacher, known, data, settings, out, accelerator)
+    f_and_g, samplers, left_out = _take_part(teacher, names, nfe, points, known)
     with progress(trajectories, "trajectories", "trajectory") as advance:
         moments = collect_moments(
             teacher.denoiser, points, trajectories, seed, substeps, samplers, advance, accelerator
@@ -166,7 +167,7 @@ def compare(
     facts = {
         "teacher": teacher.name,
         "teacher_sha256": teacher.digest,
-        "coefficients": _provenance(coefficients) if isinstance(coefficients, Path) else None,
+        "coefficients": _provenance(known) if isinstance(known, Path) else None,
         "device": str(accelerator.device),
         "versions": versions(),
         "names": names, "nfe": list(nfe), "points": points, "trajectories": trajectories, "substeps": substeps,

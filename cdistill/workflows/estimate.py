@@ -32,8 +32,8 @@ def estimate_coefficients(
     data: str | Source | None = None,
     settings: EstimationSection | None = None,
     *,
-    weights: Path | None = None,
-    out: Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
     reuse: bool = False,
     paired: bool = False,
     accelerator: Accelerator | None = None,
@@ -63,7 +63,8 @@ def estimate_coefficients(
     """
     settings = settings or check_section(fields, EstimationSection, "estimate_coefficients")
     accelerator = accelerator or make_accelerator("fp32")
-    teacher = open_teacher(teacher, weights, accelerator)
+    out = None if out is None else Path(out)
+    teacher = open_teacher(teacher, None if weights is None else Path(weights), accelerator)
     source = data if isinstance(data, Source) else open_data(data, "train", teacher, accelerator)
     if reuse and out is not None:
         there = is_estimate(out, teacher, source, settings, paired)

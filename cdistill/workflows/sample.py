@@ -61,7 +61,7 @@ class SampleFiles:
 
 
 def sample(
-    run: RunFolder | Path | None = None,
+    run: RunFolder | str | Path | None = None,
     *,
     teacher: str | None = None,
     weights: Path | None = None,
@@ -71,7 +71,7 @@ def sample(
     seeds: Sequence[int] = range(64),
     classes: Sequence[int] | None = None,
     output_format: str = "grid",
-    out: Path = Path("samples"),
+    out: str | Path = "samples",
     batch_size: int | None = None,
 ) -> SampleFiles:
     """Draws samples of a run's student or of a teacher with each sampler that is asked for, and writes them.
@@ -96,11 +96,14 @@ def sample(
         RecipeError: A class that the network does not have; or as `make_samplers`.
         StoppedError: A signal came; finished samples are kept.
         RunLockedError: Another process writes the same files.
+
+    >>> sample(teacher="digits", seeds=range(4), out=Path("drawn")).files
+    [PosixPath('drawn/teacher.png')]
     """
-    seeds = list(dict.fromkeys(seeds))
+    seeds, out = list(dict.fromkeys(seeds)), Path(out)
     writer: Writer = WRITERS.get(output_format)()
     accelerator = make_accelerator("fp32")
-    denoiser, preconditioning, facts = load_network(run, teacher, weights, step)
+    denoiser, preconditioning, facts = load_network(Path(run) if isinstance(run, str) else run, teacher, weights, step)
     samplers = make_samplers(denoiser, preconditioning, choice, nfe)
     _check_classes(denoiser, classes)
     shape, device = denoiser.sample_shape, accelerator.device
