@@ -38,7 +38,7 @@ def report(
     Example:  cdistill report runs/digits runs/digits-ctm --out digits.html
     """
     page = with_suffix(out, ".html")
-    from cdistill.workflows.report import report as run_report
+    from cdistill.workflows.inspection import report as run_report
 
     record = run_report(runs or [latest_run().path], page, comparison)
     finish(as_json, record, f"report: {page}")

@@ -1,8 +1,9 @@
-"""What makes networks fast and keeps their mathematics: half weights, memory format, compilation, CUDA graphs.
+"""What makes networks fast and keeps their mathematics: half weights, memory format, compilation, CUDA graphs; a clock.
 
 Nothing is assumed: `python -m tests.benchmarks.training` measures what each of them brings on a device.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -109,3 +110,35 @@ def make_solver_step(teacher: Denoiser, acceleration: Acceleration) -> Step:
     replayed: Step = torch.compile(step, dynamic=False, mode="reduce-overhead")
     # The graph writes every result to the same place; a copy outlives the next step.
     return lambda x, t, u, labels: replayed(x, t, u, labels).clone()
+
+
+class Stopwatch:
+    """Adds up the time between entering and leaving; on a GPU by events, which the host reads later.
+
+    Args:
+        device: Where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self.total = self.begun = 0.0
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.spans.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.spans[-1][0].record()
+        self.begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            self.spans[-1][1].record()
+        else:
+            self.total += time.perf_counter() - self.begun
+
+    def seconds(self) -> float:
+        """Returns the seconds since it was last asked; the device must have finished, as after reading a loss."""
+        seconds: float = self.total + sum(first.elapsed_time(last) for first, last in self.spans) / 1000
+        self.total = 0.0
+        self.spans.clear()
+        return seconds

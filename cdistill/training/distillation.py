@@ -20,14 +20,13 @@ from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.objectives.base import AnyObjectiveSection, Batch, Networks, Objective
 from cdistill.objectives.dsm import dsm_loss
 from cdistill.preconditionings.base import Preconditioning
-from cdistill.training.acceleration import choose_acceleration, compiled_call, lay_out, make_solver_step
+from cdistill.training.acceleration import Stopwatch, choose_acceleration, compiled_call, lay_out, make_solver_step
 from cdistill.training.gan import Adversary, RealAndFake, discriminates
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import backward_weighted
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.settings import TrainingSection
 from cdistill.training.step_data import check_divisible, draw_batches, own_rows, tabulate
-from cdistill.training.stopwatch import Stopwatch
 
 
 class Distillation(Task):

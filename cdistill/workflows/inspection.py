@@ -1,13 +1,16 @@
-"""``cdistill inspect``: what is in a file or folder, verified, as a record. Needs no torch."""
+"""What is in a file or folder, verified, as a record; and runs as one HTML page. Needs no torch."""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cdistill.errors import CorruptFileError
 from cdistill.reporting.inspect_view import read_toml
-from cdistill.storage.files import list_checkpoints, read_json, read_steadily
+from cdistill.reporting.page import render
+from cdistill.reporting.reading import read_pairs, read_run
+from cdistill.storage.files import list_checkpoints, read_json, read_steadily, write_text
 from cdistill.storage.integrity import (
     NUMBERS,
     Layout,
@@ -18,7 +21,7 @@ from cdistill.storage.integrity import (
     read_layout,
     verify,
 )
-from cdistill.storage.run_folder import RunFolder
+from cdistill.storage.run_folder import RunFolder, run_names
 
 _FOREIGN = (".pkl", ".pt", ".pth")
 _STEP = re.compile(r"step-\d+")
@@ -177,3 +180,22 @@ def _last_record(path: Path) -> dict[str, Any]:
         if isinstance(record, dict) and is_shallow(record):
             return record
     return {}
+
+
+def report(paths: Sequence[Path], out: Path, comparison: Path | None = None) -> dict[str, str]:
+    """Writes the page about runs, finished or not; returns where it is, as JSON.
+
+    Args:
+        paths: Run folders; those that shall be compared stand side by side in this order.
+        out: The page.
+        comparison: What ``cdistill evaluate`` wrote about several runs on the same seeds.
+
+    Raises:
+        RecipeError: A run is named twice.
+        MissingAssetError: There is no run in a folder.
+        CorruptFileError: A file of a run is damaged.
+    """
+    names = run_names(paths, "report")
+    runs = [read_run(RunFolder(path), name, inspect_file) for path, name in zip(paths, names, strict=True)]
+    write_text(out, render(runs, [] if comparison is None else read_pairs(comparison)))
+    return {"report": str(out)}

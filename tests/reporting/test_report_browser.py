@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cdistill.workflows.report import report
+from cdistill.workflows.inspection import report
 from tests.browser import Browser, started
 from tests.report_runs import change_json, evaluation, make_run, recipe, write, write_images
 
