@@ -10,8 +10,8 @@ Analytic-Precond, whose coefficients are estimated from the teacher. In Python, 
     images = run.student.sample(nfe=2, seeds=range(16))
     print(cdistill.evaluate("runs/digits", nfe=[2, 3]).table())
 
-Everything in ``__all__`` is imported when it is first used; `import cdistill` itself imports no torch. What a result
-shows is its `table()`, what a machine reads its `to_dict()`; `cdistill.reporting.figures` draws it.
+Everything in ``__all__`` is imported when it is first used; `import cdistill` itself imports no torch. Results have
+`table()` for people and `to_dict()` for machines; `cdistill.reporting.figures` draws them.
 """
 
 from importlib import import_module

@@ -62,7 +62,7 @@ def test_a_sampler_of_ones_own_gets_f_and_g(tmp_path, monkeypatch):
     import torch
 
     monkeypatch.chdir(tmp_path)
-    arguments = ["--teacher", "digits", "--samples", "64", "--timesteps", "12", "--out", "digits.safetensors"]
+    arguments = ["--teacher", "digits", "--samples", "64", "--timesteps", "12", "--out", "l-and-s.safetensors"]
     assert run(["estimate-coeffs", *arguments]) == 0
     scope = {"t": torch.tensor([80.0, 1.0]), "s": torch.tensor([1.0, 1.0]), "x_t": 0, "D": lambda x, t, s: 1}
     exec("import cdistill\n" + PYTHON[1], scope)

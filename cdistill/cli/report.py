@@ -89,19 +89,18 @@ def reproduce(
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
     start()
+    from cdistill.workflows.reproduce import run as workflow
     from cdistill.workflows.reproduce.jobs import Request
     from cdistill.workflows.reproduce.page import trials_table, verdict_tables
-    from cdistill.workflows.reproduce.run import list_trials
-    from cdistill.workflows.reproduce.run import reproduce as run_reproduce
 
     request = Request(letters, kind, chosen, seeds, processes, folder)
     text = f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}"
     with console.json_only(as_json):
         if dry_run:
-            record = list_trials(request, tflops or (TFLOPS if kind == "table-2" else None))
+            record = workflow.list_trials(request, tflops or (TFLOPS if kind == "table-2" else None))
             text = "\n".join(shlex.join(trial["command"]) for trial in record["trials"])
         else:
-            record = run_reproduce(request, jobs)
+            record = workflow.reproduce(request, jobs)
         for table in [trials_table(record)] if dry_run else verdict_tables(record):
             console.table(*table)
     finish(as_json, record, text)

@@ -68,7 +68,7 @@ class Source:
             yield self.samples[start : start + size]
 
     def resident(self, device: torch.device) -> Source:
-        """Returns the source with its samples on a GPU, if they take a quarter of what is free there.
+        """Returns the source with its samples on a GPU, if they take at most a quarter of what is free there.
 
         Itself otherwise. Eight bits a value: CIFAR-10 takes 150 MB.
         """

@@ -82,7 +82,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that a target may ask; no gradient reaches a weight of theirs.
+    """The networks that a target may call, where no graph is kept; a prediction may call `target`, which is frozen.
 
     Attributes:
         target: mu, the moving average of the student inside the loss.
@@ -148,7 +148,7 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
     Args:
         section: The recipe's section, an instance of `section_type`.
         sample_shape: Shape of one sample, (C, H, W) or (d,).
-        meta: Whether the distance shall work on the meta device and needs no file, for counting.
+        meta: Whether the distance works on the meta device and needs no file, for counting.
 
     Attributes:
         section_type: Its settings.
@@ -179,12 +179,12 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
         return None
 
     @abstractmethod
-    def draw(self, size: int, draw: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draws the noise levels of a global batch, on the CPU, float64.
 
         Args:
             size: B.
-            draw: Generator; nothing else may be random.
+            generator: Nothing else may be random.
 
         Returns:
             "t", where the student's jump starts, and "s", where it ends, (B,), s <= t; "path" (B, h+1), from t to u, if

@@ -42,9 +42,9 @@ class CM(Objective[CMSection]):
         return self.section.target_rate
 
     @override
-    def draw(self, size: int, draw: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         grid = self.grid
-        i = torch.randint(0, self.section.points - 1, (size,), generator=draw)
+        i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         path = torch.stack([grid[i], grid[i + 1]], dim=1)
         return {"t": grid[i], "u": grid[i + 1], "s": grid[-1].expand(size), "path": path}
 

@@ -33,7 +33,8 @@ class CTMSection(ObjectiveSection):
 class CTM(Objective[CTMSection]):
     """d(f_mu(f_theta(x_t; t->s); s->eps), f_mu(f_A(Solver(x_t; t->u); u->s); s->eps)), t > u >= s (Eq. 7).
 
-    A is the moving average mu as in the paper, or the live student as in CTM's code (`target`); w(t) = 1.
+    A is the moving average mu as in the paper, or the live student as in CTM's code (`target`); w(t) = 1. The distance
+    of :meth:`prediction` and :meth:`target` is taken in :meth:`Objective.loss`.
     """
 
     section_type = CTMSection
@@ -51,9 +52,9 @@ class CTM(Objective[CTMSection]):
         return self.section.target_rate
 
     @override
-    def draw(self, size: int, draw: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         grid = self.grid
-        i, j, h = draw_ctm_times(self.section.points, self.section.max_ode_steps, size, draw)
+        i, j, h = draw_ctm_times(self.section.points, self.section.max_ode_steps, size, generator)
         path = grid[i[:, None] + torch.arange(h + 1)]
         return {"t": path[:, 0], "u": path[:, -1], "s": grid[j], "path": path}
 
@@ -70,20 +71,20 @@ class CTM(Objective[CTMSection]):
 
     @override
     def cost(self) -> StepCost:
-        """Enumerates all times.
+        """Counts over all draws of the times.
 
         >>> round(CTM(CTMSection(distance="l2"), (1,)).cost().teacher, 2)
         23.33
         """
         points, steps = self.section.points, range(1, self.section.max_ode_steps + 1)
-        teacher = moving = 0.0
+        teacher = jumps = 0.0
         for h in steps:
             chance = h / sum(steps)
             starts = range(points - h)
             same = sum(1 / (points - i - h) for i in starts) / len(starts)  # P(s = u | h) = P(s = eps | h)
             teacher += chance * 2 * h
-            moving += chance * (1 - same)
-        return StepCost(teacher=teacher, target=2 * moving, frozen=moving)
+            jumps += chance * (1 - same)
+        return StepCost(teacher=teacher, target=2 * jumps, frozen=jumps)
 
 
 def draw_ctm_times(points: int, max_steps: int, size: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:

@@ -28,7 +28,7 @@ def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = 
 
     Raises:
         MissingAssetError: No such file.
-        RecipeError: It is no TOML, or wrong; all errors are listed, a line each.
+        RecipeError: It is not TOML, or wrong; all errors are listed, a line each.
     """
     path = find_recipe(path)
     values = _read(path)
@@ -55,8 +55,6 @@ def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillR
     >>> load_any_recipe("digits", ["training.batch_size=32"]).training.batch_size
     32
     """
-    path = Path(path)
-    path = Path(path)
     path = Path(path)
     if "network" in _read(find_recipe(path)):
         return load_recipe(path, TeacherRecipe, overrides)
@@ -122,7 +120,7 @@ def _read(path: Path, outer: Sequence[Path] = ()) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str) or path.resolve() in outer:
-        raise RecipeError(f"{path}: extends: got {base!r}; needs the name of another recipe, and no circle")
+        raise RecipeError(f"{path}: extends: got {base!r}; needs the name of another recipe, and no cycle")
     beside = path.parent / base
     return _merge(_read(beside if beside.is_file() else find_recipe(Path(base)), [*outer, path.resolve()]), values)
 

@@ -1,1 +1,1 @@
-"""Training: one loop for every task, the tasks (teacher, CTM, CM), and their exact state."""
+"""Training: one loop for every task, the two tasks (a teacher, a student of any objective), and their exact state."""

@@ -66,7 +66,7 @@ class Distillation(Task):
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
         if preconditioning.to_eps_only and objective.takes_s:
             name = type(preconditioning).__name__
-            raise RecipeError(f"preconditioning.name: {name} jumps to eps only; it needs objective.name = 'cm'")
+            raise RecipeError(f"preconditioning.name: {name} jumps to eps only; {type(objective).__name__} needs any s")
         device = accelerator.device
         self.accelerator, self.section, self.seed, self.objective = accelerator, section, seed, objective
         self.images = section.batch_size
@@ -150,7 +150,7 @@ class Distillation(Task):
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
-        """Computes the second argument of the distance, (B, ...), without gradient and without dropout."""
+        """Computes the second argument of the distance, (B, ...), without gradient; the student evaluates."""
         self.student.eval()
         target = self.objective.target(batch, self.networks)
         self.student.train()

@@ -1,7 +1,7 @@
 """The data and the random numbers of one step: drawn for all processes together, taken by each for its own part.
 
 Everything is a pure function of (seed, step, global sample index), so that nothing has to be saved to resume and no
-draw depends on the number of processes or micro-batches.
+draw depends on the number of processes or micro-batches; except for dropout masks, which do.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def draw_noise(seed: int, purpose: str, index: int, rows: slice, like: Tensor) -
 def draw_data(
     source: Source, seed: int, index: int, size: int, flips: bool, rows: slice = slice(None)
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws the global batch of step `index`, and lets the next one be read while this one is computed with.
+    """Draws this process's samples of the global batch of step `index`.
 
     Args:
         source: The data.

@@ -73,7 +73,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
 
 @dataclass(frozen=True)
 class DistilledRun:
-    """What a distillation left.
+    """A finished distillation.
 
     Attributes:
         folder: The run folder.

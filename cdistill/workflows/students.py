@@ -23,14 +23,14 @@ from cdistill.teachers.official import WEIGHT_SUFFIXES
 
 @dataclass(frozen=True)
 class Student:
-    """What a consistency function needs.
+    """A trained student.
 
     Attributes:
         denoiser: D(x, t, s) with the averaged weights, frozen.
         preconditioning: f and g.
-        teacher: Where it comes from.
-        recipe: How it was made.
-        step: After how many steps.
+        teacher: The teacher that it was distilled from.
+        recipe: The recipe of its run.
+        step: Training steps behind these weights.
     """
 
     denoiser: Denoiser
@@ -61,9 +61,10 @@ class Student:
             RecipeError: The sampler does not fit the student, or there is no such class.
         """
         built = make_sampler(self.denoiser, self.preconditioning, sampler, nfe)
+        chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
         device = next(self.denoiser.parameters()).device
         shape, count = self.denoiser.sample_shape, self.denoiser.num_classes
-        return generate(built, shape, seeds, count, classes, device)[0]
+        return generate(built, shape, seeds, count, chosen, device)[0]
 
 
 def load_student(run: RunFolder | str | Path, weights: Path | None = None, step: str = "last") -> Student:

@@ -325,7 +325,8 @@ def test_compare_prints_a_table_and_estimates_once(plugins, tmp_path, monkeypatc
     assert "coefficients" not in capsys.readouterr().err  # those of the first run
     assert (tmp_path / "c" / "compare.json").read_text() == first
     file = str(tmp_path / "c" / "coefficients.safetensors")
-    assert run([*arguments[:-1], "d", "--preconditionings", "analytic", "--coefficients", file, "--json"]) == 0
+    given = ["compare", "--teacher", "mixture-1d", "--nfe", "1,2", *TINY[4:], "--out", "d", "--json"]
+    assert run([*given, "--preconditionings", "analytic", "--coefficients", file]) == 0
     again = json.loads(capsys.readouterr().out)["forms"]["analytic"]
     assert again["gap"] == json.loads(first)["forms"]["analytic"]["gap"]
     assert not (tmp_path / "d" / "coefficients.safetensors").exists()

@@ -211,7 +211,7 @@ def test_a_recipe_cannot_extend_itself(tmp_path, base):
 def test_a_circle_through_other_names_is_noticed(tmp_path):
     child = tmp_path / "child.toml"
     child.write_text(f'extends = "../{tmp_path.name}/child.toml"\n')
-    with pytest.raises(RecipeError, match="no circle"):
+    with pytest.raises(RecipeError, match="no cycle"):
         load_recipe(child, DistillRecipe)
 
 

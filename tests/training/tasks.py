@@ -95,7 +95,7 @@ def tensors(task: Distillation) -> list[torch.Tensor]:
 def force_levels(task: Distillation, monkeypatch, t: int, s: int, h: int) -> None:
     """Lets every sample jump from the t-th to the s-th noise level, u being h below t."""
 
-    def draw(size: int, draw: torch.Generator) -> dict[str, torch.Tensor]:
+    def draw(size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         grid = task.objective.grid
         path = grid[t : t + h + 1].expand(size, -1)
         return {"t": path[:, 0], "u": path[:, -1], "s": grid[s].expand(size), "path": path}
