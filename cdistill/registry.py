@@ -85,8 +85,11 @@ class Registry:
         if name in self._summaries:
             return self._summaries[name]
         if name in self._builtin and name not in self._added:
-            return first_line(self._builtin[name])
-        return (self.get(name).__doc__ or "").strip().partition("\n")[0]
+            line = first_line(self._builtin[name])
+        else:
+            line = (self.get(name).__doc__ or "").strip().partition("\n")[0]
+        what = line.removeprefix("Returns ")
+        return line if what == line else what[:1].upper() + what[1:]
 
     def names(self) -> list[str]:
         """Returns every known name, sorted, without importing what it stands for."""
@@ -217,7 +220,7 @@ SOURCES = Registry(
         "patches": "cdistill.data.named:load_patches",
     },
     "cdistill.sources",
-    about="Training data: a loader (split) -> Source; paths of folders, .zip, .tar and .npz files go everywhere too.",
+    about="Training data: a loader (split) -> Source; a path of a folder, .zip, .tar or .npz works as a name.",
     summaries=_MIXTURES,
 )
 DATA_SUFFIXES = (".npz", ".tar", ".tar.gz", ".tgz", ".zip")

@@ -47,7 +47,8 @@ def evaluate(
     weights: WeightsOption = None,
     step: StepOption = "last",
     teacher: Annotated[
-        str | None, typer.Option(help="The teacher, where the run does not say; alone, it is measured.")
+        str | None,
+        typer.Option(help="The teacher, for targets that do not name one; alone, it is measured itself."),
     ] = None,
     data: Annotated[str | None, typer.Option(help="Real data, where the run does not say: a name or a file.")] = None,
     changes: dict[str, Any],

@@ -288,7 +288,7 @@ RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run folder or converted student; the latest run by default.")
 ]
 StepOption = Annotated[
-    str, typer.Option("--step", callback=_known_step, help="Of the run: last, best or the number of a step.")
+    str, typer.Option("--step", callback=_known_step, help="Checkpoint of the run: last, best, or a step.")
 ]
 SamplerOption = Annotated[
     str | None,

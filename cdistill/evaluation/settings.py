@@ -29,7 +29,7 @@ class EvaluationSection(Section):
     ] = 0
     samples: Annotated[
         int,
-        Field(ge=2, description="Samples of each row, one a seed; images from elsewhere are measured all of them."),
+        Field(ge=2, description="Samples of each row, one for each seed; of given images all are measured."),
     ] = 2000
     metrics: Annotated[
         list[Annotated[str, AfterValidator(known(METRICS))]],

@@ -90,7 +90,7 @@ class Projection(nn.Module):
 
 
 class ImageDiscriminator(Discriminator):
-    """Convolutions from the pixels down to a side below 8, summed over the places.
+    """Convolutions from the pixels down to a side below 8, summed over positions.
 
     70,000 weights for 8x8 and 12x12 images, 840,000 for 64x64.
 

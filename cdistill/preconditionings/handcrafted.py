@@ -37,7 +37,7 @@ class BCM(Preconditioning):
 
 
 class CTM(Preconditioning):
-    """f = s/t, g = 1 - s/t on D: Euler's step (Kim et al. 2023; Zheng et al. 2025, Eq. 6)."""
+    """f = s/t, g = 1 - s/t on D: Euler's step (Kim et al. 2024; Zheng et al. 2025, Eq. 6)."""
 
     @override
     def f_and_g(self, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def shipped_recipes() -> dict[str, Path]:
     """Returns the recipes that ship with the package: name -> path."""
     here = Path(__file__).resolve().parents[1]
     folder = here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def find_recipe(path: Path) -> Path:

@@ -17,7 +17,7 @@ from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.registry import WRITERS
-from cdistill.runtime.console import say
+from cdistill.runtime.console import Table, say
 from cdistill.runtime.processes import let_main, versions
 from cdistill.sampling.drawing import chunks_together
 from cdistill.sampling.sample_store import SampleStore
@@ -50,14 +50,14 @@ class SampleFiles:
         """Returns the record with the names of the files."""
         return {**self.record, "files": [str(file) for file in self.files]}
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Returns columns and rows: file, network calls, images drawn per second."""
+    def table(self) -> Table:
+        """Returns a row for each file: network calls, images drawn per second."""
         rates = self.record["images_per_second"].values()
         rows = [
             [str(file), str(nfe), "-" if rate is None else f"{rate:.3g}"]
             for file, nfe, rate in zip(self.files, self.record["nfe"], rates, strict=True)
         ]
-        return ["file", "NFE", "img/s"], rows
+        return Table("samples", ["file", "NFE", "img/s"], rows)
 
 
 def sample(
