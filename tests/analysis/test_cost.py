@@ -61,6 +61,7 @@ def test_vgg_costs_what_others_counted():
     assert distance_cost(L2(), (3, 32, 32)).forward == 0
 
 
+@pytest.mark.slow
 def test_the_papers_hours_follow_from_what_its_cards_can_do():
     """490, 735, 900 and 6400 A800-hours are 42, 42, 33 and 44 TFLOP/s a card, if it did the work that we count."""
     runs = {"cifar10": (490, 42), "cifar10-cond": (735, 42), "ffhq64": (900, 33), "imagenet64": (6400, 44)}
@@ -86,6 +87,7 @@ def test_what_is_kept_for_the_backward_pass_is_what_a_real_call_keeps():
     assert network_cost(on_meta(denoiser)).saved == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(shipped_recipes()))
 def test_every_shipped_recipe_can_be_dry_run_without_weights_data_and_network(name, capsys, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", "/dev/null")
@@ -97,6 +99,7 @@ def test_every_shipped_recipe_can_be_dry_run_without_weights_data_and_network(na
     assert "device-hours" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10-ctm", "teacher-patches", "mixture"])
 def test_plans_are_json_for_machines(name, capsys):
     assert run(["plan", "--recipe", name, "--devices", "2", "--json"]) == 0
@@ -114,6 +117,7 @@ def fast_plan(*overrides: str) -> Plan:
     return plan(load_any_recipe(shipped_recipes()["digits"], overrides), 1)
 
 
+@pytest.mark.slow
 def test_coefficients_cost_what_the_estimator_that_suits_the_teacher_does():
     """`forward` a forward pass a pair; `autodiff` three more, whose vector-Jacobian products go to the input alone."""
     asked = ["estimation.estimator='autodiff'"]

@@ -77,6 +77,7 @@ def test_with_exact_expectations_both_estimators_are_one(dim):
     assert float((a.s - b.s).abs().max()) < 2e-3  # the spline's ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2, 8, 64])
 @pytest.mark.parametrize("estimator", BOTH, ids=NAMES)
 def test_estimates_lie_within_three_of_their_errors(estimator, dim):

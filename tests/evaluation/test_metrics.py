@@ -300,6 +300,7 @@ def test_features_that_are_not_finite_are_refused():
         METRICS.get("fid")(Broken())(SampleSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)), None)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path):
     """6,000 points have 36 million pairs: 288 MB in float64. Here they take blocks, and the images 37 MB."""
     arguments = ["-m", "tests.benchmarks.evaluation_memory", "6000", "64", "fid,kid,precision,recall"]

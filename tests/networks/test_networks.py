@@ -285,6 +285,7 @@ def test_second_derivatives_exist_with_plain_attention(kind):
     assert float(second.abs().sum()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_networks_can_be_compiled_in_one_graph(kind):
     """Traced by torch.compile with no graph break; the backend is the one that needs no C++ compiler."""

@@ -30,6 +30,7 @@ def installed(tmp_path, monkeypatch) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_an_installed_objective_distils_and_its_student_is_evaluated(installed, run_cli, tmp_path):
     own = ["objective.name=progressive", "objective.points=11", "preconditioning.name=ctm"]  # as in the README
     done = run_cli(*fast_distill(tmp_path / "run", *own))

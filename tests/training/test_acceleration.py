@@ -338,6 +338,7 @@ def compiled_by(monkeypatch) -> Iterator[Callable[[object], None]]:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, unless warnings are errors
 @pytest.mark.parametrize("options", [
     {}, {"objective": "cm"}, pytest.param({"target": "live", "accumulation": 2}, marks=pytest.mark.slow),
@@ -521,6 +522,7 @@ def test_auto_takes_what_fits_in_memory(limit, counts, expected, monkeypatch):
     assert micro.with_micro_batches(micro_recipe(), "auto", others(*counts), NOWHERE).training.accumulation == expected
 
 
+@pytest.mark.slow
 def test_auto_cuts_a_real_recipe(monkeypatch):
     whole, parts = (plan(micro_recipe(accumulation=count), 1) for count in (1, 2))
     for free, expected in ((whole.device_bytes / 0.79, 1), (parts.device_bytes / 0.79, 2), (0, 24)):

@@ -516,6 +516,7 @@ def _small_mixture(monkeypatch):
     monkeypatch.setattr("cdistill.workflows.reproduce.run.draw_trajectories", draw)
 
 
+@pytest.mark.slow
 def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["reproduce", "d", "mixture", "--seeds", "2", "--json"]) == 0
@@ -555,6 +556,7 @@ def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, mon
     assert "holds another run (training.batch_size" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_trainings_the_mixture_alone_is_judged(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["reproduce", "f", "--json"]) == 0
@@ -578,6 +580,7 @@ def test_what_cannot_be_asked_is_told(arguments, said, tmp_path, monkeypatch, ca
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_full_size_rows_are_planned_without_their_files(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["reproduce", "d", "--experiments", "table-2", "--data", "cifar10", "--seeds", "1", "--nproc", "4"]
