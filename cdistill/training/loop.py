@@ -79,7 +79,7 @@ class Task(ABC):
         """Draws what step `index` needs; called while the device works on the step before."""
 
     def kind(self, index: int) -> str:
-        """Returns what step `index` trains, where steps train different things by turns."""
+        """Returns what step `index` trains, where steps alternate between networks."""
         return "step"
 
     def skip(self, index: int) -> None:
@@ -276,7 +276,7 @@ def finish(task: Task, index: int, report: Report, counters: Counters) -> None:
 
 
 def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: Counters) -> int:
-    """Loads the last checkpoint that was due; the run goes on from there with other random numbers.
+    """Loads the last checkpoint that was due; the run continues from there with other random numbers.
 
     One that was saved because of a signal does not count, so that an interrupted run goes back where any other does.
 

@@ -28,7 +28,7 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
         recipe: The recipe; its own `accumulation` does not count.
         wanted: "auto" for as few as fit in the memory that is free now, or the most images of one, a number.
         accelerator: Devices and processes; all agree on the largest number that one needs.
-        run: With "auto" a run that goes on keeps its micro-batches, if they still divide the batch.
+        run: With "auto" a resumed run keeps its micro-batches, if they still divide the batch.
 
     Raises:
         RecipeError: The batch cannot be divided among the processes.

@@ -87,7 +87,7 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
     1
     """
     run = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    run.latest_checkpoint()  # a folder without one is told so first
+    run.latest_checkpoint()  # a folder without a checkpoint is refused first
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
