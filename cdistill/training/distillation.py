@@ -1,6 +1,6 @@
 """One step of distillation, for any objective: what `cdistill.objectives` says, for batches, processes, half precision.
 
-Targets run before the student and without a graph, the teacher in half precision where asked; jumps between equal levels
+Targets run before the student and without a graph, the teacher in half precision where asked; jumps between equals
 (s = u, s = eps) cost no network call; the host waits for the device once a step, when the next batch is ready (see
 `cdistill.training.loop`). Each loss has its own forward and backward pass, because CTM's weights of the losses are
 known only when the gradients of the whole batch are (`cdistill.training.loss_weighting`).
