@@ -6,7 +6,8 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Images(ABC):
         return len(self.names)
 
     @abstractmethod
-    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+    def read(self, indices: Sequence[int]) -> Generator[bytes]:
         """Yields the files of the images at `indices`."""
 
     def decode(self, indices: Sequence[int], shape: tuple[int, ...] | None = None) -> list[Pixels]:
@@ -54,8 +55,11 @@ class Images(ABC):
             CorruptFileError: An image is damaged or changed; the message names it.
             MismatchError: One has another shape.
         """
-        files = zip(indices, self.read(indices), strict=True)
-        return [decode(content, f"{self.path}: {self.names[k]}", shape) for k, content in files]
+        with closing(self.read(indices)) as files:  # at once, also after an error: it may hold an open file
+            return [
+                decode(content, f"{self.path}: {self.names[k]}", shape)
+                for k, content in zip(indices, files, strict=True)
+            ]
 
     def most_label_bytes(self) -> int:
         """Returns how large ``dataset.json`` may be: for every image its name, a class and room for spaces.
@@ -102,7 +106,7 @@ class ZipImages(Images):
         self._places = np.array([_locate(path, member) for member in pictures], dtype=np.int64)
 
     @override
-    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+    def read(self, indices: Sequence[int]) -> Generator[bytes]:
         places = zip([self.names[k] for k in indices], self._places[list(indices)].tolist(), strict=True)
         return _read_members(self.path, places, MOST_BYTES)
 
@@ -110,7 +114,8 @@ class ZipImages(Images):
     def label_file(self) -> bytes | None:
         if self._labels is None:
             return None
-        return next(_read_members(self.path, [(_LABELS, self._labels)], self.most_label_bytes()))
+        with closing(_read_members(self.path, [(_LABELS, self._labels)], self.most_label_bytes())) as files:
+            return next(files)
 
     @override
     def digest(self, advance: Callable[[], None]) -> str:
@@ -133,7 +138,7 @@ class FolderImages(Images):
         _check_names(path, self.names)
 
     @override
-    def read(self, indices: Sequence[int]) -> Iterator[bytes]:
+    def read(self, indices: Sequence[int]) -> Generator[bytes]:
         return (_read_file(self.path / self.names[k], MOST_BYTES) for k in indices)
 
     @override
@@ -184,7 +189,7 @@ def _locate(path: Path, member: zipfile.ZipInfo) -> list[int]:
     return [member.header_offset, member.compress_size, member.file_size, member.CRC, int(deflated)]
 
 
-def _read_members(path: Path, places: Iterable[tuple[str, list[int]]], most: int) -> Iterator[bytes]:
+def _read_members(path: Path, places: Iterable[tuple[str, list[int]]], most: int) -> Generator[bytes]:
     """Reads members; what the directory says about a member is a bound that its content must meet exactly."""
     try:
         with path.open("rb") as file:
