@@ -156,6 +156,8 @@ OBJECTIVES = Registry(
     {
         "cm": "cdistill.objectives.cm:CM",
         "ctm": "cdistill.objectives.ctm:CTM",
+        "regression": "cdistill.objectives.regression:Regression",
+        "regression-to-eps": "cdistill.objectives.regression:RegressionToEps",
     },
     "cdistill.objectives",
     about="What a student is trained for: the draws of a step, its targets and its loss.",

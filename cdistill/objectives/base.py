@@ -22,7 +22,7 @@ from cdistill.registry import OBJECTIVES
 from cdistill.sampling.solvers import jump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -55,8 +55,9 @@ class Batch:
 
     Attributes:
         x0: Clean samples (B, ...).
-        labels: Their classes (B,) or None.
-        x_t: Samples at noise level t (B, ...).
+        x0_labels: Their classes (B,) or None.
+        x_t: Samples at noise level t (B, ...): x_0 + t z, or points of kept trajectories of the teacher.
+        labels: The classes of x_t (B,) or None.
         levels: Noise levels as the objective drew them, float64: "t" and "s" (B,), "path" (B, h+1), "eps" (B,), ...
         coefficients: f and g at the pairs of levels between which there are jumps, (B,) float64 each.
         moving: Indices of the samples whose two levels differ, for the same pairs, (at most B,).
@@ -65,11 +66,14 @@ class Batch:
         index: Number of the step.
         rows: Where the samples are in the global batch, with start and stop.
         seed: Of the dropout masks.
+        solving: Indices of the samples that each step of "path" moves; None where all are.
+        points: Where the trajectories of x_t are at the levels that the objective calls `stored`, like `x_t`.
     """
 
     x0: Tensor
-    labels: Tensor | None
+    x0_labels: Tensor | None
     x_t: Tensor
+    labels: Tensor | None
     levels: Mapping[str, Tensor]
     coefficients: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
     moving: Mapping[tuple[str, str], Tensor]
@@ -78,6 +82,8 @@ class Batch:
     index: int
     rows: slice
     seed: int
+    solving: Sequence[Tensor | None]
+    points: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,18 @@ class Networks:
     solving: AbstractContextManager[object]
 
     def solve(self, batch: Batch) -> Tensor:
-        """Follows the teacher's ODE from x_t along ``levels["path"]`` by Heun's steps; returns x_u (B, ...)."""
-        x = batch.x_t
+        """Returns x_u (B, ...): from the store, or along the teacher's ODE, ``levels["path"]``, by Heun's steps."""
+        if "u" in batch.points:
+            return batch.points["u"]
+        x, labels = batch.x_t, batch.labels
         with self.solving:
-            for t, u in pairwise(batch.levels["path"].T.contiguous()):
-                x = self.heun_step(x, t, u, batch.labels)
+            for (t, u), some in zip(pairwise(batch.levels["path"].T.contiguous()), batch.solving, strict=True):
+                if some is None:
+                    x = self.heun_step(x, t, u, labels)
+                else:
+                    x = x.index_copy(
+                        0, some, self.heun_step(x[some], t[some], u[some], None if labels is None else labels[some])
+                    )
         return x
 
     def jump(self, network: Denoiser, x: Tensor, batch: Batch, start: str, end: str) -> Tensor:
@@ -171,6 +184,19 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
     @property
     def grid(self) -> Tensor | None:
         """The noise levels that :meth:`draw` chooses from, float64 (N,), descending; None if it is continuous."""
+        return None
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Levels at which it needs the points of x_t's trajectory, in :attr:`Batch.points`; () where x_t is x_0 + t z.
+
+        With any, x_t is taken from kept trajectories of the teacher (`cdistill.sampling.trajectories`).
+        """
+        return ()
+
+    @property
+    def law(self) -> Tensor | None:
+        """The probability of each pair (t, s) of the grid that :meth:`draw` draws, (N, N), for plans and reports."""
         return None
 
     @property

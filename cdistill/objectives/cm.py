@@ -1,32 +1,22 @@
 """Consistency distillation (Song et al. 2023) as Eq. 5 of Zheng et al. (2025) has it."""
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from cdistill.objectives.base import Batch, Networks, Objective, StepCost
-from cdistill.objectives.settings import ObjectiveSection
+from cdistill.objectives.settings import SolverSection
 from cdistill.schedule import rho_grid
-from cdistill.settings import Rate
 
 
-class CMSection(ObjectiveSection):
-    """Settings of consistency distillation."""
-
-    points: Annotated[int, Field(ge=2)] = Field(default=18, description="N, noise levels of the time grid.")
-    target_rate: Rate = Field(default=0.999, description="Rate of the moving average mu inside the loss.")
-
-
-class CM(Objective[CMSection]):
+class CM(Objective[SolverSection]):
     """d(f_theta(x_t; t->eps), f_mu(Solver(x_t; t->u); u->eps)) for neighbours t > u (Eq. 5, whose s is u here).
 
-    w(t) = 1; both networks have the same dropout masks.
+    w(t) = 1; both networks have the same dropout masks. With ``targets = "store"`` x_t and Solver(x_t; t->u) are
+    neighbours of a kept trajectory.
     """
 
-    section_type = CMSection
+    section_type = SolverSection
     takes_s = False
     sampler = "cm"
     jumps = (("u", "s"),)
@@ -41,6 +31,11 @@ class CM(Objective[CMSection]):
     def target_rate(self) -> float:
         return self.section.target_rate
 
+    @property
+    @override
+    def stored(self) -> tuple[str, ...]:
+        return ("u",) if self.section.targets == "store" else ()
+
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         grid = self.grid
@@ -52,6 +47,18 @@ class CM(Objective[CMSection]):
     def target(self, batch: Batch, networks: Networks) -> Tensor:
         return networks.jump_with_dropout(networks.target, networks.solve(batch), batch, "u", "s")
 
+    @property
+    @override
+    def law(self) -> Tensor:
+        return to_eps_law(self.section.points)
+
     @override
     def cost(self) -> StepCost:
-        return StepCost(teacher=2, target=1, frozen=0)
+        return StepCost(teacher=0 if self.stored else 2, target=1, frozen=0)
+
+
+def to_eps_law(points: int) -> Tensor:
+    """Returns the law of (t, s) where t is uniform above eps and s is eps, (N, N), float64."""
+    law = torch.zeros(points, points, dtype=torch.float64)
+    law[:-1, -1] = 1 / (points - 1)
+    return law

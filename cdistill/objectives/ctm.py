@@ -1,6 +1,6 @@
 """CTM (Kim et al. 2024) as Eq. 7 of Zheng et al. (2025) has it."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -8,25 +8,26 @@ from torch import Tensor
 from typing_extensions import override
 
 from cdistill.objectives.base import Batch, Networks, Objective, StepCost
-from cdistill.objectives.settings import ObjectiveSection
+from cdistill.objectives.pairs import check_pairs, draw_times, law_of_times
+from cdistill.objectives.settings import Pairs, SolverSection
 from cdistill.schedule import rho_grid
-from cdistill.settings import Count, Rate
+from cdistill.settings import Count
 
 
-class CTMSection(ObjectiveSection):
+class CTMSection(SolverSection):
     """Settings of CTM; the defaults are Table 3's for CIFAR-10 and FFHQ."""
 
-    points: Annotated[int, Field(ge=2)] = Field(default=18, description="N, noise levels of the time grid.")
     max_ode_steps: Count = Field(default=17, description="M, the most solver steps from t to u.")
     target: Literal["ema", "live"] = Field(
         default="ema", description="A of Eq. 7: the moving average, or the live student."
     )
-    target_rate: Rate = Field(default=0.999, description="Rate of the moving average mu inside the loss.")
+    pairs: Pairs = Field(default="ctm", description="Which (t, s): ctm, uniform, mixed, or those of so many calls.")
 
     @model_validator(mode="after")
     def _consistent(self) -> "CTMSection":
         if self.max_ode_steps > self.points - 1:
             raise ValueError(f"max_ode_steps: got {self.max_ode_steps}; {self.points} points allow {self.points - 1}")
+        check_pairs(self.pairs, self.points)
         return self
 
 
@@ -34,7 +35,8 @@ class CTM(Objective[CTMSection]):
     """d(f_mu(f_theta(x_t; t->s); s->eps), f_mu(f_A(Solver(x_t; t->u); u->s); s->eps)), t > u >= s (Eq. 7).
 
     A is the moving average mu as in the paper, or the live student as in CTM's code (`target`); w(t) = 1. The distance
-    of :meth:`prediction` and :meth:`target` is taken in :meth:`Objective.loss`.
+    of :meth:`prediction` and :meth:`target` is taken in :meth:`Objective.loss`. With ``targets = "store"`` x_t and
+    Solver(x_t; t->u) are two points of a kept trajectory.
     """
 
     section_type = CTMSection
@@ -51,12 +53,17 @@ class CTM(Objective[CTMSection]):
     def target_rate(self) -> float:
         return self.section.target_rate
 
+    @property
+    @override
+    def stored(self) -> tuple[str, ...]:
+        return ("u",) if self.section.targets == "store" else ()
+
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        grid = self.grid
-        i, j, h = draw_ctm_times(self.section.points, self.section.max_ode_steps, size, generator)
-        path = grid[i[:, None] + torch.arange(h + 1)]
-        return {"t": path[:, 0], "u": path[:, -1], "s": grid[j], "path": path}
+        grid, section = self.grid, self.section
+        i, k, j = draw_times(section.pairs, section.points, section.max_ode_steps, size, generator)
+        steps = torch.arange(int((k - i).max()) + 1)
+        return {"t": grid[i], "u": grid[k], "s": grid[j], "path": grid[(i[:, None] + steps).minimum(k[:, None])]}
 
     @override
     def target(self, batch: Batch, networks: Networks) -> Tensor:
@@ -69,6 +76,11 @@ class CTM(Objective[CTMSection]):
     def prediction(self, landed: Tensor, batch: Batch, networks: Networks) -> Tensor:
         return networks.jump(networks.target, landed, batch, "s", "eps")
 
+    @property
+    @override
+    def law(self) -> Tensor:
+        return self._law_of_times().sum(1)
+
     @override
     def cost(self) -> StepCost:
         """Counts over all draws of the times.
@@ -76,31 +88,12 @@ class CTM(Objective[CTMSection]):
         >>> round(CTM(CTMSection(distance="l2"), (1,)).cost().teacher, 2)
         23.33
         """
-        points, steps = self.section.points, range(1, self.section.max_ode_steps + 1)
-        teacher = jumps = 0.0
-        for h in steps:
-            chance = h / sum(steps)
-            starts = range(points - h)
-            same = sum(1 / (points - i - h) for i in starts) / len(starts)  # P(s = u | h) = P(s = eps | h)
-            teacher += chance * 2 * h
-            jumps += chance * (1 - same)
-        return StepCost(teacher=teacher, target=2 * jumps, frozen=jumps)
+        law = self._law_of_times()
+        steps = torch.arange(self.section.points, dtype=torch.float64)
+        solved = float((law.sum(2) * (steps - steps[:, None])).sum())  # E[h]
+        to_s = 1 - float(law.sum(0).diagonal().sum())  # u is not s
+        to_eps = 1 - float(law[..., -1].sum())  # s is not eps
+        return StepCost(teacher=0 if self.stored else 2 * solved, target=to_s + to_eps, frozen=to_eps)
 
-
-def draw_ctm_times(points: int, max_steps: int, size: int, draw: torch.Generator) -> tuple[Tensor, Tensor, int]:
-    """Draws CTM's times as indices of the grid: h ~ P(h) prop. to h on 1..M, i ~ U{0..N-1-h}, j ~ U{i+h..N-1}.
-
-    Args:
-        points: N.
-        max_steps: M, at most N - 1.
-        size: Samples.
-        draw: Generator.
-
-    Returns:
-        i (size,), j (size,) and h, one for the whole step; t = tau_i, u = tau_{i+h}, s = tau_j.
-    """
-    h = 1 + int(torch.multinomial(torch.arange(1, max_steps + 1, dtype=torch.float64), 1, generator=draw))
-    start = torch.randint(0, points - h, (size,), generator=draw)
-    room = points - (start + h)  # how many places j has
-    end = start + h + (torch.rand(size, generator=draw, dtype=torch.float64) * room).long()
-    return start, end, h
+    def _law_of_times(self) -> Tensor:
+        return law_of_times(self.section.pairs, self.section.points, self.section.max_ode_steps)

@@ -1,11 +1,15 @@
 """What the section [objective] of every objective has. Needs no torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import DISTANCES, OBJECTIVES
-from cdistill.settings import Section, known
+from cdistill.settings import Count, Section, known
+
+DistanceName = Annotated[str, AfterValidator(known(DISTANCES))]
+Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Count], Field(min_length=1)]
+"""Which (t, s) a student is trained on, see `cdistill.objectives.pairs`."""
 
 
 class ObjectiveSection(Section):
@@ -14,7 +18,22 @@ class ObjectiveSection(Section):
     name: Annotated[str, AfterValidator(known(OBJECTIVES))] = Field(
         default="ctm", description="What the student satisfies."
     )
-    distance: Annotated[str, AfterValidator(known(DISTANCES))] = Field(
-        default="lpips", description="d(x, y) of the loss."
-    )
+    distance: DistanceName = Field(default="lpips", description="d(x, y) of the loss.")
     dsm: bool = Field(default=True, description="Keep D(x, t, t) a denoiser by denoising score matching.")
+
+
+class GridSection(ObjectiveSection):
+    """Settings of an objective whose noise levels are those of a grid."""
+
+    points: Annotated[int, Field(ge=2)] = Field(default=18, description="N, noise levels of the time grid.")
+
+
+class SolverSection(GridSection):
+    """Settings of an objective that compares with the teacher's solver."""
+
+    targets: Literal["rollout", "store"] = Field(
+        default="rollout", description="Solve the teacher's ODE in every step, or read kept trajectories."
+    )
+    target_rate: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="Rate of the moving average mu inside the loss."
+    )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from cdistill.errors import MissingAssetError, RecipeError, suggest
-from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, recipe_of_objective
+from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, recipe_of_objectives
 from cdistill.registry import OBJECTIVES
 from cdistill.settings import AnySection, Section, check_section
 from cdistill.training.settings import MOVED
@@ -41,12 +41,14 @@ def check_recipe(values: dict[str, Any], model: type[AnySection], where: str) ->
     """Checks the values of a recipe, the objective's by its own section; see `check_section`."""
     if not issubclass(model, DistillRecipe):
         return check_section(values, model, where)
-    objective = values.get("objective", {})
-    name = objective.get("name", "ctm") if isinstance(objective, dict) else None
-    if name not in OBJECTIVES.names():
-        only = {"objective": {"name": name}} if isinstance(objective, dict) else {}
+    sections: dict[str, Any] = {
+        key: values.get(key, {}) for key in ("objective", "warmup") if key == "objective" or key in values
+    }
+    names = {key: given.get("name", "ctm") if isinstance(given, dict) else None for key, given in sections.items()}
+    if unknown := {key: name for key, name in names.items() if name not in OBJECTIVES.names()}:
+        only = {key: {"name": name} for key, name in unknown.items() if isinstance(sections[key], dict)}
         return check_section({**values, **only}, model, where)
-    return cast(AnySection, check_section(values, recipe_of_objective(name), where))
+    return cast(AnySection, check_section(values, recipe_of_objectives(*names.values()), where))
 
 
 def load_any_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DistillRecipe | TeacherRecipe:

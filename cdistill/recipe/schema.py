@@ -21,7 +21,8 @@ from cdistill.registry import (
     is_teacher_data,
     teacher_data_count,
 )
-from cdistill.settings import Section, known
+from cdistill.sampling.settings import TrajectoriesSection
+from cdistill.settings import Count, Section, known
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.settings import (
     CheckpointSection,
@@ -51,6 +52,12 @@ def _known_data_or_teacher(name: str) -> str:
         raise ValueError(str(error).removeprefix("data: ")) from error
 
 
+class WarmupSection(ObjectiveSection):
+    """An objective by which the student is trained first, with that objective's own settings beside these."""
+
+    iterations: Count = Field(description="Steps, of those of [training].")
+
+
 class TeacherRecipe(Section):
     """Everything that `cdistill train-teacher` needs.
 
@@ -74,15 +81,7 @@ class TeacherRecipe(Section):
 
 
 class DistillRecipe(Section):
-    """Everything that `cdistill distill` needs; `weights` is the teacher's file where it is in no usual place.
-
-    Attributes:
-        may_change: What may differ when a run resumes.
-    """
-
-    may_change: ClassVar[tuple[str, ...]] = (
-        "training.iterations", "training.accumulation", "evaluation", "checkpoint", "logging", "weights",
-    )  # fmt: skip
+    """Everything that `cdistill distill` needs; `weights` is the teacher's file where it is in no usual place."""
 
     teacher: Annotated[str, AfterValidator(_known_teacher)]
     weights: str | None = None
@@ -90,7 +89,9 @@ class DistillRecipe(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     preconditioning: PreconditioningSection = PreconditioningSection()
     estimation: EstimationSection = EstimationSection()
+    trajectories: TrajectoriesSection = TrajectoriesSection()
     objective: SerializeAsAny[ObjectiveSection] = ObjectiveSection()
+    warmup: SerializeAsAny[WarmupSection] | None = None
     training: TrainingSection
     gan: GanSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
@@ -102,6 +103,12 @@ class DistillRecipe(Section):
         """`weights` as a path."""
         return None if self.weights is None else Path(self.weights)
 
+    @property
+    def may_change(self) -> tuple[str, ...]:
+        """What may differ when a run resumes; a learning rate that decays depends on the length of the training."""
+        always = ("training.accumulation", "evaluation", "checkpoint", "logging", "weights")
+        return always if self.training.decay == "cosine" else (*always, "training.iterations")
+
     @model_validator(mode="after")
     def _consistent(self) -> "DistillRecipe":
         objective = OBJECTIVES.get(self.objective.name)
@@ -111,6 +118,8 @@ class DistillRecipe(Section):
                 f"preconditioning.name: {self.preconditioning.name!r} jumps to eps only; objective.name "
                 f"{self.objective.name!r} needs jumps to any s; choose from objectives to eps: {', '.join(fitting)}"
             )
+        if self.warmup is not None:
+            self._check_warmup(self.warmup)
         if self.gan is not None and not objective.takes_gan:
             fitting = [name for name in OBJECTIVES.names() if OBJECTIVES.get(name).takes_gan]
             raise ValueError(
@@ -119,6 +128,16 @@ class DistillRecipe(Section):
         if self.gan is not None and self.gan.start >= self.training.iterations:
             raise ValueError(f"gan.start: got {self.gan.start}; training.iterations is {self.training.iterations}")
         return self
+
+    def _check_warmup(self, warmup: WarmupSection) -> None:
+        """Raises ValueError unless a student of this objective can be trained by another one first."""
+        if warmup.iterations >= self.training.iterations:
+            raise ValueError(f"warmup.iterations: got {warmup.iterations}; of {self.training.iterations} in training")
+        if OBJECTIVES.get(warmup.name).takes_s != OBJECTIVES.get(self.objective.name).takes_s:
+            raise ValueError(
+                f"warmup.name: {warmup.name!r} trains another kind of student than {self.objective.name!r}: one that "
+                "jumps to eps only"
+            )
 
     @model_validator(mode="after")
     def _best_is_measured(self) -> "DistillRecipe":
@@ -133,9 +152,11 @@ class DistillRecipe(Section):
 
 
 @cache
-def recipe_of_objective(name: str) -> type[DistillRecipe]:
-    """Returns the recipe whose section [objective] is that of a registered objective."""
+def recipe_of_objectives(name: str, warmup: str | None = None) -> type[DistillRecipe]:
+    """Returns the recipe whose sections [objective] and [warmup] are those of registered objectives."""
     section: Any = OBJECTIVES.get(name).section_type
-    return create_model(
-        "DistillRecipe", __base__=DistillRecipe, objective=(section, section.model_construct(name=name))
-    )
+    fields: dict[str, Any] = {"objective": (section, section.model_construct(name=name))}
+    if warmup is not None:
+        own: Any = create_model("Warmup", __base__=(OBJECTIVES.get(warmup).section_type, WarmupSection))
+        fields["warmup"] = (own, ...)
+    return create_model("DistillRecipe", __base__=DistillRecipe, **fields)

@@ -25,7 +25,7 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *index))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)  # data and trajectories, at the turn of an epoch
 def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """Permutes an epoch; a million items take tens of milliseconds, and most calls stay within an epoch."""
     return torch.randperm(size, generator=generator(seed, "order", epoch))

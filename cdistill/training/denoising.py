@@ -1,6 +1,5 @@
 """Training of a teacher by denoising score matching (Karras et al. 2022, Table 1)."""
 
-import math
 from copy import deepcopy
 
 import torch
@@ -14,7 +13,7 @@ from cdistill.runtime.randomness import derive_seed, generator
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import scaled
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
-from cdistill.training.settings import DenoisingSection
+from cdistill.training.settings import DenoisingSection, cosine_rate
 from cdistill.training.step_data import check_divisible, draw_data, draw_noise, own_rows, send
 
 
@@ -61,7 +60,7 @@ class DenoisingTask(Task):
     def update(self, index: int) -> None:
         """See :class:`Task`; the learning rate decays like a cosine."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.section.learning_rate * (1 + math.cos(math.pi * index / self.section.iterations)) / 2
+            group["lr"] = cosine_rate(self.section, index)
         step_scaled(self.optimizer, self.accelerator.scaler)
         update_ema(self.average, self.network, min(self.section.ema_rate, (1 + index) / (10 + index)))
 

@@ -8,6 +8,7 @@ known only when the gradients of the whole batch are (`cdistill.training.loss_we
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +20,15 @@ from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.objectives.base import AnyObjectiveSection, Batch, Networks, Objective
 from cdistill.objectives.dsm import dsm_loss
+from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings.base import Preconditioning
+from cdistill.sampling.trajectories import TrajectoryStore
 from cdistill.training.acceleration import Stopwatch, choose_acceleration, compiled_call, lay_out, make_solver_step
 from cdistill.training.gan import Adversary, RealAndFake, discriminates
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import backward_weighted
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
-from cdistill.training.settings import TrainingSection
+from cdistill.training.settings import TrainingSection, cosine_rate
 from cdistill.training.step_data import check_divisible, draw_batches, own_rows, tabulate
 
 
@@ -41,6 +44,8 @@ class Distillation(Task):
         section: The recipe's numbers.
         seed: Seed of the run.
         adversary: The discriminator of the GAN loss, if there is one.
+        store: Trajectories of the teacher, for objectives that read them.
+        warmup: Another objective and for how many steps the student is trained by it first.
 
     Attributes:
         student: theta, the network that is trained.
@@ -62,17 +67,21 @@ class Distillation(Task):
         section: TrainingSection,
         seed: int,
         adversary: Adversary | None = None,
+        store: TrajectoryStore | None = None,
+        warmup: tuple[Objective[ObjectiveSection], int] | None = None,
     ) -> None:
         check_divisible(section.batch_size, accelerator.num_processes, section.accumulation)
         if preconditioning.to_eps_only and objective.takes_s:
             name = type(preconditioning).__name__
             raise RecipeError(f"preconditioning.name: {name} jumps to eps only; {type(objective).__name__} needs any s")
         device = accelerator.device
-        self.accelerator, self.section, self.seed, self.objective = accelerator, section, seed, objective
+        self.accelerator, self.section, self.seed = accelerator, section, seed
+        self.objective, self.warmup, self.store = objective, warmup, store
         self.images = section.batch_size
         self.source = source.resident(device)
         self.acceleration = choose_acceleration(section, accelerator)
         self.f_and_g = tabulate(preconditioning, objective.grid)
+        self.warmup_f_and_g = tabulate(preconditioning, warmup[0].grid) if warmup else self.f_and_g
         self.watch = Stopwatch(device)
         self.student = teacher.student(objective.takes_s, section.dropout).to(device)
         lay_out(self.student, self.acceleration.channels_last)
@@ -107,10 +116,14 @@ class Distillation(Task):
         )
         return {**values, "gradient_norm": gradient_norm(self.optimizer, self.accelerator.scaler)}
 
+    def objective_at(self, index: int) -> Objective[Any]:
+        """Returns what step `index` trains the student for."""
+        return self.warmup[0] if self.warmup is not None and index < self.warmup[1] else self.objective
+
     def losses(self, index: int) -> dict[str, Callable[[Batch], Tensor]]:
         """Returns the losses of step `index`, each a mean over a micro-batch, the one that is not weighted first."""
         losses: dict[str, Callable[[Batch], Tensor]] = {"consistency": self.consistency_loss}
-        if self.objective.section.dsm:
+        if self.objective_at(index).section.dsm:
             losses["dsm"] = self.dsm_loss
         if self.adversary is not None and index >= self.adversary.section.start:
             losses["gan"] = self.gan_loss
@@ -121,7 +134,7 @@ class Distillation(Task):
         target = self.target(batch)
         prediction = self.predict(batch, self.denoise(batch))
         with self.accelerator.autocast():
-            return self.objective.loss(prediction, target, batch).mean()
+            return self.objective_at(batch.index).loss(prediction, target, batch).mean()
 
     def gan_loss(self, batch: Batch) -> Tensor:
         """Computes the student's GAN loss of the prediction, a scalar."""
@@ -134,7 +147,7 @@ class Distillation(Task):
         assert batch.sigma is not None and batch.z is not None  # noqa: PT018
         torch.manual_seed(batch.seed + 1)
         noisy = batch.x0 + broadcast(batch.sigma, batch.x0) * batch.z
-        denoised = self.wrapped(noisy, batch.sigma, batch.sigma, batch.labels)
+        denoised = self.wrapped(noisy, batch.sigma, batch.sigma, batch.x0_labels)
         return dsm_loss(denoised, batch.x0, batch.sigma, self.student.sigma_data).mean()
 
     def denoise(self, batch: Batch) -> Tensor:
@@ -146,20 +159,21 @@ class Distillation(Task):
     def predict(self, batch: Batch, denoised: Tensor) -> Tensor:
         """Computes the first argument of the distance, (B, ...), from D_theta(x_t, t, s) by Eq. 8."""
         f, g = (broadcast(values, denoised) for values in batch.coefficients["t", "s"])
-        return self.objective.prediction(f * batch.x_t + g * denoised, batch, self.networks)
+        return self.objective_at(batch.index).prediction(f * batch.x_t + g * denoised, batch, self.networks)
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:
         """Computes the second argument of the distance, (B, ...), without gradient; the student evaluates."""
         self.student.eval()
-        target = self.objective.target(batch, self.networks)
+        target = self.objective_at(batch.index).target(batch, self.networks)
         self.student.train()
         return target
 
     @torch.no_grad()
     def real_and_fake(self, batch: Batch) -> RealAndFake:
         """Returns what the discriminator learns from: x_0 and the prediction."""
-        return RealAndFake(batch.x0, self.predict(batch, self.denoise(batch)), batch.labels, batch.rows)
+        fake = self.predict(batch, self.denoise(batch))
+        return RealAndFake(batch.x0, batch.x0_labels, fake, batch.labels, batch.rows)
 
     def discriminates(self, index: int) -> bool:
         """Whether step `index` trains the discriminator in place of the student."""
@@ -169,8 +183,10 @@ class Distillation(Task):
         """Returns this process's micro-batches of step `index`, on the device."""
         if self.ready is None or self.ready[:2] != (index, self.attempt):
             rows = own_rows(self.accelerator, self.section.batch_size)
+            objective = self.objective_at(index)
+            f_and_g = self.f_and_g if objective is self.objective else self.warmup_f_and_g
             batches = draw_batches(
-                self.objective, self.f_and_g, self.source, self.section, self.draw_seed, index, rows,
+                objective, f_and_g, self.source, self.store, self.section, self.draw_seed, index, rows,
                 self.accelerator.device,
             )  # fmt: skip
             self.ready = (index, self.attempt, batches)
@@ -185,6 +201,9 @@ class Distillation(Task):
         if self.adversary is not None and self.discriminates(index):
             self.adversary.update()
             return
+        if self.section.decay == "cosine":
+            for group in self.optimizer.param_groups:
+                group["lr"] = cosine_rate(self.section, index)
         step_scaled(self.optimizer, self.accelerator.scaler)
         update_ema(self.student_ema, self.student, self.section.ema_rate)
         if self.target_net is not self.student_ema and self.objective.target_rate is not None:

@@ -27,18 +27,20 @@ _BETAS = (0.5, 0.9)  # CTM's
 
 @dataclass(frozen=True)
 class RealAndFake:
-    """Real and fake images of a micro-batch, of the same classes.
+    """Real and fake images of a micro-batch.
 
     Attributes:
         real: x_0, (B, C, H, W).
-        fake: e*, likewise; a gradient does not flow to it.
-        labels: (B,), or None.
+        real_labels: Their classes (B,), or None.
+        fake: e*, like `real`; a gradient does not flow to it.
+        fake_labels: Their classes (B,), or None.
         rows: Where they are in the global batch, with start and stop.
     """
 
     real: Tensor
+    real_labels: Tensor | None
     fake: Tensor
-    labels: Tensor | None
+    fake_labels: Tensor | None
     rows: slice
 
 
@@ -161,7 +163,9 @@ class Adversary:
         """Returns the hinge loss of a micro-batch and the mean logits of its real and fake images."""
         real = self._augment(pair.real, "real", index, pair.rows, seed)
         fake = self._augment(pair.fake.detach(), "fake", index, pair.rows, seed)
-        labels = None if pair.labels is None else torch.cat([pair.labels, pair.labels])
+        labels = None
+        if pair.real_labels is not None and pair.fake_labels is not None:
+            labels = torch.cat([pair.real_labels, pair.fake_labels])
         logits = [head.chunk(2) for head in self.discriminator(torch.cat([real, fake]), labels)]
         first, second = zip(*logits, strict=True)
         return discriminator_hinge(first, second), mean_logit(first).detach(), mean_logit(second).detach()

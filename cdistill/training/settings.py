@@ -1,5 +1,6 @@
 """Sections of a recipe that the training reads."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -77,6 +78,9 @@ class TrainingSection(Section):
     iterations: Count
     batch_size: Count
     learning_rate: Positive = 4e-4
+    decay: Literal["none", "cosine"] = Field(
+        default="none", description="Of the learning rate: none, or half a cosine, from its full value to 0 at the end."
+    )
     ema_rate: Rate = Field(default=0.999, description="Rate of the moving average that is sampled from.")
     dropout: Rate = 0.0
     flips: bool = True
@@ -94,6 +98,11 @@ class TrainingSection(Section):
         if self.batch_size % self.accumulation:
             raise ValueError(f"accumulation: {self.accumulation} does not divide batch_size {self.batch_size}")
         return self
+
+
+def cosine_rate(section: TrainingSection | DenoisingSection, index: int) -> float:
+    """Returns the learning rate of step `index`, half a cosine from its full value to 0 at the end."""
+    return section.learning_rate * (1 + math.cos(math.pi * index / section.iterations)) / 2
 
 
 def precision_of_teacher(section: TrainingSection) -> Precision:

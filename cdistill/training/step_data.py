@@ -4,7 +4,8 @@ Everything is a pure function of (seed, step, global sample index), so that noth
 draw depends on the number of processes or micro-batches; except for dropout masks, which do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from cdistill.objectives.base import AnyObjectiveSection, Batch, Objective
 from cdistill.objectives.dsm import draw_dsm_sigma
 from cdistill.preconditionings.base import Preconditioning
 from cdistill.runtime.randomness import derive_seed, generator, shuffled_indices
+from cdistill.sampling.trajectories import TrajectoryStore
 from cdistill.schedule import EPS
 from cdistill.training.settings import TrainingSection
 
@@ -94,6 +96,7 @@ def draw_batches(
     objective: Objective[AnyObjectiveSection],
     f_and_g: FAndG,
     source: Source,
+    store: TrajectoryStore | None,
     section: TrainingSection,
     seed: int,
     index: int,
@@ -106,6 +109,7 @@ def draw_batches(
         objective: Draws the noise levels, and says between which of them there are jumps.
         f_and_g: f and g at pairs of noise levels.
         source: The data.
+        store: Trajectories of the teacher, for an objective that reads them.
         section: Batch size, flips and number of micro-batches, all of the same size.
         seed: Seed of the draws.
         index: Number of the step.
@@ -116,11 +120,19 @@ def draw_batches(
     levels = {**objective.draw(size, draw), "eps": torch.full((size,), EPS, dtype=torch.float64)}
     levels = {name: level[rows] for name, level in levels.items()}
     sigma = draw_dsm_sigma(size, draw)[rows] if objective.section.dsm else None
-    x0, labels = draw_data(source, seed, index, size, section.flips, rows)
-    noise = send(draw_noise(seed, "x_t", index, rows, x0), device)
+    x0, x0_labels = draw_data(source, seed, index, size, section.flips, rows)
     z = send(draw_noise(seed, "dsm", index, rows, x0), device) if sigma is not None else None
-    x0 = send(x0, device)
-    x_t = x0 + broadcast(send(levels["t"], device), x0) * noise
+    points: dict[str, Tensor] = {}
+    if objective.stored:
+        assert store is not None
+        names = ("t", *objective.stored)
+        points, labels = draw_points(store, seed, index, size, rows, {name: levels[name] for name in names})
+        points = {name: send(point.to(x0.dtype), device) for name, point in points.items()}
+        x0, x_t = send(x0, device), points.pop("t")
+    else:
+        noise = send(draw_noise(seed, "x_t", index, rows, x0), device)
+        x0, labels = send(x0, device), x0_labels
+        x_t = x0 + broadcast(send(levels["t"], device), x0) * noise
     batches = []
     for samples in torch.arange(len(x0)).chunk(section.accumulation):
         few = slice(int(samples[0]), int(samples[-1]) + 1)
@@ -128,10 +140,12 @@ def draw_batches(
         pairs = (("t", "s"), *objective.jumps)
         coefficients = {pair: f_and_g(own[pair[0]], own[pair[1]]) for pair in pairs}
         moving = {(t, s): (own[t] != own[s]).nonzero()[:, 0] for t, s in objective.jumps}
+        solving = [] if points or "path" not in own else [t != u for t, u in pairwise(own["path"].T)]
         batch = Batch(
             x0=x0[few],
-            labels=None if labels is None else send(labels[few], device),
+            x0_labels=None if x0_labels is None else send(x0_labels[few], device),
             x_t=x_t[few],
+            labels=None if labels is None else send(labels[few], device),
             levels={name: send(level, device) for name, level in own.items()},
             coefficients={pair: (send(f, device), send(g, device)) for pair, (f, g) in coefficients.items()},
             moving={pair: send(some, device) for pair, some in moving.items()},
@@ -140,9 +154,35 @@ def draw_batches(
             index=index,
             rows=slice(rows.start + few.start, rows.start + few.stop),
             seed=derive_seed(seed, "dropout", index, rows.start + few.start),
+            solving=[None if bool(some.all()) else send(some.nonzero()[:, 0], device) for some in solving],
+            points={name: point[few] for name, point in points.items()},
         )
         batches.append(batch)
     return batches
+
+
+def draw_points(
+    store: TrajectoryStore, seed: int, index: int, size: int, rows: slice, levels: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Draws this process's trajectories of the global batch of step `index`; each is read once an epoch.
+
+    Args:
+        store: The trajectories.
+        seed: Seed of the run.
+        index: Number of the step.
+        size: Samples of the global batch.
+        rows: Which of them this process needs.
+        levels: Name -> noise level of each of these rows, (rows,), float64.
+
+    Returns:
+        Name -> points at these levels, (rows, ...), float32, and classes (rows,) or None, on the CPU.
+    """
+    which = shuffled_indices(len(store), derive_seed(seed, "trajectories"), index * size, size)[rows]
+    points = {name: store.points(which, level) for name, level in levels.items()}
+    if store.flips:
+        flip = (torch.rand(size, generator=generator(seed, "flips of trajectories", index)) < 0.5)[rows]
+        points = {name: torch.where(broadcast(flip, x).bool(), x.flip(-1), x) for name, x in points.items()}
+    return points, store.labels(which)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

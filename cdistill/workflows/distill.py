@@ -26,6 +26,7 @@ from cdistill.runtime.console import Table, say, table
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
 from cdistill.sampling.teacher_data import open_data
+from cdistill.sampling.trajectories import TrajectoryStore, open_trajectories
 from cdistill.storage.files import copy_file, list_checkpoints
 from cdistill.storage.run_folder import RUNS, RunFolder
 from cdistill.teachers import Teacher, load_teacher, save_teacher
@@ -41,6 +42,8 @@ from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, opened_run
 from cdistill.workflows.students import Student, load_student, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts
+
+Warmup = tuple[Objective[ObjectiveSection], int] | None
 
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 
@@ -157,7 +160,9 @@ def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch:
     follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
     with opened_run(folder, recipe, resume, accelerator), follow:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
-        task = make_task(recipe, teacher, form, objective, source, accelerator, adversary)
+        warmup = make_warmup(recipe, teacher)
+        store = open_store(recipe, teacher, [objective, *(warmup or ())[:1]], source, accelerator)
+        task = make_task(recipe, teacher, form, objective, source, accelerator, adversary, store, warmup)
         say(
             f"{folder.path}: {recipe.objective.name}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.student):,}; "
@@ -194,6 +199,34 @@ def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Acceler
     return Adversary(recipe.gan, teacher.shape, teacher.denoiser.num_classes, accelerator, recipe.seed)
 
 
+def make_warmup(recipe: DistillRecipe, teacher: Teacher) -> Warmup:
+    """Returns the objective that a recipe trains by first, and its steps; None without one."""
+    if recipe.warmup is None:
+        return None
+    return make_objective(recipe.warmup, teacher.shape), recipe.warmup.iterations
+
+
+def open_store(
+    recipe: DistillRecipe,
+    teacher: Teacher,
+    objectives: Sequence[Objective[ObjectiveSection]],
+    source: Source,
+    accelerator: Accelerator,
+) -> TrajectoryStore | None:
+    """Returns the trajectories that the objectives read, followed now if they are not there; None if none is read.
+
+    Raises:
+        RecipeError: The objectives read trajectories on different grids.
+    """
+    readers = [objective for objective in objectives if objective.stored]
+    grids = [objective.grid for objective in readers if objective.grid is not None]
+    if not readers:
+        return None
+    if len(grids) < len(readers) or any(not torch.equal(grid, grids[0]) for grid in grids):
+        raise RecipeError("objective, warmup: those that read kept trajectories need one grid of noise levels")
+    return open_trajectories(recipe.trajectories, grids[0], teacher, source, accelerator)
+
+
 def make_task(
     recipe: DistillRecipe,
     teacher: Teacher,
@@ -202,11 +235,18 @@ def make_task(
     source: Source,
     accelerator: Accelerator,
     adversary: Adversary | None,
+    store: TrajectoryStore | None,
+    warmup: Warmup,
 ) -> Distillation:
     """Builds the student and what trains it; the teacher is on the accelerator's device."""
     torch.manual_seed(derive_seed(recipe.seed, "student"))
-    task = Distillation(teacher.denoiser, form, objective, source, accelerator, recipe.training, recipe.seed, adversary)
+    task = Distillation(
+        teacher.denoiser, form, objective, source, accelerator, recipe.training, recipe.seed, adversary, store,
+        warmup,
+    )  # fmt: skip
     task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+    if store is not None:
+        task.identity["trajectories_sha256"] = store.digest
     return task
 
 

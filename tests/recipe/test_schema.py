@@ -80,7 +80,7 @@ BAD = {
     GOOD + "[objective]\npoints = 1": "objective.points",
     GOOD + "[objective]\npoints = 18.0": "objective.points",
     GOOD + "[objective]\nmax_ode_steps = 18": "18 points allow 17",
-    GOOD + "[objective]\npoint = 18": "objective.point: unknown key; known: distance, dsm, max_ode_steps, name, points",
+    GOOD + "[objective]\npoint = 18": "objective.point: unknown key; known: distance, dsm, max_ode_steps, name, pairs",
     GOOD + '[objective]\nname = "cm"\nmax_ode_steps = 3': "objective.max_ode_steps: unknown key; known: distance",
     "objective = 3\n" + GOOD: "objective: got 3",
     GOOD + "[objective]\nname = 3": "objective.name: got 3",
@@ -171,7 +171,7 @@ def test_every_value_survives_being_written(rate, seed, name):
 def test_another_objective_inherits_the_settings_that_both_have(recipe):
     sets = ["objective.points=9", "objective.max_ode_steps=8", "objective.distance=l2", "objective.name=cm"]
     assert load_recipe(recipe, DistillRecipe, sets).objective.model_dump() == {
-        "name": "cm", "distance": "l2", "dsm": True, "points": 9, "target_rate": 0.999,
+        "name": "cm", "distance": "l2", "dsm": True, "points": 9, "targets": "rollout", "target_rate": 0.999,
     }  # fmt: skip
     with pytest.raises(RecipeError, match=r"objective.max_ode_steps: unknown key"):
         load_recipe(recipe, DistillRecipe, [*sets, "objective.max_ode_steps=8"])
@@ -281,7 +281,7 @@ def test_recipes_of_cm_change_nothing_but_the_objective():
     )
     assert differences(cm, analytic) == ["preconditioning.name: 'cm' -> 'analytic'"]
     changed = {line.split(":")[0] for line in differences(ctm, cm)}
-    ctms_alone = {"objective.max_ode_steps", "objective.target"}
+    ctms_alone = {"objective.max_ode_steps", "objective.target", "objective.pairs"}
     own = {"preconditioning.name", "objective.name", "objective.dsm", "objective.target_rate"}
     assert changed == own | ctms_alone
     assert (cm.objective.name, cm.objective.dsm, cm.objective.target_rate) == ("cm", False, 0.0)

@@ -8,9 +8,11 @@ from accelerate import Accelerator
 from cdistill.data import load_source
 from cdistill.errors import RecipeError
 from cdistill.objectives.base import make_objective
-from cdistill.objectives.cm import CM, CMSection
-from cdistill.objectives.ctm import CTM, CTMSection, draw_ctm_times
+from cdistill.objectives.cm import CM
+from cdistill.objectives.ctm import CTM, CTMSection
 from cdistill.objectives.dsm import draw_dsm_sigma
+from cdistill.objectives.pairs import draw_ctm_times
+from cdistill.objectives.settings import SolverSection
 from cdistill.preconditionings import make_preconditioning
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.randomness import generator
@@ -264,7 +266,7 @@ def test_costs_of_the_papers_grid():
     cost = CTM(CTMSection(distance="l2"), (1, 8, 8)).cost()
     assert cost.teacher == pytest.approx(70 / 3)
     assert cost.frozen == pytest.approx(1 - 0.496, abs=1e-3)
-    assert CM(CMSection(name="cm", distance="l2"), (1, 8, 8)).cost().teacher == 2
+    assert CM(SolverSection(name="cm", distance="l2"), (1, 8, 8)).cost().teacher == 2
 
 
 def test_each_process_reads_its_own_part_of_what_is_drawn_for_all():

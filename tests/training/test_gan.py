@@ -50,7 +50,8 @@ def adversary(accelerator=None, seed: int = 0, classes: int = 10, **values) -> A
 
 def pair(seed: int = 0, count: int = 6, start: int = 0) -> RealAndFake:
     rows = slice(start, start + count)
-    return RealAndFake(images(2 * seed, 12)[rows], images(2 * seed + 1, 12)[rows] / 2, labels(12)[rows], rows)
+    classes = labels(12)[rows]
+    return RealAndFake(images(2 * seed, 12)[rows], classes, images(2 * seed + 1, 12)[rows] / 2, classes, rows)
 
 
 def precise(found: Adversary) -> Adversary:
@@ -338,7 +339,7 @@ def test_the_discriminators_loss_and_gradient_by_hand():
     mine.discriminator.requires_grad_(True)
     real = diff_augment(data.real.double(), draw_numbers(0, "real", 3, slice(0, 6)), KINDS)
     fake = diff_augment(data.fake.double(), draw_numbers(0, "fake", 3, slice(0, 6)), KINDS)
-    first, second = (mine.discriminator(x, data.labels)[0] for x in (real, fake))
+    first, second = (mine.discriminator(x, data.fake_labels)[0] for x in (real, fake))
     loss = (1 - first).clamp(min=0).mean() + (1 + second).clamp(min=0).mean()
     loss.backward()
     assert float(values["discriminator"]) == pytest.approx(float(loss.detach()), rel=1e-6)
@@ -443,7 +444,7 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes, done):
     def steps(found, begin, end):
         for index in range(begin, end):
             data = pair(index)
-            found.backward([data if classes else RealAndFake(data.real, data.fake, None, data.rows)], index, 0)
+            found.backward([data if classes else RealAndFake(data.real, None, data.fake, None, data.rows)], index, 0)
             found.update()
 
     steps(first, 0, done)
@@ -467,7 +468,7 @@ def test_it_learns_to_tell_apart_and_draws_fakes_to_the_real():
     found = adversary(classes=0)
     for step in range(120):
         values = found.backward(
-            [RealAndFake(noisy(above, 2 * step), noisy(left, 2 * step + 1), None, slice(0, 16))], step, 0
+            [RealAndFake(noisy(above, 2 * step), None, noisy(left, 2 * step + 1), None, slice(0, 16))], step, 0
         )
         found.update()
     assert float(values["logit_real"] - values["logit_fake"]) > 1

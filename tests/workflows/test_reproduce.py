@@ -14,7 +14,7 @@ import torch
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.estimates import quantile
-from cdistill.objectives.cm import CMSection
+from cdistill.objectives.settings import SolverSection
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.recipe.files import differences
 from cdistill.recipe.schema import DistillRecipe
@@ -88,7 +88,7 @@ def test_arms_differ_in_what_they_are_named_after_and_in_nothing_else(data):
         assert differences(base, found, free) == []
         if arm.startswith("cm"):
             assert found.objective.model_dump() == {
-                **CMSection().model_dump(), "name": "cm", "dsm": False, "target_rate": 0.0,
+                **SolverSection().model_dump(), "name": "cm", "dsm": False, "target_rate": 0.0,
                 "points": base.objective.points, "distance": base.objective.distance,
             }  # fmt: skip
     assert data.metric in METRICS.names()

@@ -1,0 +1,121 @@
+"""Regression on kept trajectories of the teacher: exact targets, no moving average, no solver in the step."""
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from typing_extensions import override
+
+from cdistill.errors import RecipeError
+from cdistill.objectives.base import Batch, Networks, Objective, StepCost
+from cdistill.objectives.cm import to_eps_law
+from cdistill.objectives.pairs import check_pairs, draw_times, law_of_times
+from cdistill.objectives.settings import DistanceName, GridSection, Pairs
+from cdistill.schedule import rho_grid
+
+
+class RegressionSection(GridSection):
+    """Settings of the regression from any t to any s."""
+
+    dsm: bool = Field(default=False, description="Keep D(x, t, t) a denoiser by denoising score matching.")
+    distance: DistanceName = Field(
+        default="l2", description="d(x, y) of the loss; of noisy points, so none that needs images."
+    )
+    pairs: Pairs = Field(default="mixed", description="Which (t, s): ctm, uniform, mixed, or those of so many calls.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RegressionSection":
+        check_pairs(self.pairs, self.points)
+        return self
+
+
+class Regression(Objective[RegressionSection]):
+    """d(f_theta(x_t; t->s), x_s), x_t and x_s points of one trajectory of the teacher.
+
+    Raises:
+        RecipeError: The distance compares images, which noisy points are not.
+    """
+
+    section_type = RegressionSection
+    takes_gan = True
+
+    def __init__(self, section: RegressionSection, sample_shape: tuple[int, ...], meta: bool = False) -> None:
+        super().__init__(section, sample_shape, meta)
+        if self.distance.images_only:
+            raise RecipeError(
+                f"objective.distance: {section.distance!r} compares images; the points of 'regression' are noisy: take "
+                "l2 or pseudo-huber, or objective.name 'regression-to-eps'"
+            )
+
+    @property
+    @override
+    def stored(self) -> tuple[str, ...]:
+        return ("s",)
+
+    @property
+    @override
+    def grid(self) -> Tensor:
+        return rho_grid(self.section.points)
+
+    @override
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        grid, points = self.grid, self.section.points
+        i, _, j = draw_times(self.section.pairs, points, points - 1, size, generator)
+        return {"t": grid[i], "s": grid[j]}
+
+    @override
+    def target(self, batch: Batch, networks: Networks) -> Tensor:
+        return batch.points["s"]
+
+    @property
+    @override
+    def law(self) -> Tensor:
+        points = self.section.points
+        return law_of_times(self.section.pairs, points, points - 1).sum(1)
+
+    @override
+    def cost(self) -> StepCost:
+        return StepCost(teacher=0, target=0, frozen=0)
+
+
+class RegressionToEpsSection(GridSection):
+    """Settings of the regression from any t to eps."""
+
+    dsm: bool = Field(default=False, description="Keep D(x, t, t) a denoiser by denoising score matching.")
+
+
+class RegressionToEps(Objective[RegressionToEpsSection]):
+    """d(f_theta(x_t; t->eps), x_eps), t uniform over the grid: the targets are images, so that d may be perceptual."""
+
+    section_type = RegressionToEpsSection
+    takes_s = False
+    takes_gan = True
+    sampler = "cm"
+
+    @property
+    @override
+    def stored(self) -> tuple[str, ...]:
+        return ("s",)
+
+    @property
+    @override
+    def grid(self) -> Tensor:
+        return rho_grid(self.section.points)
+
+    @override
+    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        grid = self.grid
+        i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
+        return {"t": grid[i], "s": grid[-1].expand(size)}
+
+    @override
+    def target(self, batch: Batch, networks: Networks) -> Tensor:
+        return batch.points["s"]
+
+    @property
+    @override
+    def law(self) -> Tensor:
+        return to_eps_law(self.section.points)
+
+    @override
+    def cost(self) -> StepCost:
+        return StepCost(teacher=0, target=0, frozen=0)

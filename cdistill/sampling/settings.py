@@ -1,0 +1,21 @@
+"""Section of a recipe about kept trajectories of the teacher. Needs no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cdistill.settings import Count, Section
+
+
+class TrajectoriesSection(Section):
+    """The teacher's trajectories that an objective reads, kept in the asset folder and shared between runs."""
+
+    count: Count = Field(default=8192, description="M, trajectories.")
+    substeps: Count = Field(default=1, description="Heun's steps of the solver from one noise level to the next.")
+    precision: Literal["fp16", "fp32"] = Field(
+        default="fp16", description="Of the numbers on disk; fp16 ones are scaled to unit variance."
+    )
+    levels: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="Indices of the noise levels that are kept, of the objective's grid; all by default."
+    )
+    flips: bool = Field(default=False, description="Mirror half of the trajectories that a step reads.")

@@ -1,0 +1,392 @@
+"""Trajectories of the teacher on disk: followed once from T to eps, read at random in every step of a training.
+
+A store is a folder in the asset folder, named after what its numbers depend on: teacher, noise levels, solver,
+classes, precision. It consists of shards of `SHARD` trajectories, safetensors files with a checksum, each written whole
+or not at all; a store grows by shards and no shard ever changes. So any number of processes, machines and commands may
+write one at the same time, each shard by whoever claims it first, and readers map the files into memory.
+
+Images and vectors are stored as x_t / sqrt(t^2 + sigma_data^2), of unit variance at every level.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cdistill.data import Source
+from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, MismatchError, RecipeError
+from cdistill.networks.denoiser import broadcast
+from cdistill.runtime import signals
+from cdistill.runtime.console import progress, say
+from cdistill.runtime.randomness import generator
+from cdistill.sampling.drawing import Noise, stream
+from cdistill.sampling.settings import TrajectoriesSection
+from cdistill.sampling.solvers import heun_step, solve
+from cdistill.schedule import RHO
+from cdistill.storage.checkpoints import load_tensors, save_tensors
+from cdistill.storage.files import asset_folder, read_json, write_text
+from cdistill.teachers import Teacher
+
+SHARD = 256  # trajectories; a kill -9 loses at most those that a process is following
+_KIND = "trajectories"
+_FIRST_SEED = {"train": 3 * 2**30, "heldout": 7 * 2**29}  # apart from those of samples; a generator keeps 32 bits
+_POLL = 0.2  # seconds between looks at what other processes have finished
+
+
+class TrajectoryStore:
+    """M trajectories of a teacher at L noise levels, mapped from files.
+
+    Args:
+        folder: Of the store.
+        identity: What its numbers depend on, JSON values.
+        count: M.
+        shape: Of one sample.
+        sigma_data: Standard deviation of the data.
+        flips: Whether half of the images that a step reads are mirrored.
+
+    Attributes:
+        levels: The noise levels (L,), float64, descending.
+        digest: SHA-256 that stands for all numbers read from it, once it is :meth:`open`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        count: int,
+        shape: tuple[int, ...],
+        sigma_data: float,
+        flips: bool = False,
+    ) -> None:
+        self.folder, self.count, self.shape, self.flips = folder, count, shape, flips and len(shape) == 3
+        self.identity = json.loads(json.dumps(identity))  # as it comes back from a file
+        self.levels = torch.tensor(identity["levels"], dtype=torch.float64)
+        self.scales = (self.levels**2 + sigma_data**2).sqrt()
+        self.dtype = np.dtype(np.float16 if identity["precision"] == "fp16" else np.float32)
+        self.digest = ""
+        self._points: list[NDArray[Any]] = []
+        self._labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shards(self) -> list[Path]:
+        """The files of all M trajectories, whether they are there or not."""
+        return [self.folder / f"{first:09d}.safetensors" for first in range(0, self.count, SHARD)]
+
+    @property
+    def shard_bytes(self) -> int:
+        """Bytes of the points in a shard."""
+        return SHARD * len(self.levels) * int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def missing(self) -> list[Path]:
+        """Returns the shards that are still to be followed."""
+        return [path for path in self.shards if not path.is_file()]
+
+    def write(self, teacher: Teacher, accelerator: Accelerator, classes: Sequence[float] | None) -> None:
+        """Follows the trajectories that are missing; every process takes shards until none is left.
+
+        Args:
+            teacher: On the accelerator's device.
+            accelerator: Devices and processes.
+            classes: How often each class occurs, None without classes.
+
+        Raises:
+            DiskFullError: The shards do not fit; reported before the work.
+            StoppedError: A signal came; finished shards stay, and the same call resumes.
+        """
+        missing = self.missing()
+        if not missing:
+            return
+        self._check_disk(len(missing))
+        kept = len(self.shards) - len(missing)
+        if kept:
+            say(f"{self.folder}: resumes after {kept * SHARD:,} of {len(self.shards) * SHARD:,} trajectories")
+        about = {"teacher": teacher.name, **self.identity}
+        write_text(self.folder / "about.json", json.dumps(about, indent=1, sort_keys=True))
+        total = len(self.shards) * SHARD
+        with progress(total, f"trajectories of {teacher.name}", "trajectory", kept * SHARD) as advance:
+            shown = kept * SHARD
+
+            def follow_shown(finished: int) -> None:
+                nonlocal shown
+                there = min(total, (len(self.shards) - len(self.missing())) * SHARD + finished)
+                if there > shown:
+                    advance(there - shown, "")
+                    shown = there
+
+            while missing := self.missing():
+                start = accelerator.process_index * len(missing) // accelerator.num_processes
+                worked = [self._claim(path, teacher, accelerator, classes, follow_shown) for path in self._from(start)]
+                follow_shown(0)
+                signals.check("following trajectories")
+                if not any(worked):
+                    time.sleep(_POLL)  # others follow the rest; what they leave unfinished is taken over
+
+    def open(self, accelerator: Accelerator) -> None:
+        """Verifies all shards, shared among the processes, and maps them into memory.
+
+        Raises:
+            CorruptFileError: A shard is damaged; the message names it.
+            MismatchError: A shard belongs to another store.
+        """
+        paths = self.shards
+        own = paths[accelerator.process_index :: accelerator.num_processes]
+        error: CdistillError | None = None
+        with progress(len(paths), "checking trajectories", "shard") as advance:
+            for path in own:
+                signals.check("checking trajectories")
+                try:
+                    self._verify(path)
+                except CdistillError as caught:
+                    error = caught
+                    break
+                advance(min(accelerator.num_processes, len(paths)), "")
+        bad = accelerator.reduce(torch.tensor(int(error is not None), device=accelerator.device), "sum")
+        if error is not None:
+            raise error
+        if int(bad):
+            raise CorruptFileError(f"{self.folder}: another process found a damaged shard; see its message")
+        mapped = [self._map(path) for path in paths]
+        self._points = [points for points, _, _ in mapped]
+        if self.identity["classes"] is not None:
+            self._labels = torch.cat([labels for _, labels, _ in mapped])
+        self.digest = hashlib.sha256("".join(text for _, _, text in mapped).encode()).hexdigest()
+
+    def points(self, trajectories: Tensor, levels: Tensor) -> Tensor:
+        """Reads points of trajectories.
+
+        Args:
+            trajectories: Which, (B,), int64 in [0, M).
+            levels: At which of the store's noise levels each, (B,), float64.
+
+        Returns:
+            x at these levels, (B, ...), float32.
+
+        Raises:
+            CdistillError: A noise level is not kept.
+        """
+        places = len(self.levels) - 1 - torch.searchsorted(self.levels.flip(0), levels.contiguous())
+        places = places.clamp(min=0)
+        if not torch.equal(self.levels[places], levels):
+            wrong = float(levels[self.levels[places] != levels][0])
+            raise CdistillError(f"trajectories.levels: noise level {wrong:.6g} is not kept; name its index too")
+        out = np.empty((len(places), *self.shape), self.dtype)
+        numbers = zip(trajectories.tolist(), places.tolist(), strict=True)
+        for row, (trajectory, place) in enumerate(numbers):
+            out[row] = self._points[trajectory // SHARD][trajectory % SHARD, place]
+        x = torch.from_numpy(out).float()
+        return x * broadcast(self.scales[places], x)
+
+    def labels(self, trajectories: Tensor) -> Tensor | None:
+        """Returns the classes of trajectories, (B,), int64, or None."""
+        return None if self._labels is None else self._labels[trajectories]
+
+    def _from(self, start: int) -> list[Path]:
+        missing = self.missing()
+        return missing[start:] + missing[:start]
+
+    def _claim(
+        self,
+        path: Path,
+        teacher: Teacher,
+        accelerator: Accelerator,
+        classes: Sequence[float] | None,
+        finished: Callable[[int], None],
+    ) -> bool:
+        """Follows a shard unless another process does, or has; the lock of one that was killed is free."""
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            with lock.acquire(timeout=0):
+                if path.is_file():
+                    return False
+                self._follow(path, teacher, accelerator.device, classes, finished)
+        except Timeout:
+            return False
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        return True
+
+    def _follow(
+        self,
+        path: Path,
+        teacher: Teacher,
+        device: torch.device,
+        classes: Sequence[float] | None,
+        finished: Callable[[int], None],
+    ) -> None:
+        """Follows the trajectories of a shard by Heun's method and writes it."""
+        first = int(path.stem)
+        seeds = range(self.identity["first_seed"] + first, self.identity["first_seed"] + first + SHARD)
+        chosen = None if classes is None else _draw_classes(classes, first)
+        substeps, places = self.identity["substeps"], self.identity["places"]
+        fine = refined(torch.tensor(self.identity["grid"], dtype=torch.float64), substeps).to(device)
+
+        def follow(x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+            stops: list[Tensor] = []
+            scales = self.scales.to(device)
+            for place, here in enumerate(range(0, len(fine), substeps)):
+                if place in places:
+                    stops.append((x / scales[len(stops)]).to(torch.float32))
+                if place == places[-1]:
+                    break
+                stretch = fine[here : here + substeps + 1]
+                x = solve(heun_step, lambda point, t: teacher.denoiser(point, t, None, labels), x, stretch)
+            return torch.stack(stops, 1)
+
+        dtype = torch.float16 if self.dtype == np.float16 else torch.float32
+        points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=dtype)
+        labels = torch.zeros(SHARD, dtype=torch.int64)
+        done = 0
+        for drawn in stream(follow, self.shape, seeds, teacher.denoiser.num_classes, chosen, device):
+            points[drawn.rows] = drawn.samples.to(points.dtype)
+            if drawn.labels is not None:
+                labels[drawn.rows] = drawn.labels
+            done += len(drawn.rows)
+            finished(done)
+        if not bool(points.isfinite().all()):
+            raise CdistillError(f"{teacher.name}: a trajectory is not finite; its weights do not fit its schedule")
+        columns = {"points": points, "labels": labels}
+        save_tensors(path, columns, _KIND, {"identity": self.identity, "first": first})
+
+    def _verify(self, path: Path) -> None:
+        tensors, header = load_tensors(path, _KIND)
+        shape = (SHARD, len(self.levels), *self.shape)
+        if header.get("identity") != self.identity or tensors["points"].shape != shape:
+            raise MismatchError(
+                f"{path}: trajectories of another teacher or other settings; remove it, and it is followed again"
+            )
+
+    def _map(self, path: Path) -> tuple[NDArray[Any], Tensor, str]:
+        """Maps a verified shard; returns its points, its labels and its checksum."""
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        offset = 8 + size
+        shape = (SHARD, len(self.levels), *self.shape)
+        points = np.memmap(path, self.dtype, "r", offset + header["points"]["data_offsets"][0], shape)
+        labels = np.fromfile(path, np.int64, SHARD, offset=offset + header["labels"]["data_offsets"][0])
+        checksum = json.loads(header["__metadata__"]["cdistill"])["sha256"]
+        return np.asarray(points), torch.from_numpy(labels), checksum
+
+    def _check_disk(self, shards: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = shards * self.shard_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise DiskFullError(
+                f"{self.folder}: {needed / 2**30:.2f} GiB of trajectories to write, {free / 2**30:.2f} GiB free; free "
+                "some room, set $CDISTILL_ASSETS to a folder on a larger disk, or lower trajectories.count"
+            )
+
+
+def _draw_classes(shares: Sequence[float], first: int) -> list[int]:
+    """Draws the classes of the shard that begins with trajectory `first`."""
+    law, draw = torch.tensor(shares, dtype=torch.float64), generator(first, "classes of trajectories")
+    classes: list[int] = torch.multinomial(law, SHARD, replacement=True, generator=draw).tolist()
+    return classes
+
+
+def trajectory_store(
+    section: TrajectoriesSection, grid: Tensor, teacher: Teacher, source: Source | None, split: str = "train"
+) -> TrajectoryStore:
+    """Returns the store of a teacher's trajectories; nothing is written or read yet.
+
+    Args:
+        section: How many trajectories, and how they are followed and kept.
+        grid: Noise levels of the objective's grid, (N,), float64, from T down to eps.
+        teacher: The teacher.
+        source: The data, whose classes are drawn as they occur; all alike without labels.
+        split: "train", or "heldout" for trajectories that no training reads.
+
+    Raises:
+        RecipeError: A level is not one of the grid.
+    """
+    places = sorted(set(section.levels)) or list(range(len(grid)))
+    if places[-1] >= len(grid):
+        raise RecipeError(f"trajectories.levels: got {places[-1]}; the grid has the levels 0 to {len(grid) - 1}")
+    classes = class_shares(teacher, source)
+    identity = {
+        "teacher_sha256": teacher.digest,
+        "solver": "heun",
+        "grid": grid.tolist(),
+        "places": places,
+        "levels": grid[places].tolist(),
+        "substeps": section.substeps,
+        "precision": section.precision,
+        "first_seed": _FIRST_SEED[split],
+        "classes": None if classes is None else hashlib.sha256(repr(classes).encode()).hexdigest(),
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = asset_folder() / "trajectories" / key
+    return TrajectoryStore(folder, identity, section.count, teacher.shape, teacher.denoiser.sigma_data, section.flips)
+
+
+def refined(grid: Tensor, substeps: int) -> Tensor:
+    """Returns a grid with `substeps` - 1 levels between neighbours, evenly in t^(1/rho); the old ones exact."""
+    ramp = grid ** (1 / RHO)
+    shares = torch.arange(substeps, dtype=torch.float64) / substeps
+    fine = (ramp[:-1, None] + (ramp[1:] - ramp[:-1])[:, None] * shares) ** RHO
+    fine[:, 0] = grid[:-1]
+    return torch.cat([fine.flatten(), grid[-1:]])
+
+
+def class_shares(teacher: Teacher, source: Source | None) -> list[float] | None:
+    """Returns how often each class occurs in the data; None for an unconditional teacher."""
+    classes = teacher.denoiser.num_classes
+    if not classes:
+        return None
+    if source is None or source.labels is None:
+        return [1 / classes] * classes
+    return (source.labels.cpu().bincount(minlength=classes).double() / len(source)).tolist()
+
+
+def open_trajectories(
+    section: TrajectoriesSection,
+    grid: Tensor,
+    teacher: Teacher,
+    source: Source | None,
+    accelerator: Accelerator,
+    split: str = "train",
+) -> TrajectoryStore:
+    """Returns the store, written if need be, verified and mapped.
+
+    Args:
+        section: See `trajectory_store`, as for what follows.
+        grid: Noise levels.
+        teacher: On the accelerator's device.
+        source: The data.
+        accelerator: Devices and processes.
+        split: "train" or "heldout".
+
+    Raises:
+        RecipeError: A level is not one of the grid.
+        DiskFullError: It does not fit on the disk.
+        StoppedError: A signal came; finished shards stay, and the same call resumes.
+        CorruptFileError: A shard is damaged.
+        MismatchError: A shard belongs to another store.
+    """
+    store = trajectory_store(section, grid, teacher, source, split)
+    store.write(teacher, accelerator, class_shares(teacher, source))
+    accelerator.wait_for_everyone()
+    store.open(accelerator)
+    return store
+
+
+def stored_trajectories() -> list[dict[str, Any]]:
+    """Lists the stores in the asset folder: "folder", "teacher", "count", "bytes" and what identifies each."""
+    found = []
+    for about in sorted((asset_folder() / "trajectories").glob("*/about.json")):
+        shards = list(about.parent.glob("[0-9]*.safetensors"))
+        size = sum(path.stat().st_size for path in shards)
+        found.append({"folder": about.parent, "count": len(shards) * SHARD, "bytes": size, **read_json(about)})
+    return found
