@@ -1,9 +1,10 @@
 """What a recipe will cost, counted on the meta device before anything runs: forwards, FLOPs, memory, hours."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
 from cdistill.networks.discriminator import Discriminator
-from cdistill.objectives.base import make_objective
+from cdistill.objectives.base import Objective, make_objective
 from cdistill.objectives.distances import Distance
+from cdistill.objectives.settings import ObjectiveSection
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import teacher_data_count
 from cdistill.sampling.samplers import TEACHER_POINTS
+from cdistill.sampling.trajectories import SHARD
 from cdistill.settings import Precision
 from cdistill.training.gan import check_discriminator
 from cdistill.training.settings import GanSection, precision_of_teacher
@@ -91,6 +94,11 @@ class Plan:
         data: FLOPs of drawing data from the teacher, 0 if there are real data.
         estimation: FLOPs of estimating the coefficients, 0 if they are not needed.
         evaluation: FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted.
+        trajectories: FLOPs of following the kept trajectories once, 0 if none are read.
+        trajectory_bytes: Their size on the disk.
+        levels: The objective's noise levels, [] where it has no grid or does not say how it draws from it.
+        starts: How often a jump starts at each of them.
+        ends: How often it ends there.
     """
 
     parts: list[Part]
@@ -104,6 +112,11 @@ class Plan:
     data: float
     estimation: float
     evaluation: float
+    trajectories: float = 0
+    trajectory_bytes: float = 0
+    levels: Sequence[float] = ()
+    starts: Sequence[float] = ()
+    ends: Sequence[float] = ()
 
     @property
     def device_bytes(self) -> float:
@@ -117,7 +130,7 @@ class Plan:
 
     def hours(self, tflops: float, devices: int) -> float:
         """Hours on `devices` that sustain `tflops` TFLOP/s each."""
-        work = self.data + self.estimation + self.training + self.evaluation
+        work = self.data + self.trajectories + self.estimation + self.training + self.evaluation
         return work / (tflops * 1e12 * devices) / 3600
 
 
@@ -149,6 +162,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)
     gan = gan_cost(recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes)
+    followed, kept_bytes = _trajectories(recipe, objective, teacher.sample_shape)
     fakes = gan.discriminator * (1 + forwards.frozen)
     parts = [
         ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
@@ -176,7 +190,32 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
         estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
         evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
+        trajectories=followed * teaching.forward,
+        trajectory_bytes=kept_bytes,
+        **_law(objective),
     )
+
+
+def _trajectories(
+    recipe: DistillRecipe, objective: Objective[ObjectiveSection], shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Counts the kept trajectories of a recipe: forwards of following them, and bytes; 0 where none are read."""
+    section = recipe.trajectories
+    reads = [*objective.stored, *(make_objective(recipe.warmup, shape, meta=True).stored if recipe.warmup else ())]
+    if not reads or objective.grid is None:
+        return 0.0, 0.0
+    last, kept = max(section.levels, default=len(objective.grid) - 1), len(section.levels) or len(objective.grid)
+    count = -(-section.count // SHARD) * SHARD
+    size = count * kept * math.prod(shape) * (2 if section.precision == "fp16" else 4)
+    return count * 2.0 * last * section.substeps, float(size)
+
+
+def _law(objective: Objective[ObjectiveSection]) -> dict[str, Any]:
+    """Returns how often the jumps that are trained start and end at each noise level, where the objective says it."""
+    law, grid = objective.law, objective.grid
+    if law is None or grid is None:
+        return {}
+    return {"levels": grid.tolist(), "starts": law.sum(1).tolist(), "ends": law.sum(0).tolist()}
 
 
 def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Plan:

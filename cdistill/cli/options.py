@@ -230,7 +230,7 @@ def _parsed(name: str, value: Any, field: FieldInfo) -> Any:
         return value
     if name == "nfe":
         return calls(value)
-    return names_of(value)
+    return numbers(value) if name == "levels" else names_of(value)
 
 
 def _known_sampler(name: str | None) -> str | None:

@@ -171,7 +171,7 @@ def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str
     made_with = state.get("identity", {})
     wrong = [key for key, digest in identity.items() if made_with.get(key) != digest]
     if wrong:
+        names = ", ".join(key.removesuffix("_sha256").replace("_", " ") for key in wrong)
         raise MismatchError(
-            f"{folder}: made with another {', '.join(key.removesuffix('_sha256') for key in wrong)} than given now; "
-            "give that one, or start again with another --out"
+            f"{folder}: made with another {names} than given now; give that one, or start again with another --out"
         )

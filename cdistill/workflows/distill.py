@@ -246,7 +246,7 @@ def make_task(
     )  # fmt: skip
     task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
     if store is not None:
-        task.identity["trajectories_sha256"] = store.digest
+        task.identity["trajectory_store_sha256"] = store.digest
     return task
 
 

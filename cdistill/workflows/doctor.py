@@ -14,6 +14,7 @@ def doctor() -> list[list[str]]:
     """Returns what this machine and installation have: rows of a name and what is known of it."""
     import torch
 
+    from cdistill.sampling.trajectories import stored_trajectories
     from cdistill.storage.assets import ASSETS, EDM_STATISTICS
     from cdistill.teachers.named import ASSETS as teachers
     from cdistill.teachers.official import OFFICIAL
@@ -27,6 +28,13 @@ def doctor() -> list[list[str]]:
     rows += [[f"teacher {name}", _place(entry.present(), entry.asset.path)] for name, entry in OFFICIAL.items()]
     files = [*ASSETS, *EDM_STATISTICS.values()]
     rows += [[asset.name, _place(asset.path if asset.path.is_file() else None, asset.path)] for asset in files]
+    rows += [
+        [
+            f"trajectories of {store['teacher']}",
+            f"{store['count']:,} in {store['folder']}, {store['bytes'] / 2**30:.2f} GiB",
+        ]
+        for store in stored_trajectories()
+    ]
     here = sorted(path.name for path in data_folder().iterdir()) if data_folder().is_dir() else []
     rows.append(["data folder", f"{data_folder()}: {', '.join(here) or 'nothing'}"])
     return rows

@@ -52,6 +52,14 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
         ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
         [f"memory: activations of {found.micro_batch} images, about", scaled(activations, "B")],
         *([["work: data drawn from the teacher", scaled(found.data, "FLOP")]] if found.data else []),
+        *(
+            [
+                ["work: trajectories of the teacher, once", scaled(found.trajectories, "FLOP")],
+                ["disk: trajectories", scaled(found.trajectory_bytes, "B")],
+            ]
+            if found.trajectories
+            else []
+        ),
         ["work: coefficients", scaled(found.estimation, "FLOP")],
         ["work: training", scaled(found.training, "FLOP")],
         ["work: samples for evaluation", scaled(found.evaluation, "FLOP")],
@@ -59,6 +67,13 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
         ["device-hours", f"{hours:,.0f}" if hours > 100 else f"{hours:.3g}"],
     ]
     facts("the run", lines)
+    if found.levels:
+        shares = zip(found.levels, found.starts, found.ends, strict=True)
+        table(
+            "which jumps are trained",
+            ["noise level", "start there", "end there"],
+            [[f"{level:.4g}", f"{start:.1%}", f"{end:.1%}"] for level, start, end in shares],
+        )
     say("activations shrink with distill --micro-batch N: N images at once, the same result")
 
 

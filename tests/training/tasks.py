@@ -53,7 +53,9 @@ def digits() -> Source:
     return Doubles(source.name, source.samples, source.labels, source.num_classes)
 
 
-def make_task(table, name="analytic", teacher=None, source=None, accelerator=None, gan=None, **values) -> Distillation:
+def make_task(
+    table, name="analytic", teacher=None, source=None, accelerator=None, gan=None, store=None, warmup=None, **values
+) -> Distillation:
     """A task in float64, unless `source` and `teacher` are of another type."""
     training, chosen = sections(**values)
     teacher, accelerator = teacher or small_teacher(), accelerator or Accelerator(cpu=True)
@@ -62,7 +64,9 @@ def make_task(table, name="analytic", teacher=None, source=None, accelerator=Non
         adversary.discriminator.double()
     form = make_preconditioning(name, table=table)
     objective = make_objective(chosen, teacher.sample_shape)
-    task = Distillation(teacher, form, objective, source or digits(), accelerator, training, 1, adversary)
+    task = Distillation(
+        teacher, form, objective, source or digits(), accelerator, training, 1, adversary, store, warmup
+    )
     task.form, task.phi = form, small_teacher()
     return task
 
