@@ -6,10 +6,10 @@ ratio of iterations, which is above 1 where it is faster.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 from cdistill.errors import RecipeError, suggest
-from cdistill.workflows.reproduce.experiments import ALIGNMENT, CONSISTENCY, GAN, NFE
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, NFE
 from cdistill.workflows.reproduce.outcomes import Outcomes, Ratio
 
 REPRODUCED, REFUTED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "not distinguishable", "not run"
@@ -21,20 +21,12 @@ MIXTURE = "f"  # judged by `judge_mixture`: it needs no training
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure of a claim on one data set.
+    """One figure of a claim on one data set, and the verdict that follows."""
 
-    Attributes:
-        claim: Letter.
-        data: Name of the data set.
-        quantity: What the figure is.
-        ratio: The figure; None where the trials are missing.
-        verdict: What follows.
-    """
-
-    claim: str
+    claim: str  # its letter
     data: str
-    quantity: str
-    ratio: Ratio | None
+    quantity: str  # what the figure is
+    ratio: Ratio | None  # None where the trials are missing
     verdict: str
 
 
@@ -66,10 +58,6 @@ def faster(low: float, high: float) -> str:
     return REPRODUCED if low > 1 and low * high > CLAIMED else UNDECIDED
 
 
-Figure = tuple[str, Rule, Ratio | None]
-"""One figure of a claim on one data set: what it is, how it is judged, its value; None where trials are missing."""
-
-
 def verdict(rule: Rule, ratio: Ratio | None, comparisons: int) -> str:
     """Returns the verdict on a figure that is one of so many figures of its claim and data set.
 
@@ -84,72 +72,59 @@ def verdict(rule: Rule, ratio: Ratio | None, comparisons: int) -> str:
     return UNDECIDED if alone == REPRODUCED and ratio.lost else alone
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper.
+class Figure(NamedTuple):
+    """A figure that a claim is judged by."""
 
-    Attributes:
-        name: As on the command line; its letter does too.
-        statement: What is claimed.
-        arms: What has to be trained.
-        judge: Judges a data set.
-    """
+    quantity: str
+    rule: Rule
+    measure: Callable[[Outcomes, str, str, int, str], Ratio | None]
+    arm: str
+    baseline: str
+    nfe: int
+    metric: str = ""  # the data set's own by default
 
-    name: str
+
+class Claim(NamedTuple):
+    """A claim of the paper."""
+
+    name: str  # as on the command line; its letter does too
     statement: str
-    arms: Sequence[str]
-    judge: Callable[[Outcomes], list[Figure]]
+    figures: Sequence[Figure]
+
+    @property
+    def arms(self) -> set[str]:
+        """What has to be trained."""
+        return {arm for figure in self.figures for arm in (figure.arm, figure.baseline)}
 
 
-def _acceleration(outcomes: Outcomes) -> list[Figure]:
-    how = "analytic", "ctm", 2, outcomes.data.metric
-    return [
-        (f"untrained, 2 NFE: {how[3]}", superior, outcomes.before(*how)),
-        (f"iterations, 2 NFE: {how[3]}", faster, outcomes.speed(*how)),
-    ]
-
-
-def _one_step(outcomes: Outcomes) -> list[Figure]:
-    metric = outcomes.data.metric
-    return [
-        (f"CTM, 1 NFE: {metric}", comparable, outcomes.late("analytic", "ctm", 1, metric)),
-        *((f"CM, {n} NFE: {metric}", comparable, outcomes.late("cm-analytic", "cm", n, metric)) for n in (1, 2)),
-    ]
-
-
-def _at(rule: Rule, arm: str, baseline: str, calls: Sequence[int], outcomes: Outcomes) -> list[Figure]:
-    metric = outcomes.data.metric
-    return [(f"{nfe} NFE: {metric}", rule, outcomes.late(arm, baseline, nfe, metric)) for nfe in calls]
-
-
-def _alignment(outcomes: Outcomes) -> list[Figure]:
-    ratios = {nfe: outcomes.late("analytic", "ctm", nfe, ALIGNMENT) for nfe in NFE if nfe > 1}
-    return [(f"{nfe} NFE: {ALIGNMENT}", superior, ratio) for nfe, ratio in ratios.items()]
+def _late(rule: Rule, arm: str, baseline: str, calls: Iterable[int], about: str = "", metric: str = "") -> list[Figure]:
+    """Returns figures of the second half of the training, one for each number of network calls."""
+    return [Figure(f"{about}{nfe} NFE", rule, Outcomes.late, arm, baseline, nfe, metric) for nfe in calls]
 
 
 CLAIMS: Mapping[str, Claim] = {
     "a": Claim(
         "acceleration", "Analytic starts better than CTM and needs 2 to 3 times fewer iterations, 2 NFE",
-        ("ctm", "analytic"), _acceleration,
+        [
+            Figure("untrained, 2 NFE", superior, Outcomes.before, "analytic", "ctm", 2),
+            Figure("iterations, 2 NFE", faster, Outcomes.speed, "analytic", "ctm", 2),
+        ],
     ),
     "b": Claim(
         "one-step", "no difference between the preconditionings in one step, and in CM",
-        ("ctm", "analytic", *CONSISTENCY), _one_step,
+        [*_late(comparable, "analytic", "ctm", (1,), "CTM, "), *_late(comparable, "cm-analytic", "cm", (1, 2), "CM, ")],
     ),
-    "c": Claim(
-        "bcm", "BCM's form improves nothing on CTM's", ("ctm", "bcm"), partial(_at, no_gain, "bcm", "ctm", (1, 2))
-    ),
+    "c": Claim("bcm", "BCM's form improves nothing on CTM's", _late(no_gain, "bcm", "ctm", (1, 2))),
     "d": Claim(
-        "alignment", "Analytic ends nearer to the teacher than CTM, at every NFE from 2 on", ("ctm", "analytic"),
-        _alignment,
+        "alignment", "Analytic ends nearer to the teacher than CTM, at every NFE from 2 on",
+        _late(superior, "analytic", "ctm", NFE[1:], metric=ALIGNMENT),
     ),
     "e": Claim(
-        "gan", "with the GAN loss Analytic and CTM are comparable", GAN,
-        partial(_at, comparable, "gan-analytic", "gan-ctm", (1, 2)),
+        "gan", "with the GAN loss Analytic and CTM are comparable",
+        _late(comparable, "gan-analytic", "gan-ctm", (1, 2)),
     ),
     MIXTURE: Claim(
-        "mixture", "Fig. 7: in 3 untrained steps Analytic follows the 1-D mixture's teacher better than CTM",
-        (), lambda outcomes: [],
+        "mixture", "Fig. 7: in 3 untrained steps Analytic follows the 1-D mixture's teacher better than CTM", ()
     ),
 }  # fmt: skip
 
@@ -171,47 +146,41 @@ def arms_of(letters: Iterable[str], there: Collection[str]) -> set[str]:
 
     With Analytic's backward form its other forms are trained too, for the comparison with the scores before training.
     """
-    arms = {arm for letter in letters if set(CLAIMS[letter].arms) <= set(there) for arm in CLAIMS[letter].arms}
+    arms: set[str] = set().union(*(CLAIMS[letter].arms for letter in letters if CLAIMS[letter].arms <= set(there)))
     return arms | ({"analytic-forward", "analytic-bounded"} & set(there) if "analytic" in arms else set())
 
 
 def judge(outcomes: Iterable[Outcomes], letters: Sequence[str]) -> list[Finding]:
     """Judges claims on every data set that has their arms; see `judge_mixture` for (f)."""
-    return [
-        finding
-        for letter in letters
-        for one in outcomes
-        if set(CLAIMS[letter].arms) <= set(one.data.arms)
-        for finding in _findings(letter, one.data.name, CLAIMS[letter].judge(one))
-    ]
+    findings = []
+    for letter in letters:
+        figures = CLAIMS[letter].figures
+        for one in outcomes:
+            if CLAIMS[letter].arms <= set(one.data.arms):
+                for figure in figures:
+                    metric = figure.metric or one.data.metric
+                    ratio = figure.measure(one, figure.arm, figure.baseline, figure.nfe, metric)
+                    word = verdict(figure.rule, ratio, len(figures))
+                    findings.append(Finding(letter, one.data.name, f"{figure.quantity}: {metric}", ratio, word))
+    return findings
 
 
 def judge_mixture(ratios: Mapping[str, Ratio]) -> list[Finding]:
     """Judges claim (f): quantity -> analytic over CTM."""
-    figures: list[Figure] = [(f"untrained, 3 NFE: {name}", superior, ratio) for name, ratio in ratios.items()]
-    return _findings(MIXTURE, "mixture-1d", figures)
-
-
-def _findings(letter: str, data: str, figures: Sequence[Figure]) -> list[Finding]:
     return [
-        Finding(letter, data, quantity, ratio, verdict(rule, ratio, len(figures))) for quantity, rule, ratio in figures
+        Finding(MIXTURE, "mixture-1d", f"untrained, 3 NFE: {name}", ratio, verdict(superior, ratio, len(ratios)))
+        for name, ratio in ratios.items()
     ]
 
 
 def by_data(findings: Sequence[Finding], letter: str) -> dict[str, str]:
     """Returns data set -> verdict on a claim: all its figures have to say "reproduced", one says "not reproduced"."""
-    mine = [finding for finding in findings if finding.claim == letter]
-    return {
-        data: _joint({one.verdict for one in mine if one.data == data})
-        for data in dict.fromkeys(one.data for one in mine)
-    }
-
-
-def _joint(verdicts: Collection[str]) -> str:
-    for word in (REFUTED, NOT_RUN, UNDECIDED):
-        if word in verdicts:
-            return word
-    return REPRODUCED
+    verdicts: dict[str, set[str]] = {}
+    for finding in findings:
+        if finding.claim == letter:
+            verdicts.setdefault(finding.data, set()).add(finding.verdict)
+    worst_first = REFUTED, NOT_RUN, UNDECIDED, REPRODUCED
+    return {data: next(word for word in worst_first if word in words) for data, words in verdicts.items()}
 
 
 def conclusions(findings: Sequence[Finding]) -> dict[str, str]:

@@ -6,10 +6,9 @@ different seeds share none of these, so that their spread holds both the trainin
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cdistill.errors import RecipeError, suggest
 from cdistill.recipe.files import load_recipe
@@ -17,44 +16,30 @@ from cdistill.recipe.schema import DistillRecipe
 
 NFE = (1, 2, 3, 5, 8, 10)
 ALIGNMENT = "teacher-mse"  # the metric of how closely a student follows its teacher
-_OF_OBJECTIVE = (
-    "distance",
-    "dsm",
-    "max_ode_steps",
-    "points",
-    "target",
-    "target_rate",
-)  # of what data sets change
+_OF_OBJECTIVE = {"distance", "dsm", "max_ode_steps", "points", "target", "target_rate"}  # of what data sets change
 _CM = {"objective.name": "cm", "objective.dsm": "false", "objective.target_rate": "0.0"}  # as cifar10-cond-cm
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to train a student.
-
-    Attributes:
-        title: What it is called where people look.
-        preconditioning: Its name.
-        changes: Other values of the recipe, key -> TOML.
-        gan: Whether the GAN loss is added, from a third of the training on.
-    """
+    """A way to train a student."""
 
     title: str
     preconditioning: str
-    changes: Mapping[str, str]
-    gan: bool = False
+    changes: Mapping[str, str] = field(default_factory=dict)  # of other values of the recipe, key -> TOML
+    gan: bool = False  # adds the GAN loss, from a third of the training on
 
 
 ARMS = {
-    "ctm": Arm("CTM", "ctm", {}),
-    "analytic": Arm("Analytic", "analytic", {}),
-    "analytic-forward": Arm("Analytic, forward", "analytic-forward", {}),
-    "analytic-bounded": Arm("Analytic, bounded (ours)", "analytic-bounded", {}),
-    "bcm": Arm("BCM", "bcm", {}),
+    "ctm": Arm("CTM", "ctm"),
+    "analytic": Arm("Analytic", "analytic"),
+    "analytic-forward": Arm("Analytic, forward", "analytic-forward"),
+    "analytic-bounded": Arm("Analytic, bounded (ours)", "analytic-bounded"),
+    "bcm": Arm("BCM", "bcm"),
     "cm": Arm("CM", "cm", _CM),
     "cm-analytic": Arm("CM + Analytic", "analytic", _CM),
-    "gan-ctm": Arm("CTM + GAN", "ctm", {}, gan=True),
-    "gan-analytic": Arm("Analytic + GAN", "analytic", {}, gan=True),
+    "gan-ctm": Arm("CTM + GAN", "ctm", gan=True),
+    "gan-analytic": Arm("Analytic + GAN", "analytic", gan=True),
 }
 TRAJECTORY = ("ctm", "analytic", "analytic-forward", "analytic-bounded", "bcm")
 CONSISTENCY = ("cm", "cm-analytic")
@@ -63,27 +48,16 @@ GAN = ("gan-ctm", "gan-analytic")
 
 @dataclass(frozen=True)
 class DataSet:
-    """A teacher with its data, and the budget of every arm.
-
-    Attributes:
-        name: Of the folders and in the tables.
-        recipe: The shipped recipe whose values are changed.
-        changes: Values of the recipe, key -> TOML.
-        metric: What stands for FID here.
-        arms: Names in `ARMS`.
-        samples: Images of an evaluation; each seed of the training has its own.
-        cost: Of a training step, in steps of the digits; for the time left.
-        threads: Of a training, so that results do not depend on how many run at once; 0 for all that there are.
-    """
+    """A teacher with its data, and the budget of every arm."""
 
     name: str
-    recipe: str
-    changes: Mapping[str, str]
-    metric: str
-    arms: Sequence[str]
-    samples: int
-    cost: float = 1.0
-    threads: int = 1
+    recipe: str  # the shipped one whose values are changed
+    changes: Mapping[str, str]  # key -> TOML
+    metric: str  # what stands for FID here
+    arms: Sequence[str]  # names in `ARMS`
+    samples: int  # images of an evaluation; each seed of the training has its own
+    cost: float = 1.0  # of a training step, in steps of the digits; for the time left
+    threads: int = 1  # of a training, so that results do not depend on how many run at once; 0 for all that there are
 
     @property
     def teacher(self) -> str:
@@ -128,11 +102,6 @@ class Trial:
     def load(self) -> DistillRecipe:
         """Returns the recipe."""
         return load_recipe(Path(self.data.recipe), DistillRecipe, self.overrides)
-
-    def command(self, folder: Path) -> list[str]:
-        """Returns the command line, without the program, that trains it in `folder`."""
-        changes: list[Any] = [part for override in self.overrides for part in ("--set", override)]
-        return ["distill", "--recipe", self.data.recipe, "--out", str(folder), *changes]
 
 
 def _budget(iterations: int, batch_size: int, **more: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from cdistill.schedule import EPS, log_uniform_grid
 from cdistill.teachers import load_teacher
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
 from cdistill.workflows.reproduce.jobs import Request
-from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes
+from cdistill.workflows.reproduce.outcomes import DISTANCE, Comparison, Outcomes
 
 _EDGE = 3.0  # of the study's picture
 _SAME_COLOUR = 6  # between styles that differ in dashes and markers only
@@ -132,11 +132,8 @@ def draw_study(comparisons: Sequence[Comparison]) -> Figure:
     figure, ((left, right),) = grid(title, 1, 2, (5.5, 4.4))
     shown = [one for one in comparisons if one.nfe > 1]
     shapes = dict(zip(dict.fromkeys(one.data for one in shown), _SHAPES, strict=False))
-    for axis, heading, part in (
-        (left, ALIGNMENT, [one for one in shown if one.metric == ALIGNMENT]),
-        (right, "distance to the data", [one for one in shown if one.metric != ALIGNMENT]),
-    ):
-        for one in part:
+    for axis, heading, kind in ((left, ALIGNMENT, ALIGNMENT), (right, "distance to the data", DISTANCE)):
+        for one in (one for one in shown if one.kind == kind):
             low, middle, high = (_clip(value) for value in (one.after.low, one.after.value, one.after.high))
             axis.errorbar(
                 _clip(one.scores["untrained MSE"]), middle, [[middle - low], [high - middle]],

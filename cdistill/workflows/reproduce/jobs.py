@@ -37,22 +37,13 @@ _GRACE = 60.0  # seconds that jobs get to save
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What is asked for."""
 
-    Attributes:
-        letters: Claims.
-        kind: Name of the experiments.
-        data: Data sets.
-        seeds: Trainings of each arm.
-        processes: Of each training.
-        out: Folder of everything.
-    """
-
-    letters: Sequence[str]
-    kind: str
+    letters: Sequence[str]  # of claims
+    kind: str  # name of the experiments
     data: Sequence[DataSet]
-    seeds: int
-    processes: int
+    seeds: int  # trainings of each arm
+    processes: int  # of each training
     out: Path
 
     @property
@@ -87,7 +78,8 @@ class Request:
 
     def command(self, trial: Trial) -> list[str]:
         """Returns the command line, without the program, of a training."""
-        return [*trial.command(self.run(trial)), *self.nproc]
+        changes = [word for override in trial.overrides for word in ("--set", override)]
+        return ["distill", "--recipe", trial.data.recipe, "--out", str(self.run(trial)), *changes, *self.nproc]
 
     def run(self, trial: Trial) -> Path:
         """Returns the folder of a trial."""
@@ -105,25 +97,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """A command of this program.
+    """A command of this program."""
 
-    Attributes:
-        name: Of its log.
-        arguments: Command line without the program.
-        cost: How long it takes, in any unit.
-        threads: How many it has; 0 for all that there are.
-        done: Returns how much of it is done, from 0 to 1; 1 means that it need not run.
-        prepare: Called before it starts.
-        may_diverge: Whether it is no failure when it ends with the code of a training that diverged.
-    """
-
-    name: str
+    name: str  # of its log, too
     arguments: Sequence[str]
-    cost: float
-    threads: int
-    done: Callable[[], float]
-    prepare: Callable[[], object] = lambda: None
-    may_diverge: bool = False
+    cost: float  # how long it takes, in any unit
+    threads: int  # 0 for all that there are
+    done: Callable[[], float]  # from 0 to 1, when it need not run
+    prepare: Callable[[], object] = lambda: None  # called before it starts
+    may_diverge: bool = False  # and is no failure then
 
 
 def preparations(request: Request) -> list[list[Job]]:
@@ -226,11 +208,6 @@ def run_jobs(jobs: Sequence[Job], at_once: int, logs: Path, title: str) -> None:
         raise failures[0]
 
 
-def log_of(logs: Path, name: str) -> Path:
-    """Returns the file that holds what a job printed."""
-    return logs / f"{name}.log"
-
-
 def _work(jobs: Sequence[Job]) -> int:
     return round(sum(job.cost * job.done() for job in jobs))
 
@@ -240,7 +217,7 @@ def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, signals.PARENT: str(os.getpid())}
     if job.threads:
         environment |= {"CDISTILL_THREADS": str(job.threads), "OMP_NUM_THREADS": str(job.threads)}
-    with log_of(logs, job.name).open("ab") as log:
+    with (logs / f"{job.name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cdistill", *job.arguments], env=environment,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -254,7 +231,7 @@ def _failure(job: Job, code: int, logs: Path) -> list[CdistillError]:
     if code == DivergedError.exit_code and job.may_diverge:
         say(f"{job.name}: diverged")
         return []
-    lines = log_of(logs, job.name).read_text(errors="replace").splitlines() or [""]
+    lines = (logs / f"{job.name}.log").read_text(errors="replace").splitlines() or [""]
     error = CdistillError(f"{job.name}: ended with code {code}: {lines[-1].removeprefix('error: ')}")
     error.exit_code = code if code > 0 else 1
     say(str(error))

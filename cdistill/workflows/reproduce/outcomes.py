@@ -10,12 +10,13 @@ samples at the same number of network calls, and, squared, the mean consistency 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
-from torch import Tensor
 
 from cdistill.errors import DivergedError
 from cdistill.evaluation.estimates import quantile
@@ -29,44 +30,31 @@ LEVEL = 0.95
 SCORES = ("untrained MSE", "consistency gap", "jump error")
 COMPARED = ("analytic", "analytic-forward", "analytic-bounded")  # with CTM's; BCM's f and g are CTM's
 BASELINE = "ctm"
+DISTANCE = "distance"
 _LAST = 3  # evaluations whose mean is a final value
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one trial measured.
-
-    Attributes:
-        trial: Which.
-        curves: (NFE, metric) -> points (step, value) of the student, the first at step 0, before the training; those
-            that end in values that are not finite are left out.
-        teacher: Metric -> the teacher's value on the same seeds.
-        lost: Where the student has diverged: "2 NFE" and so on, or "the training".
-    """
+    """What one trial measured."""
 
     trial: Trial
     curves: Mapping[tuple[int, str], Points]
-    teacher: Mapping[str, float]
-    lost: Sequence[str] = ()
+    """(NFE, metric) -> points (step, value) of the student, the first at step 0, before the training; those that end in
+    values that are not finite are left out."""
+    teacher: Mapping[str, float]  # metric -> the teacher's value on the same seeds
+    lost: Sequence[str] = ()  # where the student has diverged: "2 NFE" and so on, or "the training"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The geometric mean over seeds of one arm's figure over another's, with its interval.
-
-    Attributes:
-        value: The mean.
-        spread: Standard error of its logarithm; 0 with one seed.
-        seeds: How many.
-        bound: ">=" where a figure lies beyond what was measured, so that the true ratio is at least this.
-        lost: Whether the arm diverged with a seed, which is left out.
-    """
+    """The geometric mean over seeds of one arm's figure over another's, with its interval."""
 
     value: float
-    spread: float
+    spread: float  # standard error of its logarithm; 0 with one seed
     seeds: int
-    bound: str = ""
-    lost: bool = False
+    bound: str = ""  # ">=" where a figure lies beyond what was measured, so that the true ratio is at least this
+    lost: bool = False  # whether the arm diverged with a seed, which is left out
 
     def interval(self, comparisons: int = 1) -> tuple[float, float]:
         """Returns Student's two-sided interval at `LEVEL`, for all of so many comparisons at once (Bonferroni).
@@ -91,7 +79,7 @@ class Ratio:
 
     def __str__(self) -> str:
         ends = f" ({self.low:.3g} to {self.high:.3g})" if self.seeds > 1 else ""
-        return f"{self.bound}{' ' if self.bound else ''}{self.value:.3g}{ends}"
+        return f"{self.bound} {self.value:.3g}{ends}".lstrip()
 
 
 def geometric(values: Sequence[float], bound: str = "", lost: bool = False) -> Ratio:
@@ -138,15 +126,10 @@ def progress(step: float, rate: float) -> float:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """All trials of a data set that have finished or diverged.
-
-    Attributes:
-        data: The data set.
-        by_trial: (arm, seed) -> what came out.
-    """
+    """All trials of a data set that have finished or diverged."""
 
     data: DataSet
-    by_trial: Mapping[tuple[str, int], Outcome]
+    by_trial: Mapping[tuple[str, int], Outcome]  # (arm, seed) -> what came out
 
     def curves(self, arm: str, nfe: int, metric: str) -> dict[int, Points]:
         """Returns the curve of each seed of an arm: seed -> points."""
@@ -182,7 +165,8 @@ class Outcomes:
         it. Iterations are counted as `progress` does. An arm that does not get there is compared at its own final
         value; one that was there before the training counts as if it was at the next evaluation.
         """
-        rate, ratios, early = self._averaging(), [], False
+        rate = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
+        ratios, early = [], False
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
             if min(value for _, value in [*ours, *theirs]) <= 0:
                 continue
@@ -195,10 +179,6 @@ class Outcomes:
             early |= at == 0
             ratios.append(progress(own or theirs[1][0], rate) / progress(at or ours[1][0], rate))
         return geometric(ratios, ">=" if early else "", self._lost(arm, nfe)) if ratios else None
-
-    def _averaging(self) -> float:
-        rate: float = Trial(self.data, self.data.arms[0], 0).load().training.ema_rate
-        return rate
 
     def _lost(self, arm: str, nfe: int) -> bool:
         """Whether an arm diverged at a number of network calls with some seed."""
@@ -240,48 +220,25 @@ def _ratio(pairs: Iterable[tuple[float, float]], lost: bool) -> Ratio | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A preconditioning compared with CTM's on one data set.
-
-    Attributes:
-        data: The data set.
-        preconditioning: Its name.
-        nfe: Network calls.
-        metric: What was measured after the training.
-        scores: Score -> the preconditioning's over CTM's before the training.
-        after: The ratio after the training; see `Outcomes.late`.
-    """
+    """A preconditioning compared with CTM's on one data set."""
 
     data: str
     preconditioning: str
     nfe: int
-    metric: str
-    scores: Mapping[str, float]
-    after: Ratio
+    metric: str  # what was measured after the training
+    scores: Mapping[str, float]  # the preconditioning's over CTM's before the training
+    after: Ratio  # see `Outcomes.late`
+
+    @property
+    def kind(self) -> str:
+        """Of the metric: `ALIGNMENT`, or `DISTANCE` to the data, what stands for FID."""
+        return ALIGNMENT if self.metric == ALIGNMENT else DISTANCE
 
     def agrees(self, score: str) -> bool | None:
         """Whether a score is on the side of 1 where the trained student is; None where the interval holds 1."""
         if self.after.low <= 1 <= self.after.high:
             return None
         return (self.scores[score] < 1) == (self.after.value < 1)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """How well a score predicts a metric.
-
-    Attributes:
-        score: The score.
-        metric: "teacher-mse", or "distance" for what stands for FID.
-        agree: Comparisons where it is right.
-        decided: Comparisons where the interval after the training excludes 1.
-        correlation: Spearman's, over all comparisons; NaN with fewer than three, or where all scores are the same.
-    """
-
-    score: str
-    metric: str
-    agree: int
-    decided: int
-    correlation: float
 
 
 def compare(outcomes: Outcomes, before: Mapping[str, Any]) -> list[Comparison]:
@@ -313,39 +270,31 @@ def _scores(before: Mapping[str, Any], name: str, nfe: int) -> dict[str, float] 
     return dict(zip(SCORES, [(first / second) ** 2 for first, second in numbers], strict=True))
 
 
-def predict(comparisons: Iterable[Comparison]) -> list[Prediction]:
-    """Counts how often each score is right about each kind of metric, with two calls or more."""
-    several = [one for one in comparisons if one.nfe > 1]
+def predict(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Counts how often each score is right about each kind of metric, with two calls or more.
+
+    Returns:
+        A dict for each score and kind: in how many comparisons it is right (`agree`) of those whose interval after the
+        training excludes 1 (`decided`), and Spearman's `correlation` over all; NaN with fewer than three, or where all
+        scores are the same.
+    """
     predictions = []
-    for metric, chosen in (
-        (ALIGNMENT, [one for one in several if one.metric == ALIGNMENT]),
-        ("distance", [one for one in several if one.metric != ALIGNMENT]),
-    ):
-        for score in SCORES:
-            right = [one.agrees(score) for one in chosen if one.agrees(score) is not None]
-            correlation = math.nan
-            if len(chosen) > 2 and len({one.scores[score] for one in chosen}) > 1:
-                before, after = [one.scores[score] for one in chosen], [one.after.value for one in chosen]
-                correlation = float(spearmanr(before, after)[0])
-            predictions.append(Prediction(score, metric, sum(map(bool, right)), len(right), correlation))
+    for kind, score in product((ALIGNMENT, DISTANCE), SCORES):
+        chosen = [one for one in comparisons if one.nfe > 1 and one.kind == kind]
+        right = [one.agrees(score) for one in chosen if one.agrees(score) is not None]
+        before, after = [one.scores[score] for one in chosen], [one.after.value for one in chosen]
+        known = len(chosen) > 2 and len(set(before)) > 1
+        correlation = float(spearmanr(before, after)[0]) if known else math.nan
+        predictions.append(
+            {"score": score, "metric": kind, "agree": sum(map(bool, right)), "decided": len(right),
+             "correlation": correlation}
+        )  # fmt: skip
     return predictions
 
 
 def decades(table: Coefficients, high: float = 0.9, low: float = 0.1) -> float:
     """Returns over how many decades of t the coefficient l falls from `high` to `low`, interpolated in log t."""
     order = table.t.argsort()
-    logs, values = table.t[order].log10(), table.l[order]
-    ends = [_last_crossing(logs, values, level) for level in (low, high)]
-    return ends[1] - ends[0]
-
-
-def _last_crossing(logs: Tensor, values: Tensor, level: float) -> float:
-    """Returns where a rising curve comes to `level` for the last time; its ends where it does not."""
-    below = (values < level).nonzero().flatten()
-    if len(below) == 0:
-        return float(logs[0])
-    last = int(below[-1])
-    if last == len(values) - 1:
-        return float(logs[-1])
-    share = (level - values[last]) / (values[last + 1] - values[last])
-    return float(logs[last] + share * (logs[last + 1] - logs[last]))
+    rising = table.l[order].flip(0).cummin(0).values.flip(0)  # what l stays above from there on
+    ends = np.interp([low, high], rising.numpy(), table.t[order].log10().numpy())
+    return float(ends[1] - ends[0])

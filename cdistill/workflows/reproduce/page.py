@@ -6,7 +6,7 @@ from typing import Any
 from cdistill.workflows.plan import duration, scaled
 from cdistill.workflows.reproduce.claims import CLAIMS, MARGIN, Finding, by_data, conclusions
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, NFE, TRAJECTORY
-from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes, Prediction, Ratio
+from cdistill.workflows.reproduce.outcomes import DISTANCE, Comparison, Outcomes, Ratio, predict
 
 Table = tuple[str, list[str], list[list[str]], str | None]
 """(title, columns, rows, caption)."""
@@ -37,7 +37,6 @@ def write_page(
     findings: Sequence[Finding],
     spans: Mapping[str, float],
     comparisons: Sequence[Comparison],
-    predictions: Sequence[Prediction],
     figures: Iterable[str],
 ) -> str:
     """Returns the page.
@@ -47,8 +46,7 @@ def write_page(
         outcomes: Of each data set.
         findings: The figures that the verdicts follow from.
         spans: Data set -> decades of t over which l falls.
-        comparisons: Forms before and after the training.
-        predictions: How well the scores before predict what comes after.
+        comparisons: Preconditionings before and after the training.
         figures: Names of the pictures in the folder ``figures``.
     """
     parts = [
@@ -58,7 +56,7 @@ def write_page(
         "## Analytic over CTM, in the second half of the training", _ratios(outcomes),
         "## Iterations until CTM's final value at 2 NFE", _speeds(outcomes),
         "## On which data do they differ, and does the score before training predict it?",
-        _study(spans, comparisons), _predictions(predictions), _tally(comparisons),
+        _study(spans, comparisons), _predictions(comparisons), _tally(comparisons),
         "## Figures", *[f"{_CAPTIONS[name]}:\n\n![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures],
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -154,11 +152,10 @@ def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str
 def _tally(comparisons: Sequence[Comparison]) -> str:
     rows = []
     for name in dict.fromkeys(one.preconditioning for one in comparisons):
-        for metric, alignment in ((ALIGNMENT, True), ("distance", False)):
-            mine = [one for one in comparisons if one.preconditioning == name and one.nfe > 1]
-            ratios = [one.after for one in mine if (one.metric == ALIGNMENT) == alignment]
-            better, worse = sum(one.high < 1 for one in ratios), sum(one.low > 1 for one in ratios)
-            rows.append([name, metric, str(better), str(worse), str(len(ratios) - better - worse)])
+        for kind in (ALIGNMENT, DISTANCE):
+            mine = [one for one in comparisons if one.preconditioning == name and one.nfe > 1 and one.kind == kind]
+            better, worse = sum(one.after.high < 1 for one in mine), sum(one.after.low > 1 for one in mine)
+            rows.append([name, kind, str(better), str(worse), str(len(mine) - better - worse)])
     if not rows:
         return ""
     text = "Over CTM in the second half of the training, over the same comparisons:"
@@ -166,8 +163,11 @@ def _tally(comparisons: Sequence[Comparison]) -> str:
     return text + "\n\n" + markdown_table(columns, rows)
 
 
-def _predictions(predictions: Sequence[Prediction]) -> str:
-    rows = [[one.score, one.metric, f"{one.agree} of {one.decided}", f"{one.correlation:.2f}"] for one in predictions]
+def _predictions(comparisons: Sequence[Comparison]) -> str:
+    rows = [
+        [one["score"], one["metric"], f"{one['agree']} of {one['decided']}", f"{one['correlation']:.2f}"]
+        for one in predict(comparisons)
+    ]
     text = "Over all data sets, preconditionings and numbers of calls from 2 on, which are not independent:"
     return text + "\n\n" + markdown_table(["score before", "metric after", "right", "rank correlation"], rows)
 

@@ -88,7 +88,7 @@ def conclude(request: Request) -> dict[str, Any]:
     record = as_record(request, outcomes, findings, comparisons)
     write_text(request.out / "reproduction.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     title = f"Experiments `{request.kind}`; every training is a folder in `runs`, its command stands in the JSON."
-    page = write_page(title, outcomes, findings, spans, comparisons, predict(comparisons), pictures)
+    page = write_page(title, outcomes, findings, spans, comparisons, pictures)
     write_text(request.out / "reproduction.md", page)
     return record
 
@@ -137,7 +137,7 @@ def as_record(
         "findings": [{**asdict(one), "ratio": None if one.ratio is None else _as_json(one.ratio)} for one in findings],
         "table_2": finals,
         "comparisons": [{**asdict(one), "after": _as_json(one.after)} for one in comparisons],
-        "predictions": [{**asdict(one), "correlation": finite(one.correlation)} for one in predict(comparisons)],
+        "predictions": [{**one, "correlation": finite(one["correlation"])} for one in predict(comparisons)],
         "trials": {
             trial.name: {"command": ["cdistill", *request.command(trial)], "diverged": list(outcome.lost)}
             for trial, outcome in ((outcome.trial, outcome) for one in outcomes for outcome in one.by_trial.values())
