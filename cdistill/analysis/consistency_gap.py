@@ -44,27 +44,16 @@ Student = tuple[str, int]
 
 @dataclass(frozen=True)
 class Moments:
-    """Inner products along the teacher's trajectories, summed over groups of them.
+    """Inner products along the teacher's trajectories, summed over groups of them."""
 
-    Attributes:
-        levels: Noise levels (L,), float64, descending.
-        dim: Elements of one sample, d.
-        sizes: Trajectories in each group (G,), int64.
-        xx: Sums of x_t.x_s (G, L, L), float64.
-        dx: Sums of D(x_t,t).x_s (G, L-1, L).
-        dd: Sums of D(x_t,t).D(x_t,t) (G, L-1).
-        students: What was compared with the ends of the trajectories, S of them.
-        ends: Sums of |x' - x_eps|^2/d, x' the end points of each student (G, S).
-    """
-
-    levels: Tensor
-    dim: int
-    sizes: Tensor
-    xx: Tensor
-    dx: Tensor
-    dd: Tensor
-    students: tuple[Student, ...]
-    ends: Tensor
+    levels: Tensor  # noise levels (L,), float64, descending
+    dim: int  # elements of one sample, d
+    sizes: Tensor  # trajectories in each group (G,), int64
+    xx: Tensor  # sums of x_t.x_s (G, L, L), float64
+    dx: Tensor  # sums of D(x_t,t).x_s (G, L-1, L)
+    dd: Tensor  # sums of D(x_t,t).D(x_t,t) (G, L-1)
+    students: tuple[Student, ...]  # what was compared with the ends of the trajectories, S of them
+    ends: Tensor  # sums of |x' - x_eps|^2/d, x' the end points of each student (G, S)
 
     def replicates(self, sums: Tensor) -> Tensor:
         """Returns means over all trajectories, then over all but each group, from sums (G, ...): (1+G, ...)."""
@@ -231,28 +220,19 @@ class Score:
 
     Matrices are (n, n), rows t of ``levels[:-1]``, columns s of ``levels[1:]``, NaN where there is no jump. Means are
     root mean squares over all pairs, NaN for a preconditioning that does not have all.
-
-    Attributes:
-        name: Name in the registry.
-        f: Coefficient of x_t.
-        g: Coefficient of the denoiser.
-        gap: Consistency gap, root mean square per element of D* - D.
-        jump_error: Root mean square per element of x_s - f x_t - g D.
-        mean_gap: Mean of `gap`.
-        mean_jump_error: Mean of `jump_error`.
-        ends: NFE -> root mean square per element of the untrained student's end points from the teacher's.
-        overall: ln of the geometric mean of `ends` over all NFE; replicates (1+G,), NaN where one is missing.
     """
 
-    name: str
-    f: Tensor
-    g: Tensor
-    gap: Tensor
-    jump_error: Tensor
-    mean_gap: Number
-    mean_jump_error: Number
+    name: str  # name in the registry
+    f: Tensor  # coefficient of x_t
+    g: Tensor  # coefficient of the denoiser
+    gap: Tensor  # consistency gap, root mean square per element of D* - D
+    jump_error: Tensor  # root mean square per element of x_s - f x_t - g D
+    mean_gap: Number  # mean of `gap`
+    mean_jump_error: Number  # mean of `jump_error`
     ends: dict[int, Number]
+    """NFE -> root mean square per element of the untrained student's end points from the teacher's."""
     overall: Tensor = field(default_factory=lambda: torch.tensor([math.nan]))
+    """Ln of the geometric mean of `ends` over all NFE; replicates (1+G,), NaN where one is missing."""
 
     @property
     def complete(self) -> bool:
@@ -262,19 +242,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Rank:
-    """The place of a preconditioning in the order of the untrained students.
+    """The place of a preconditioning in the order of the untrained students."""
 
-    Attributes:
-        name: The preconditioning.
-        place: 1 for the best; None for one that cannot do every NFE.
-        tied: Whether it shares the place with a neighbour.
-        ratio: ln of its error over that of the one before, and the standard error of this paired difference.
-    """
-
-    name: str
-    place: int | None
-    tied: bool = False
+    name: str  # the preconditioning
+    place: int | None  # 1 for the best; None for one that cannot do every NFE
+    tied: bool = False  # whether it shares the place with a neighbour
     ratio: Number | None = None
+    """Ln of its error over that of the one before, and the standard error of this paired difference."""
 
 
 def score(name: str, moments: Moments, f_and_g: tuple[Tensor, Tensor], nfe: Sequence[int]) -> Score:

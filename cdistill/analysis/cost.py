@@ -31,92 +31,43 @@ _SHRINKS: dict[Precision, float] = {"fp32": 1.0, "fp16": 0.88, "bf16": 0.88}
 
 @dataclass(frozen=True)
 class CallCost:
-    """What a call costs for each sample.
+    """What a call costs for each sample."""
 
-    Attributes:
-        forward: FLOPs of the call.
-        backward: FLOPs of its backward pass.
-        saved: Bytes kept for the backward pass.
-    """
-
-    forward: float
-    backward: float
-    saved: float
+    forward: float  # FLOPs of the call
+    backward: float  # FLOPs of its backward pass
+    saved: float  # bytes kept for the backward pass
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a training step.
+    """A part of a training step."""
 
-    Attributes:
-        name: What it is.
-        forwards: Expected network forwards for each image.
-        flop: Expected FLOPs for each image, backward passes included.
-    """
-
-    name: str
-    forwards: float
-    flop: float
-
-
-@dataclass(frozen=True)
-class GanCost:
-    """What the GAN loss adds.
-
-    Attributes:
-        student: Share of the steps that train the student.
-        discriminator: Share of those that train the discriminator; about as many train the student with the GAN loss.
-        flop: Expected FLOPs of the discriminator in a step, for each image, backward passes included.
-        state_bytes: Weights, gradients, moments and backbone of the discriminator.
-        saved: Bytes kept for the backward pass through the discriminator, for each image of the student.
-    """
-
-    student: float = 1.0
-    discriminator: float = 0.0
-    flop: float = 0.0
-    state_bytes: float = 0.0
-    saved: float = 0.0
+    name: str  # what it is
+    forwards: float  # expected network forwards for each image
+    flop: float  # expected FLOPs for each image, backward passes included
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a whole run.
+    """The cost of a whole run."""
 
-    Attributes:
-        parts: Of a step.
-        iterations: Steps.
-        batch_size: Images a step.
-        teacher: Parameters of the teacher, 0 without one.
-        student: Parameters that are trained.
-        state_bytes: Weights, averages, gradients and optimiser, on every device.
-        activation_bytes: Kept for the backward pass at once, for each image of a micro-batch; an estimate.
-        micro_batch: Images of a micro-batch on one device.
-        data: FLOPs of drawing data from the teacher, 0 if there are real data.
-        estimation: FLOPs of estimating the coefficients, 0 if they are not needed.
-        evaluation: FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted.
-        trajectories: FLOPs of following the kept trajectories once, 0 if none are read.
-        trajectory_bytes: Their size on the disk.
-        levels: The objective's noise levels, [] where it has no grid or does not say how it draws from it.
-        starts: How often a jump starts at each of them.
-        ends: How often it ends there.
-    """
-
-    parts: list[Part]
-    iterations: int
-    batch_size: int
-    teacher: int
-    student: int
-    state_bytes: float
-    activation_bytes: float
-    micro_batch: int
-    data: float
-    estimation: float
-    evaluation: float
-    trajectories: float = 0
-    trajectory_bytes: float = 0
+    parts: list[Part]  # of a step
+    iterations: int  # steps
+    batch_size: int  # images a step
+    teacher: int  # parameters of the teacher, 0 without one
+    student: int  # parameters that are trained
+    state_bytes: float  # weights, averages, gradients and optimiser, on every device
+    activation_bytes: float  # kept for the backward pass at once, for each image of a micro-batch; an estimate
+    micro_batch: int  # images of a micro-batch on one device
+    data: float  # FLOPs of drawing data from the teacher, 0 if there are real data
+    estimation: float  # FLOPs of estimating the coefficients, 0 if they are not needed
+    evaluation: float  # FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted
+    trajectories: float = 0  # FLOPs of following the kept trajectories once, 0 if none are read
+    trajectory_bytes: float = 0  # their size on the disk
     levels: Sequence[float] = ()
-    starts: Sequence[float] = ()
-    ends: Sequence[float] = ()
+    """The objective's noise levels, [] where it has no grid or does not say how it draws from it."""
+    starts: Sequence[float] = ()  # how often a jump starts at each of them
+    ends: Sequence[float] = ()  # how often it ends there
 
     @property
     def device_bytes(self) -> float:
@@ -161,22 +112,24 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
     vjp = input_cost(teacher)
-    gan = gan_cost(recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes)
+    discriminating, judging, judge_bytes, judge_saved = gan_cost(
+        recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes
+    )
     followed, kept_bytes = _trajectories(recipe, objective, teacher.sample_shape)
-    fakes = gan.discriminator * (1 + forwards.frozen)
+    fakes = discriminating * (1 + forwards.frozen)
     parts = [
         ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
         ("targets, no gradient", forwards.target, learning.forward),
         ("targets, gradient to the input", forwards.frozen, _both(frozen)),
         ("student, with gradient", forwards.student + recipe.objective.dsm, _both(learning)),
     ]
-    distances = gan.student * (2 * comparing.forward + comparing.backward)
+    distances = (1 - discriminating) * (2 * comparing.forward + comparing.backward)
     return Plan(
         parts=[
-            *[Part(name, gan.student * count, gan.student * count * flop) for name, count, flop in parts],
+            *[Part(name, (1 - discriminating) * n, (1 - discriminating) * n * flop) for name, n, flop in parts],
             Part(f"distance {recipe.objective.distance}", 0, distances),
             Part("images for the discriminator", fakes, fakes * learning.forward),
-            Part("discriminator", 0, gan.flop),
+            Part("discriminator", 0, judging),
         ],
         iterations=section.iterations,
         batch_size=section.batch_size,
@@ -184,8 +137,8 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         student=trained_parameters(student),
         state_bytes=teaching_bytes * count_parameters(teacher)
         + _state_bytes(student, copies, section.precision, devices)
-        + gan.state_bytes,
-        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved + gan.saved,
+        + judge_bytes,
+        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved + judge_saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
         estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
@@ -291,27 +244,30 @@ def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:
     return CallCost(cost.forward / 2, cost.backward, cost.saved)
 
 
-def gan_cost(section: GanSection | None, iterations: int, shape: tuple[int, ...], num_classes: int) -> GanCost:
+def gan_cost(
+    section: GanSection | None, iterations: int, shape: tuple[int, ...], num_classes: int
+) -> tuple[float, float, float, float]:
     """Counts the GAN loss of a run; nothing without a section.
 
     From `section.start` on, the odd steps train the discriminator, on as many real as fake images, and the even ones
     the student with the GAN loss.
 
+    Returns:
+        The share of the steps that train the discriminator; expected FLOPs of the discriminator in a step, for each
+        image, backward passes included; bytes of its weights, gradients, moments and backbone; bytes kept for the
+        backward pass through it, for each image of the student.
+
     Raises:
         RecipeError: The discriminator cannot judge the samples.
     """
     if section is None:
-        return GanCost()
+        return 0.0, 0.0, 0.0, 0.0
     network = check_discriminator(section.discriminator, shape).meta(shape, num_classes)
     learning, judging = _judge_cost(network, shape, num_classes, True), _judge_cost(network, shape, num_classes, False)
     share = (iterations // 2 - section.start // 2) / iterations
-    return GanCost(
-        student=1 - share,
-        discriminator=share,
-        flop=share * (2 * _both(learning) + _both(judging)),
-        state_bytes=4.0 * (4 * count_parameters(network) + sum(weight.numel() for weight in network.frozen())),
-        saved=judging.saved,
-    )
+    flop = share * (2 * _both(learning) + _both(judging))
+    state = 4.0 * (4 * count_parameters(network) + sum(weight.numel() for weight in network.frozen()))
+    return share, flop, state, judging.saved
 
 
 def _judge_cost(network: Discriminator, shape: tuple[int, ...], num_classes: int, trained: bool) -> CallCost:

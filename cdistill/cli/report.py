@@ -127,7 +127,7 @@ def plot_trajectories(
     results = draw_trajectories(names, nfe, count, section.seed, section.samples, picture)
     if not as_json:
         console.table(*trajectory_table(results))
-    finish(as_json, {"plot": str(out), "results": [vars(result) for result in results]}, str(out))
+    finish(as_json, {"plot": str(out), "results": results}, str(out))
 
 
 def plot_curves(

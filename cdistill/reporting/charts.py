@@ -16,17 +16,11 @@ _PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))
 
 @dataclass(frozen=True)
 class Group:
-    """Panels with one legend.
+    """Panels with one legend."""
 
-    Attributes:
-        title: Heading.
-        note: What the reader must know.
-        panels: At least one.
-    """
-
-    title: str
-    note: str
-    panels: Sequence[Panel]
+    title: str  # heading
+    note: str  # what the reader must know
+    panels: Sequence[Panel]  # at least one
 
     @property
     def legend(self) -> list[tuple[str, int | None]]:

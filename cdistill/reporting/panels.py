@@ -43,46 +43,28 @@ STYLE = mpl.rc_context({
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a panel.
+    """A line of a panel."""
 
-    Attributes:
-        label: In the legend.
-        points: (x, y), from left to right.
-        ends: Lower and upper end of an interval around each y; empty where none is known.
-        style: Which colour, dashes and marker; a multiple of 6 more has the same colour.
-    """
-
-    label: str
-    points: Points
+    label: str  # in the legend
+    points: Points  # (x, y), from left to right
     ends: Sequence[tuple[float, float]] = ()
-    style: int = 0
+    """Lower and upper end of an interval around each y; empty where none is known."""
+    style: int = 0  # which colour, dashes and marker; a multiple of 6 more has the same colour
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Lines over one pair of axes.
+    """Lines over one pair of axes."""
 
-    Attributes:
-        title: Heading.
-        x: Name of the horizontal axis.
-        lines: What is drawn.
-        y: Name of the vertical axis.
-        x_log: Whether the horizontal axis is logarithmic.
-        y_log: Whether the vertical axis is; values must be positive then.
-        ticks: Places of the horizontal ticks; chosen by the values when empty.
-        levels: (label, y) of horizontal lines, the teacher's value for example.
-        reached: Points where lines reach a level.
-    """
-
-    title: str
-    x: str
-    lines: Sequence[Line]
-    y: str = ""
-    x_log: bool = False
-    y_log: bool = False
-    ticks: Sequence[float] = ()
-    levels: Sequence[tuple[str, float]] = ()
-    reached: Points = ()
+    title: str  # heading
+    x: str  # name of the horizontal axis
+    lines: Sequence[Line]  # what is drawn
+    y: str = ""  # name of the vertical axis
+    x_log: bool = False  # whether the horizontal axis is logarithmic
+    y_log: bool = False  # whether the vertical axis is; values must be positive then
+    ticks: Sequence[float] = ()  # places of the horizontal ticks; chosen by the values when empty
+    levels: Sequence[tuple[str, float]] = ()  # (label, y) of horizontal lines, the teacher's value for example
+    reached: Points = ()  # points where lines reach a level
 
     def describe(self) -> str:
         """Returns the panel in words: where each line begins and ends."""

@@ -29,40 +29,24 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True)
 class Pictures:
-    """The first samples of an evaluation; every array has the image of seeds[k] at k.
+    """The first samples of an evaluation; every array has the image of seeds[k] at k."""
 
-    Attributes:
-        seeds: One for each image.
-        teacher: The teacher's (k, C, H, W), uint8, C = 1 or 3; None where there was none.
-        students: NFE -> the student's, of the same shape.
-    """
-
-    seeds: list[int]
-    teacher: NDArray[np.uint8] | None
-    students: Mapping[int, NDArray[np.uint8]]
+    seeds: list[int]  # one for each image
+    teacher: NDArray[np.uint8] | None  # the teacher's (k, C, H, W), uint8, C = 1 or 3; None where there was none
+    students: Mapping[int, NDArray[np.uint8]]  # NFE -> the student's, of the same shape
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a page shows of a run.
+    """What a page shows of a run."""
 
-    Attributes:
-        name: Unlike those of the other runs of the page.
-        record: Its small files.
-        logged: Evaluations in metrics.jsonl, by step.
-        evaluations: File name -> record; evaluation.json first.
-        coefficients: What `cdistill inspect` says of the coefficient file, if there is one.
-        pictures: Samples with their seeds, if they were kept.
-        grid: A picture of samples as a PNG, where there are no arrays.
-    """
-
-    name: str
-    record: RunRecord
-    logged: Sequence[Evaluation]
-    evaluations: Mapping[str, Evaluation]
-    coefficients: Mapping[str, Any] | None
-    pictures: Pictures | None
-    grid: bytes | None
+    name: str  # unlike those of the other runs of the page
+    record: RunRecord  # its small files
+    logged: Sequence[Evaluation]  # evaluations in metrics.jsonl, by step
+    evaluations: Mapping[str, Evaluation]  # file name -> record; evaluation.json first
+    coefficients: Mapping[str, Any] | None  # what `cdistill inspect` says of the coefficient file, if there is one
+    pictures: Pictures | None  # samples with their seeds, if they were kept
+    grid: bytes | None  # a picture of samples as a PNG, where there are no arrays
 
     @property
     def path(self) -> Path:

@@ -31,17 +31,11 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of results.
+    """A table of results."""
 
-    Attributes:
-        caption: What it shows.
-        columns: Heads of the columns of values, and the text below each.
-        rows: (sampler, NFE, cells).
-    """
-
-    caption: str
-    columns: Sequence[tuple[str, str]]
-    rows: Sequence[tuple[str, int, Sequence[Cell]]]
+    caption: str  # what it shows
+    columns: Sequence[tuple[str, str]]  # heads of the columns of values, and the text below each
+    rows: Sequence[tuple[str, int, Sequence[Cell]]]  # (sampler, NFE, cells)
 
 
 Results = tuple[str, list[str], list[Table]]

@@ -6,7 +6,6 @@ Runs may be unfinished. Nothing here needs torch.
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,29 +26,6 @@ Runs = Mapping[str, RunRecord]
 """Name of a run, or its path where two folders have the same name -> what its folder holds."""
 
 _SHARED = ("teacher", "data", "evaluation.samples", "evaluation.split")  # where they differ, values do not compare
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """When a run reached a value.
-
-    Attributes:
-        nfe: Network calls.
-        value: What was to be reached.
-        run: Label.
-        at: Iterations or images; None if it was not reached.
-        at_most: Whether it may have been sooner: the first evaluation was there already.
-        last: The last evaluation.
-        ratio: The first run's `at` over this one's: 2 is twice as fast; None where either is unknown, or zero.
-    """
-
-    nfe: int
-    value: float
-    run: str
-    at: float | None
-    at_most: bool
-    last: float
-    ratio: float | None = None
 
 
 def read_runs(paths: Sequence[Path]) -> dict[str, RunRecord]:
@@ -110,17 +86,23 @@ def choose_calls(runs: Runs, metric: str, wanted: Sequence[int] | None = None) -
 
 def arrivals(
     nfe: int, curves: Mapping[str, Points], value: float, logarithmic: bool, higher: bool = False
-) -> list[Arrival]:
-    """Returns when each curve reached `value`; the first curve is what the others are compared with."""
-    reached: list[Arrival] = []
+) -> list[dict[str, Any]]:
+    """Returns when each curve reached `value`, as JSON; the first curve is what the others are compared with.
+
+    `at` is None where it was not reached by the `last` evaluation, and may be later than the truth (`at_most`) where
+    the first evaluation was there already. `ratio` is the first curve's `at` over this one's: 2 is twice as fast; None
+    where either is unknown, or zero.
+    """
+    reached: list[dict[str, Any]] = []
     for label, points in curves.items():
         at = crossing(points, value, logarithmic, higher)
         at_most = at is not None and 0 < at == points[0][0]
-        ratio = None
-        if at and not at_most and not (reached and reached[0].at_most):
-            first = reached[0].at if reached else at
-            ratio = None if first is None else first / at
-        reached.append(Arrival(nfe, value, label, at, at_most, points[-1][0], ratio))
+        first, unsure = (reached[0]["at"], reached[0]["at_most"]) if reached else (at, at_most)
+        ratio = first / at if at and first is not None and not (at_most or unsure) else None
+        reached.append(
+            {"nfe": nfe, "value": value, "run": label, "at": at, "at_most": at_most, "last": points[-1][0],
+             "ratio": ratio}
+        )  # fmt: skip
     return reached
 
 
@@ -153,13 +135,13 @@ def draw_evaluations(
     levels = [("teacher", y) for own in teachers.values() for y in own.values() if y > 0 or not logarithmic]
     unit = "images" if images else "iterations"
     panels: list[Panel] = []
-    reached: list[Arrival] = []
+    reached: list[dict[str, Any]] = []
     for calls in chosen:
         curves = _scaled(runs, {run: own[calls] for run, own in measured.items()}, images)
         first = [y for _, y in next(iter(curves.values()))]
         goal = (max(first) if higher else min(first)) if reach is None else reach
         here = arrivals(calls, curves, goal, logarithmic, higher)
-        circles = [(one.at, goal) for one in here if one.at is not None]
+        circles = [(one["at"], goal) for one in here if one["at"] is not None]
         lines = _lines(runs, curves)
         panels.append(Panel(f"{calls} NFE", unit, lines, name, y_log=logarithmic, levels=levels, reached=circles))
         reached += here
@@ -173,7 +155,7 @@ def draw_evaluations(
     rows += [[run, "", TEACHER, calls, name, y] for run, own in teachers.items() for calls, y in own.items()]
     return {
         **_write_csv(out, rows), "metric": name, "better": "higher" if higher else "lower", "nfe": chosen, "unit": unit,
-        "runs": labels(runs), "reached": [asdict(one) for one in reached], "notes": _notes(runs, images),
+        "runs": labels(runs), "reached": reached, "notes": _notes(runs, images),
     }  # fmt: skip
 
 

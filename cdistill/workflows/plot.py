@@ -1,8 +1,8 @@
 """The paper's Figure 7: ``cdistill plot trajectories``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,28 +22,9 @@ from cdistill.workflows.estimate import estimate_coefficients
 _FINER = 80  # steps of the teacher's solver in one jump of the students: its error is far below theirs
 
 
-@dataclass(frozen=True)
-class TrajectoryResult:
-    """How well few-step trajectories follow the teacher's.
-
-    Attributes:
-        preconditioning: Its name.
-        nfe: Jumps.
-        mse_end: Mean square error of the end points.
-        mse_path: Mean square error of all points after the start, each divided by 1 + t^2.
-        wasserstein: Wasserstein-1 distance of the end points from the mixture.
-    """
-
-    preconditioning: str
-    nfe: int
-    mse_end: float
-    mse_path: float
-    wasserstein: float
-
-
 def draw_trajectories(
     names: Sequence[str], nfe: int, count: int, seed: int, samples: int, out: Path
-) -> list[TrajectoryResult]:
+) -> list[dict[str, Any]]:
     """Fig. 7: the 1-D mixture's trajectories against those of students that use the exact denoiser for every s.
 
     Args:
@@ -53,6 +34,11 @@ def draw_trajectories(
         seed: Of their noise.
         samples: Samples of the coefficient estimation.
         out: PNG.
+
+    Returns:
+        How well each preconditioning follows the teacher, as JSON: the mean square error of the end points (`mse_end`)
+        and of all points after the start, each divided by 1 + t^2 (`mse_path`), and the Wasserstein-1 distance of the
+        end points from the mixture.
     """
     teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
     coefficients = estimate_coefficients("mixture-1d", source, samples=samples, seed=seed).coefficients
@@ -64,25 +50,29 @@ def draw_trajectories(
     for name in names:
         points = trajectories(teacher.denoiser, load_preconditioning(name, teacher, coefficients), nfe, x)
         scale = 1 + sampling_grid(nfe)[1:, None, None] ** 2
-        result = TrajectoryResult(
-            name,
-            nfe,
-            float((points[-1] - truth[-1]).square().mean()),
-            float(((points - truth[::_FINER])[1:].square() / scale).mean()),
-            wasserstein_1d(points[-1], source.samples[:]),
-        )
+        result = {
+            "preconditioning": name,
+            "nfe": nfe,
+            "mse_end": float((points[-1] - truth[-1]).square().mean()),
+            "mse_path": float(((points - truth[::_FINER])[1:].square() / scale).mean()),
+            "wasserstein": wasserstein_1d(points[-1], source.samples[:]),
+        }
         students[name], times[name] = points, sampling_grid(nfe)
-        notes[name] = f"{nfe} steps, MSE {result.mse_end:.4g}, Wasserstein {result.wasserstein:.4f}"
+        notes[name] = f"{nfe} steps, MSE {result['mse_end']:.4g}, Wasserstein {result['wasserstein']:.4f}"
         results.append(result)
     save_figure(figures.draw_trajectories(truth, students, times, notes), out)
     return results
 
 
-def trajectory_table(results: Sequence[TrajectoryResult]) -> Table:
+def trajectory_table(results: Sequence[dict[str, Any]]) -> Table:
     """Returns how well each preconditioning follows the teacher."""
     columns = ["preconditioning", "NFE", "MSE of ends", "MSE of paths", "Wasserstein-1"]
     rows = [
-        [r.preconditioning, str(r.nfe), f"{r.mse_end:.5f}", f"{r.mse_path:.5f}", f"{r.wasserstein:.5f}"]
-        for r in results
+        [
+            one["preconditioning"],
+            str(one["nfe"]),
+            *(f"{one[key]:.5f}" for key in ("mse_end", "mse_path", "wasserstein")),
+        ]
+        for one in results
     ]
     return Table("1-D mixture, optimal denoiser, no training", columns, rows)

@@ -26,23 +26,16 @@ from cdistill.workflows.students import load_converted, load_student, untrained_
 
 @dataclass(frozen=True)
 class Target:
-    """What a person asks to have measured; as JSON in the record, so that it can be asked again.
+    """What a person asks to have measured; as JSON in the record, so that it can be asked again."""
 
-    Attributes:
-        path: A run folder, the file of a converted student, or images: any file or folder of data.
-        teacher: Name or file of the teacher, for other paths than runs, which know it; alone, it is what is measured.
-        data: What to compare with, for other paths than runs.
-        weights: File of the teacher's weights, where it is in no usual place.
-        step: Which student of a run, see `load_student`.
-        changes: Values that replace those of the recipe's evaluation section.
-    """
-
-    path: str | None = None
+    path: str | None = None  # a run folder, the file of a converted student, or images: any file or folder of data
     teacher: str | None = None
-    data: str | None = None
-    weights: str | None = None
-    step: str = "last"
+    """Name or file of the teacher, for other paths than runs, which know it; alone, it is what is measured."""
+    data: str | None = None  # what to compare with, for other paths than runs
+    weights: str | None = None  # file of the teacher's weights, where it is in no usual place
+    step: str = "last"  # which student of a run, see `load_student`
     changes: dict[str, Any] = field(default_factory=dict)
+    """Values that replace those of the recipe's evaluation section."""
 
     @property
     def weights_path(self) -> Path | None:
@@ -52,31 +45,20 @@ class Target:
 
 @dataclass(frozen=True)
 class LoadedTarget:
-    """What is measured, loaded.
+    """What is measured, loaded."""
 
-    Attributes:
-        request: What was asked for.
-        title: What messages call it.
-        folder: Where its results go.
-        section: How it is measured.
-        source: Opens the data to compare with; returns None where there are statistics of them and no data are named.
-        teacher: Whose end points `teacher-mse` compares with; None without one.
-        student: D(x, t, s) and its f and g; None for a teacher alone, or for images.
-        untrained: The student before training; None where it is not known.
-        images: Samples that were drawn elsewhere; None for networks.
-        facts: Where it comes from: step, digests.
-    """
-
-    request: Target
-    title: str
-    folder: Path
-    section: EvaluationSection
+    request: Target  # what was asked for
+    title: str  # what messages call it
+    folder: Path  # where its results go
+    section: EvaluationSection  # how it is measured
     source: Callable[[Accelerator], Source | None]
-    teacher: Teacher | None = None
+    """Opens the data to compare with; returns None where there are statistics of them and no data are named."""
+    teacher: Teacher | None = None  # whose end points `teacher-mse` compares with; None without one
     student: tuple[Denoiser, Preconditioning] | None = None
-    untrained: Denoiser | None = None
-    images: Source | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    """D(x, t, s) and its f and g; None for a teacher alone, or for images."""
+    untrained: Denoiser | None = None  # the student before training; None where it is not known
+    images: Source | None = None  # samples that were drawn elsewhere; None for networks
+    facts: dict[str, Any] = field(default_factory=dict)  # where it comes from: step, digests
 
     @property
     def is_run(self) -> bool:
@@ -131,23 +113,18 @@ def load_target(target: Target) -> LoadedTarget:
         RecipeError: It does not say what to compare with, or options contradict each other.
         MissingAssetError, CorruptFileError, MismatchError: As the loaders of its files say.
     """
-    if target.path is None:
-        return _load_teacher(target)
-    path = Path(target.path)
+    path = Path(target.path or "")
     if not path.exists():
         raise MissingAssetError(f"{path}: no such run, file or folder")
-    if path.suffix == ".safetensors":
-        return _load_converted(path, target)
     run = RunFolder(path)
-    foreign = path.is_dir() and not run.recipe.is_file() and not run.checkpoints.is_dir()
-    if path.is_file() or foreign:
-        return _load_images(path, target)
-    return _load_run(run, target)
+    if target.path is not None and path.is_dir() and (run.recipe.is_file() or run.checkpoints.is_dir()):
+        return _load_run(run, target)
+    return _load_other(path, target)
 
 
 def _load_run(run: RunFolder, target: Target) -> LoadedTarget:
     student = load_student(run, target.weights_path, target.step)
-    section = _section({**student.recipe.evaluation.model_dump(), **target.changes})
+    section = check_section({**student.recipe.evaluation.model_dump(), **target.changes}, EvaluationSection, "evaluate")
     return LoadedTarget(
         request=target,
         title=f"{run.path}, step {student.step}",
@@ -172,57 +149,38 @@ def run_facts(run: RunFolder, recipe: DistillRecipe, step: int, denoiser: Denois
     }
 
 
-def _load_converted(path: Path, target: Target) -> LoadedTarget:
-    denoiser, preconditioning = load_converted(path)
+def _load_other(path: Path, target: Target) -> LoadedTarget:
+    """Loads a converted student, images, or a teacher alone; none of them says how it is measured."""
     teacher = None if target.teacher is None else load_teacher(target.teacher, target.weights_path)
-    section = _section(target.changes)
-    return LoadedTarget(
-        request=target,
-        title=str(path),
-        folder=path.parent,
-        section=section,
-        source=_data(target, section, denoiser.sample_shape, teacher),
-        teacher=teacher,
-        student=(denoiser, preconditioning),
-        facts={"file": str(path), "weights_sha256": tensor_digest(denoiser.state_dict())},
-    )
-
-
-def _load_teacher(target: Target) -> LoadedTarget:
-    if target.teacher is None:
+    student, images, changes = None, None, target.changes
+    facts: dict[str, Any] = {} if target.path is None else {"file": str(path)}
+    if path.suffix == ".safetensors":
+        student = load_converted(path)
+        shape = student[0].sample_shape
+        facts["weights_sha256"] = tensor_digest(student[0].state_dict())
+    elif target.path is not None:
+        images = load_source(str(path))
+        shape, count = images.shape, len(images)
+        facts["images_sha256"] = images.digest
+        if changes.get("samples", count) != count:
+            raise RecipeError(f"{path}: holds {count:,} images, all of which are measured; leave out --samples")
+        changes = {**changes, "samples": count}
+    elif teacher is not None:
+        shape = teacher.shape
+    else:
         raise RecipeError("evaluate: got nothing to measure; name a run, a file, or --teacher")
-    teacher = load_teacher(target.teacher, target.weights_path)
-    section = _section(target.changes)
+    section = check_section(changes, EvaluationSection, "evaluate")
     return LoadedTarget(
         request=target,
-        title=f"teacher {teacher.name}",
-        folder=Path(),
-        section=section,
-        source=_data(target, section, teacher.shape, teacher),
-        teacher=teacher,
-    )
-
-
-def _load_images(path: Path, target: Target) -> LoadedTarget:
-    images = load_source(str(path))
-    teacher = None if target.teacher is None else load_teacher(target.teacher, target.weights_path)
-    count = len(images)
-    section = _section({**target.changes, "samples": count})
-    if target.changes.get("samples", count) != count:
-        raise RecipeError(f"{path}: holds {count:,} images, all of which are measured; leave out --samples")
-    return LoadedTarget(
-        request=target,
-        title=str(path),
+        title=f"teacher {teacher.name}" if target.path is None and teacher is not None else str(path),
         folder=path.parent,
         section=section,
-        source=_data(target, section, images.shape, teacher),
+        source=_data(target, section, shape, teacher),
+        teacher=teacher,
+        student=student,
         images=images,
-        facts={"file": str(path), "images_sha256": images.digest},
+        facts=facts,
     )
-
-
-def _section(values: dict[str, Any]) -> EvaluationSection:
-    return check_section(values, EvaluationSection, "evaluate")
 
 
 def _data(

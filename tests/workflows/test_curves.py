@@ -17,7 +17,7 @@ from cdistill.reporting import panels
 from cdistill.reporting.curves import averaged
 from cdistill.reporting.panels import Line, Panel
 from cdistill.workflows import curves
-from cdistill.workflows.curves import Arrival, arrivals, choose_calls, choose_metric, crossing, read_runs
+from cdistill.workflows.curves import arrivals, choose_calls, choose_metric, crossing, read_runs
 
 STEPS = (0, 100, 200, 300, 400)
 
@@ -93,14 +93,14 @@ def test_ratios_compare_with_the_first_run_and_only_what_is_known():
         "at once": [(0.0, 3.0), (100.0, 1.0)],
         "unseen": [(30.0, 3.0), (100.0, 1.0)],
     }
-    found = {one.run: one for one in arrivals(2, lines, 4.0, logarithmic=True)}
-    assert found["first"] == Arrival(2, 4.0, "first", 100, False, 200, 1)
-    assert found["twice"] == Arrival(2, 4.0, "twice", 50, False, 50, 2)
-    assert found["never"] == Arrival(2, 4.0, "never", None, False, 700, None)
-    assert found["at once"] == Arrival(2, 4.0, "at once", 0, False, 100, None)
-    assert found["unseen"] == Arrival(2, 4.0, "unseen", 30, True, 100, None)
+    found = {one["run"]: tuple(one.values())[2:] for one in arrivals(2, lines, 4.0, logarithmic=True)}
+    assert found["first"] == ("first", 100, False, 200, 1)
+    assert found["twice"] == ("twice", 50, False, 50, 2)
+    assert found["never"] == ("never", None, False, 700, None)
+    assert found["at once"] == ("at once", 0, False, 100, None)
+    assert found["unseen"] == ("unseen", 30, True, 100, None)
     behind_unseen = arrivals(2, {name: lines[name] for name in ("unseen", "twice")}, 4.0, logarithmic=True)
-    assert [one.ratio for one in behind_unseen] == [None, None]
+    assert [one["ratio"] for one in behind_unseen] == [None, None]
 
 
 def test_twice_as_fast_is_a_ratio_of_two(capsys):

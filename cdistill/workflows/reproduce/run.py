@@ -107,8 +107,8 @@ def measure_mixture(request: Request) -> dict[str, Ratio]:
         picture = request.out / "figures" / ("figure-7.png" if seed == 0 else f"figure-7-seed-{seed}.png")
         results = draw_trajectories(names, 3, _TRAJECTORIES, seed, _TRAJECTORIES, picture)
         theirs, ours, _ = results
-        values[ALIGNMENT].append(ours.mse_end / theirs.mse_end)
-        values["wasserstein"].append(ours.wasserstein / theirs.wasserstein)
+        values[ALIGNMENT].append(ours["mse_end"] / theirs["mse_end"])
+        values["wasserstein"].append(ours["wasserstein"] / theirs["wasserstein"])
     return {name: geometric(ratios) for name, ratios in values.items()}
 
 
