@@ -146,6 +146,7 @@ PRECONDITIONINGS = Registry(
         "bcm": "cdistill.preconditionings.handcrafted:BCM",
         "cm": "cdistill.preconditionings.handcrafted:CM",
         "ctm": "cdistill.preconditionings.handcrafted:CTM",
+        "least-squares": "cdistill.preconditionings.least_squares:LeastSquares",
     },
     "cdistill.preconditionings",
     about="f and g of a student: how a jump mixes the point and the network, a class with f_and_g(t, s).",

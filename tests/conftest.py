@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.runtime import console
+from cdistill.sampling.moments import collect_moments, fit_f_and_g
 from cdistill.schedule import log_uniform_grid
+from cdistill.teachers import load_teacher
 from tests.quadrature import exact_estimate
 
 # Two single-thread tests side by side do more work than one with two threads.
@@ -47,8 +50,9 @@ def audible() -> None:
 
 @pytest.fixture(scope="session")
 def exact_coefficients() -> Coefficients:
-    """l and s of the paper's 1-D mixture by quadrature, on 120 log-uniform noise levels."""
-    return exact_estimate(None, log_uniform_grid(120)).coefficients
+    """l and s of the paper's 1-D mixture by quadrature, on 120 log-uniform noise levels, and f and g fitted to it."""
+    moments = collect_moments(load_teacher("mixture-1d").denoiser, 18, 256, 0, 4)
+    return replace(exact_estimate(None, log_uniform_grid(120)).coefficients, fit=fit_f_and_g(moments))
 
 
 @pytest.fixture

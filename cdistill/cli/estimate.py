@@ -65,7 +65,7 @@ def _estimate(
 
     estimate = estimate_coefficients(teacher, data, section, weights=weights, out=file)
     console.table(*estimate.table())
-    if note := estimate.samples_note():
+    for note in filter(None, (estimate.samples_note(), estimate.fit_note())):
         console.say(note)
     if is_main_process():
         draw_coefficients(picture, estimate)

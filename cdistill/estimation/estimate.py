@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError, brief
 from cdistill.estimation.base import Estimator, GroupSums, replicates, standard_error
-from cdistill.preconditionings.coefficients import Coefficients, load_coefficients, save_coefficients
+from cdistill.preconditionings.coefficients import Coefficients, Fit, load_coefficients, save_coefficients
 from cdistill.preconditionings.loading import make_preconditioning
 from cdistill.registry import ESTIMATORS
 from cdistill.runtime.console import Table, compact
@@ -38,6 +38,7 @@ class CoefficientEstimate:
         sums: What both were computed from.
         sigma_data: Standard deviation of the data.
         header: How they were made, {} if they are not those of a file.
+        fit: f and g by least squares along trajectories, where they were asked for.
     """
 
     l_replicates: Tensor
@@ -45,11 +46,12 @@ class CoefficientEstimate:
     sums: GroupSums
     sigma_data: float = SIGMA_DATA
     header: Mapping[str, Any] = field(default_factory=dict)
+    fit: Fit | None = None
 
     @property
     def coefficients(self) -> Coefficients:
-        """l_t and s_t."""
-        return Coefficients(self.sums.t, self.l_replicates[0], self.s_replicates[0])
+        """l_t and s_t, and the fit of f and g."""
+        return Coefficients(self.sums.t, self.l_replicates[0], self.s_replicates[0], self.fit)
 
     @property
     def l_error(self) -> Tensor:
@@ -63,7 +65,8 @@ class CoefficientEstimate:
 
     def f_and_g(self, name: str, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Returns replicates of f(t,s) and g(t,s) of the preconditioning `name`, each (1+G, ...)."""
-        tables = [Coefficients(self.sums.t, *pair) for pair in zip(self.l_replicates, self.s_replicates, strict=True)]
+        pairs = zip(self.l_replicates, self.s_replicates, strict=True)
+        tables = [Coefficients(self.sums.t, *pair, self.fit) for pair in pairs]
         values = [make_preconditioning(name, self.sigma_data, EPS, table)(t, s) for table in tables]
         f, g = zip(*values, strict=True)
         return torch.stack(f), torch.stack(g)
@@ -109,12 +112,28 @@ class CoefficientEstimate:
             + (f"; {missed} of {len(samples)} levels are above it" if missed else "")
         )
 
+    def fit_note(self) -> str:
+        """Returns what the fit of f and g came to; "" without one."""
+        if self.fit is None:
+            return ""
+        place = int(self.fit.g.nan_to_num(0).argmax())
+        row, column = divmod(place, len(self.fit.t))
+        largest = compact(float(self.fit.g.flatten()[place]), float(self.fit.g_error.flatten()[place]))
+        return (
+            f"f and g by least squares, {len(self.fit.t)} noise levels, {self.header['trajectories']} trajectories; "
+            f"largest g: {largest}, from {float(self.fit.t[row]):.4g} to {float(self.fit.t[column]):.4g}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Returns l, s, their errors and the samples of each noise level as JSON."""
         values = {"t": self.coefficients.t, "l": self.coefficients.l, "s": self.coefficients.s}
         errors = {"l_error": self.l_error, "s_error": self.s_error, "samples": self.sums.samples}
         facts = {key: self.header[key] for key in ("teacher", "estimator") if key in self.header}
-        return {**facts, **{key: tensor.tolist() for key, tensor in {**values, **errors}.items()}}
+        record = {**facts, **{key: tensor.tolist() for key, tensor in {**values, **errors}.items()}}
+        if self.fit is not None:
+            rows = {name: values.nan_to_num(0).tolist() for name, values in self.fit._asdict().items()}
+            record["fit"] = rows
+        return record
 
     def save(self, path: Path) -> None:
         """Writes a coefficient file with everything that it follows from, atomically."""
@@ -182,7 +201,7 @@ def load_estimate(path: Path) -> CoefficientEstimate:
         raise CorruptFileError(
             f"{path}: its sums make no estimate ({brief(error)}); estimate the coefficients again"
         ) from error
-    return solved
+    return replace(solved, fit=stored.fit)
 
 
 def _agree(solved: Tensor, stored: Tensor) -> bool:

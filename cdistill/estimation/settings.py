@@ -42,6 +42,14 @@ class EstimationSection(Section):
         Field(description="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32."),
     ] = "auto"
 
+    form: Annotated[
+        Literal["analytic", "least-squares"],
+        Field(description="analytic: l and s alone; least-squares: f and g themselves, too, along trajectories."),
+    ] = "analytic"
+    trajectories: Annotated[
+        int, Field(ge=32, description="For least-squares: trajectories that f and g are fitted to.")
+    ] = 512
+
     @model_validator(mode="before")
     @classmethod
     def _of_version_0_1(cls, values: Any) -> Any:

@@ -28,11 +28,12 @@ class Preconditioning(ABC):
     Args:
         sigma_data: Standard deviation of the data.
         eps: Smallest noise level.
-        table: l_t and s_t of the teacher, for those that need them.
+        table: l_t and s_t of the teacher, and a fit of f and g, for those that need them.
 
     Attributes:
         multiplies: What g multiplies, "denoiser" (D) or "network" (the free network F).
         needs_coefficients: Whether `table` must be given.
+        needs_fit: Whether `table` must have a fit of f and g, too.
         to_eps_only: Whether s must be eps: for the whole class, or for an instance whose student is trained so, as a
             consistency model is.
         provenance: Header of the coefficient file, {} without one.
@@ -40,6 +41,7 @@ class Preconditioning(ABC):
 
     multiplies: ClassVar[Literal["denoiser", "network"]] = "denoiser"
     needs_coefficients: ClassVar[bool] = False
+    needs_fit: ClassVar[bool] = False
     to_eps_only: bool = False
     provenance: Mapping[str, Any] = MappingProxyType({})
 

@@ -10,17 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from cdistill.analysis.consistency_gap import (
-    Number,
-    Rank,
-    Score,
-    Student,
-    collect_moments,
-    f_and_g_at_pairs,
-    rank,
-    score,
-    score_bound,
-)
+from cdistill.analysis.consistency_gap import Rank, Score, f_and_g_at_pairs, rank, score, score_bound
 from cdistill.errors import CdistillError, brief
 from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import load_preconditioning
@@ -29,12 +19,13 @@ from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import Table, compact, progress
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
+from cdistill.sampling.moments import Number, Student, collect_moments
 from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import rho_grid
 from cdistill.storage.files import write_text
 from cdistill.teachers import Teacher
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.estimate import estimate_coefficients, open_teacher
+from cdistill.workflows.estimate import estimate_coefficients, open_teacher, with_fit
 
 
 @dataclass(frozen=True)
@@ -155,7 +146,9 @@ def compare(
     accelerator = accelerator or make_accelerator("fp32")
     teacher, out = open_teacher(teacher, weights, accelerator), None if out is None else Path(out)
     known = Path(coefficients) if isinstance(coefficients, str) else coefficients
-    if any(map(_needs_coefficients, names)):
+    if any(_asks(name, "needs_coefficients") for name in names):
+        fitted = [name for name in names if _asks(name, "needs_fit")]
+        settings = with_fit(settings or EstimationSection(), fitted)
         known = _coefficients_of(teacher, known, data, settings, out, accelerator)
     f_and_g, samplers, left_out = _take_part(teacher, names, nfe, points, known)
     with progress(trajectories, "trajectories", "trajectory") as advance:
@@ -272,9 +265,9 @@ def _provenance(coefficients: Path) -> dict[str, Any]:
     return {"file": str(coefficients), **load_coefficients(coefficients)[2]}
 
 
-def _needs_coefficients(name: str) -> bool:
-    """Whether a preconditioning needs some; one that cannot be imported is left out later."""
+def _asks(name: str, attribute: str) -> bool:
+    """Whether a preconditioning says that it needs something; one that cannot be imported is left out later."""
     try:
-        return bool(getattr(PRECONDITIONINGS.get(name), "needs_coefficients", False))
+        return bool(getattr(PRECONDITIONINGS.get(name), attribute, False))
     except CdistillError:
         return False

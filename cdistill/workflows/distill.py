@@ -37,7 +37,7 @@ from cdistill.training.distillation import Distillation
 from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
 from cdistill.training.trackers import check_trackers, log_record, tracking
-from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate
+from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate, with_fit
 from cdistill.workflows.micro_batches import with_micro_batches
 from cdistill.workflows.runs import check_run, opened_run
 from cdistill.workflows.students import Student, load_student, recipe_preconditioning, untrained_student
@@ -274,12 +274,10 @@ def prepare_preconditioning(
 
     Coefficients that are there stay when the run has begun, or when they are what this recipe would estimate.
     """
-    section = recipe.preconditioning
+    section, settings = recipe.preconditioning, with_fit(recipe.estimation, [recipe.preconditioning.name])
     if PRECONDITIONINGS.get(section.name).needs_coefficients:
         begun = bool(list_checkpoints(folder.checkpoints)) and folder.coefficients.is_file()
-        estimated = section.coefficients is None and is_estimate(
-            folder.coefficients, teacher, source, recipe.estimation
-        )
+        estimated = section.coefficients is None and is_estimate(folder.coefficients, teacher, source, settings)
         accelerator.wait_for_everyone()  # every process has looked before the main one writes
         if section.coefficients is not None and not begun:
             given = Path(section.coefficients)
@@ -289,11 +287,11 @@ def prepare_preconditioning(
             accelerator.wait_for_everyone()
         elif not begun and not estimated:
             estimate = estimate_coefficients(
-                teacher, source, recipe.estimation, out=folder.coefficients, accelerator=accelerator
+                teacher, source, settings, out=folder.coefficients, accelerator=accelerator
             )
             if accelerator.is_main_process:
                 table(*estimate.table(rows=8))
-                if note := estimate.samples_note():
+                for note in filter(None, (estimate.samples_note(), estimate.fit_note())):
                     say(note)
                 draw_coefficients(folder.path / "plots" / "coefficients.png", estimate)
     return recipe_preconditioning(recipe, teacher, folder.coefficients)

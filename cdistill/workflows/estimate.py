@@ -1,7 +1,8 @@
 """Estimating the coefficients of a teacher: ``cdistill estimate-coeffs``, and the first step of a distillation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from cdistill.estimation.collecting import Collection
 from cdistill.estimation.estimate import CoefficientEstimate, EstimatorComparison, load_estimate, solve
 from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import make_preconditioning
-from cdistill.preconditionings.coefficients import load_coefficients
-from cdistill.registry import ESTIMATORS
+from cdistill.preconditionings.coefficients import Fit, load_coefficients
+from cdistill.registry import ESTIMATORS, PRECONDITIONINGS
 from cdistill.runtime.console import progress, say
 from cdistill.runtime.processes import let_main, versions
+from cdistill.sampling.moments import collect_moments, fit_f_and_g
 from cdistill.sampling.teacher_data import open_data
 from cdistill.schedule import log_uniform_grid, rho_grid
 from cdistill.settings import check_section
@@ -25,6 +27,8 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.training.loop import make_accelerator
 
 _GRIDS = {"log-uniform": log_uniform_grid, "rho": rho_grid}
+_FIT_LEVELS, _FIT_SUBSTEPS = 18, 2
+_FIT_SEED = 5 * 2**29  # apart from those of samples and of kept trajectories
 
 
 def estimate_coefficients(
@@ -120,6 +124,8 @@ def _estimate(
         "licence": f"statistics of a teacher; the teacher's: {teacher.licence}",
     }
     estimate = solve(estimator, sums, teacher.denoiser.sigma_data, header)
+    if settings.form == "least-squares":
+        estimate = replace(estimate, fit=_fit(teacher, settings, accelerator))
     if accelerator.is_main_process and out is not None:
         estimate.save(out)
     accelerator.wait_for_everyone()
@@ -127,12 +133,31 @@ def _estimate(
     return estimate
 
 
+def _fit(teacher: Teacher, settings: EstimationSection, accelerator: Accelerator) -> Fit:
+    """Fits f and g to trajectories of the teacher, of other noise than any evaluation's."""
+    count = settings.trajectories
+    with progress(count, "f and g by least squares", "trajectory") as advance:
+        seed = _FIT_SEED // count + settings.seed
+        moments = collect_moments(
+            teacher.denoiser, _FIT_LEVELS, count, seed, _FIT_SUBSTEPS, advance=advance, accelerator=accelerator
+        )
+    return fit_f_and_g(moments)
+
+
+def with_fit(settings: EstimationSection, names: Iterable[str]) -> EstimationSection:
+    """Returns settings that fit f and g too, if one of the preconditionings needs it."""
+    if not any(PRECONDITIONINGS.get(name).needs_fit for name in names):
+        return settings
+    return settings.model_copy(update={"form": "least-squares"})
+
+
 def _identity(teacher: Teacher, source: Source, settings: EstimationSection, paired: bool) -> dict[str, Any]:
     """What an estimate depends on, but for the machine."""
     digests = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
     name = teacher.estimator if settings.estimator == "auto" else settings.estimator
     pairs = paired or ESTIMATORS.get(name).paired
-    return {**digests, **settings.model_dump(), "estimator": name, "paired": pairs}
+    fit = set() if settings.form == "least-squares" else {"form", "trajectories"}  # as version 0.1 wrote it
+    return {**digests, **settings.model_dump(exclude=fit), "estimator": name, "paired": pairs}
 
 
 def is_estimate(

@@ -11,18 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdistill.analysis.consistency_gap import (
-    GROUPS,
-    Score,
-    collect_moments,
-    f_and_g_at_pairs,
-    jackknife,
-    least_squares,
-    rank,
-    score,
-    score_bound,
-    walk,
-)
+from cdistill.analysis.consistency_gap import Score, f_and_g_at_pairs, rank, score, score_bound
 from cdistill.cli.app import run
 from cdistill.errors import CdistillError
 from cdistill.networks.denoiser import chunk_size
@@ -31,6 +20,7 @@ from cdistill.preconditionings.coefficients import Coefficients
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.runtime.console import compact
 from cdistill.sampling.drawing import draw_chunks
+from cdistill.sampling.moments import GROUPS, collect_moments, jackknife, least_squares, walk
 from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import EPS, T, log_uniform_grid, rho_grid
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
