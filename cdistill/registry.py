@@ -1,7 +1,8 @@
 """Names for things that can be chosen: teachers, preconditionings, estimators, data, distances, metrics and more.
 
-A registry maps a name to ``"module:attribute"``, so that listing and checking names costs no import. Other
-packages add entries through a Python entry point of the registry's group, without touching this one::
+A registry maps a name to ``"module:attribute"``, so that listing and checking names costs no import; of
+``"module:attribute(name)"`` the entry is the function with its own name as first argument. Other packages add entries
+through a Python entry point of the registry's group, without touching this one::
 
     [project.entry-points."cdistill.preconditionings"]
     mine = "my_package.precond:Mine"
@@ -14,7 +15,7 @@ import ast
 import os.path
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def first_line(target: str) -> str:
     >>> first_line("cdistill.registry:Registry")
     'The entries of one kind, built in and from entry points.'
     """
-    module, attribute = target.split(":")
+    module, attribute = target.removesuffix("(name)").split(":")
     path = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
@@ -128,8 +129,10 @@ class Registry:
         if name in self._added:
             return self._added[name]
         if name in self._builtin:
-            module, attribute = self._builtin[name].split(":")
-            return getattr(import_module(module), attribute)
+            target = self._builtin[name]
+            module, attribute = target.removesuffix("(name)").split(":")
+            entry = getattr(import_module(module), attribute)
+            return partial(entry, name) if target.endswith("(name)") else entry
         point = self._plugins[name]
         try:
             return point.load()
@@ -170,61 +173,50 @@ _MIXTURES = {
     "mixture-narrow": "16-D mixture with one variance for all; its exact denoiser, or draws from it.",
     "mixture-narrow-cond": "The narrow mixture with a class for each component.",
 }
+_EDM = {
+    "edm-afhqv2-64": "EDM's DDPM++ (VP) for AFHQv2 at 64x64 pixels.",
+    "edm-afhqv2-64-ve": "EDM's NCSN++ (VE) for AFHQv2 at 64x64 pixels.",
+    "edm-cifar10": "EDM's unconditional DDPM++ (VP) for CIFAR-10.",
+    "edm-cifar10-cond": "EDM's class-conditional DDPM++ (VP) for CIFAR-10.",
+    "edm-cifar10-cond-ve": "EDM's class-conditional NCSN++ (VE) for CIFAR-10.",
+    "edm-cifar10-ve": "EDM's unconditional NCSN++ (VE) for CIFAR-10.",
+    "edm-ffhq64": "EDM's DDPM++ (VP) for FFHQ at 64x64 pixels.",
+    "edm-ffhq64-ve": "EDM's NCSN++ (VE) for FFHQ at 64x64 pixels.",
+    "edm-imagenet64": "EDM's class-conditional ADM for ImageNet at 64x64 pixels.",
+}
+_PUBLISHED = {
+    "afhqv2-64": "The 15,803 animal faces of AFHQv2 at 64x64 pixels.",
+    "cifar10": '50,000 photographs of 32x32 pixels in 10 classes ("train"), or 10,000 others ("heldout").',
+    "ffhq64": "The 70,000 faces of FFHQ at 64x64 pixels.",
+    "imagenet64": "ImageNet's 1,281,167 training photographs at 64x64 pixels in 1,000 classes.",
+}
 
 TEACHERS = Registry(
     "teacher",
     {
         "digits": "cdistill.teachers.named:load_digits",
-        "edm-afhqv2-64": "cdistill.teachers.named:load_edm_afhqv2_64",
-        "edm-afhqv2-64-ve": "cdistill.teachers.named:load_edm_afhqv2_64_ve",
-        "edm-cifar10": "cdistill.teachers.named:load_edm_cifar10",
-        "edm-cifar10-cond": "cdistill.teachers.named:load_edm_cifar10_cond",
-        "edm-cifar10-cond-ve": "cdistill.teachers.named:load_edm_cifar10_cond_ve",
-        "edm-cifar10-ve": "cdistill.teachers.named:load_edm_cifar10_ve",
-        "edm-ffhq64": "cdistill.teachers.named:load_edm_ffhq64",
-        "edm-ffhq64-ve": "cdistill.teachers.named:load_edm_ffhq64_ve",
-        "edm-imagenet64": "cdistill.teachers.named:load_edm_imagenet64",
         "mixture-1d": "cdistill.teachers.mixture:load_mixture_1d",
-        "mixture-broad": "cdistill.teachers.mixture:load_broad",
-        "mixture-broad-cond": "cdistill.teachers.mixture:load_broad_cond",
-        "mixture-narrow": "cdistill.teachers.mixture:load_narrow",
-        "mixture-narrow-cond": "cdistill.teachers.mixture:load_narrow_cond",
         "patches": "cdistill.teachers.named:load_patches",
+        **dict.fromkeys(_EDM, "cdistill.teachers.named:load_official(name)"),
+        **dict.fromkeys(_MIXTURES, "cdistill.teachers.mixture:load_spectral(name)"),
     },
     "cdistill.teachers",
     about="Diffusion models to distil: a loader that returns a Teacher.",
-    summaries={
-        "edm-afhqv2-64": "EDM's DDPM++ (VP) for AFHQv2 at 64x64 pixels.",
-        "edm-afhqv2-64-ve": "EDM's NCSN++ (VE) for AFHQv2 at 64x64 pixels.",
-        "edm-cifar10": "EDM's unconditional DDPM++ (VP) for CIFAR-10.",
-        "edm-cifar10-cond": "EDM's class-conditional DDPM++ (VP) for CIFAR-10.",
-        "edm-cifar10-cond-ve": "EDM's class-conditional NCSN++ (VE) for CIFAR-10.",
-        "edm-cifar10-ve": "EDM's unconditional NCSN++ (VE) for CIFAR-10.",
-        "edm-ffhq64": "EDM's DDPM++ (VP) for FFHQ at 64x64 pixels.",
-        "edm-ffhq64-ve": "EDM's NCSN++ (VE) for FFHQ at 64x64 pixels.",
-        "edm-imagenet64": "EDM's class-conditional ADM for ImageNet at 64x64 pixels.",
-        **_MIXTURES,
-    },
+    summaries={**_EDM, **_MIXTURES},
 )
 
 SOURCES = Registry(
     "data source",
     {
-        "afhqv2-64": "cdistill.data.named:load_afhqv2",
-        "cifar10": "cdistill.data.named:load_cifar10",
         "digits": "cdistill.data.named:load_digits",
-        "ffhq64": "cdistill.data.named:load_ffhq",
-        "imagenet64": "cdistill.data.named:load_imagenet",
         "mixture-1d": "cdistill.teachers.mixture:draw_mixture_1d",
-        "mixture-broad": "cdistill.teachers.mixture:draw_broad",
-        "mixture-broad-cond": "cdistill.teachers.mixture:draw_broad_cond",
-        "mixture-narrow": "cdistill.teachers.mixture:draw_narrow",
-        "mixture-narrow-cond": "cdistill.teachers.mixture:draw_narrow_cond",
         "patches": "cdistill.data.named:load_patches",
+        **dict.fromkeys(_PUBLISHED, "cdistill.data.named:load_published(name)"),
+        **dict.fromkeys(_MIXTURES, "cdistill.teachers.mixture:draw_spectral(name)"),
     },
     "cdistill.sources",
     about="Training data: a loader (split) -> Source; a path of a folder, .zip, .tar or .npz works as a name.",
-    summaries=_MIXTURES,
+    summaries={**_PUBLISHED, **_MIXTURES},
 )
 DATA_SUFFIXES = (".npz", ".tar", ".tar.gz", ".tgz", ".zip")
 

@@ -22,8 +22,14 @@ from cdistill.storage.files import data_folder
 SIDE = 12  # of a patch
 _STRIPE = 32
 _COUNTS = {"train": 16384, "heldout": 4096}
-_CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-_CIFAR_FILES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+# Files in the data folder, the preferred one first; pixels of a side; classes, 0 without labels; where they come from.
+_CIFAR = ("cifar10-32x32.zip", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+_PUBLISHED: dict[str, tuple[tuple[str, ...], int, int, str]] = {
+    "afhqv2-64": (("afhqv2-64x64.zip",), 64, 0, "AFHQv2"),
+    "cifar10": (_CIFAR, 32, 10, "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "ffhq64": (("ffhq-64x64.zip",), 64, 0, "FFHQ"),
+    "imagenet64": (("imagenet-64x64.zip",), 64, 1000, "ImageNet (ILSVRC 2012)"),
+}
 
 
 def load_digits(split: str = "train") -> Source:
@@ -56,46 +62,21 @@ def load_patches(split: str = "train") -> Source:
     return Source("patches", torch.from_numpy(images)[:, None], flips=True)
 
 
-def load_cifar10(split: str = "train") -> Source:
-    """Returns 50,000 photographs of 32x32 pixels in 10 classes ("train"), or 10,000 others ("heldout")."""
-    files = ("cifar10-32x32.zip", *_CIFAR_FILES) if split == "train" else _CIFAR_FILES
-    return _load_published("cifar10", files, 32, 10, f"fetch {_CIFAR_FILES[0]} from {_CIFAR_PAGE}", split)
-
-
-def load_ffhq(split: str = "train") -> Source:
-    """Returns the 70,000 faces of FFHQ at 64x64 pixels."""
-    check_split("ffhq64", split)
-    return _load_published("ffhq64", ("ffhq-64x64.zip",), 64, 0, _made_from("FFHQ"), split)
-
-
-def load_afhqv2(split: str = "train") -> Source:
-    """Returns the 15,803 animal faces of AFHQv2 at 64x64 pixels."""
-    check_split("afhqv2-64", split)
-    return _load_published("afhqv2-64", ("afhqv2-64x64.zip",), 64, 0, _made_from("AFHQv2"), split)
-
-
-def load_imagenet(split: str = "train") -> Source:
-    """Returns ImageNet's 1,281,167 training photographs at 64x64 pixels in 1,000 classes."""
-    check_split("imagenet64", split)
-    advice = _made_from("ImageNet (ILSVRC 2012)")
-    return _load_published("imagenet64", ("imagenet-64x64.zip",), 64, 1000, advice, split)
-
-
-def _load_published(name: str, files: tuple[str, ...], side: int, num_classes: int, advice: str, split: str) -> Source:
-    """Loads a data set that has to be fetched once.
-
-    Args:
-        name: Name in the registry.
-        files: Names of its file in the data folder, the preferred one first; the first that is there is loaded.
-        side: Pixels of an image's side; images are RGB.
-        num_classes: Number of classes, 0 without labels.
-        advice: How to get it.
-        split: "train" or "heldout".
+def load_published(name: str, split: str = "train") -> Source:
+    """Loads a data set that has to be fetched once, from the first of its files in the data folder.
 
     Raises:
+        CdistillError: It has no such split.
         MissingAssetError: None is there; the message says how to get one and where to put it.
         MismatchError: Its images or classes are not those of the data set.
     """
+    files, side, num_classes, origin = _PUBLISHED[name]
+    advice = f"make it from {origin} by dataset_tool.py of https://github.com/NVlabs/edm"
+    if name == "cifar10":
+        files = files if split == "train" else files[1:]
+        advice = f"fetch {files[-2]} from {origin}"
+    else:
+        check_split(name, split)
     folder = data_folder()
     path = next((folder / file for file in files if (folder / file).is_file()), None)
     if path is None:
@@ -113,10 +94,6 @@ def _load_published(name: str, files: tuple[str, ...], side: int, num_classes: i
             f"{expected[1]} classes; {advice}"
         )
     return replace(source, name=name)
-
-
-def _made_from(name: str) -> str:
-    return f"make it from {name} by dataset_tool.py of https://github.com/NVlabs/edm"
 
 
 def _half_size(image: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ component, so that the samples of a class are a Gaussian's.
 """
 
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from math import sqrt
 
 import torch
@@ -214,13 +214,3 @@ def draw_spectral(name: str, split: str = "train") -> Source:
     denoiser = spectral_mixture(name)
     samples, labels = denoiser.draw(DRAWS, generator(0, f"{name} {split}"))
     return Source(name, samples, labels, denoiser.num_classes)
-
-
-load_broad = partial(load_spectral, "mixture-broad")
-load_broad_cond = partial(load_spectral, "mixture-broad-cond")
-load_narrow = partial(load_spectral, "mixture-narrow")
-load_narrow_cond = partial(load_spectral, "mixture-narrow-cond")
-draw_broad = partial(draw_spectral, "mixture-broad")
-draw_broad_cond = partial(draw_spectral, "mixture-broad-cond")
-draw_narrow = partial(draw_spectral, "mixture-narrow")
-draw_narrow_cond = partial(draw_spectral, "mixture-narrow-cond")

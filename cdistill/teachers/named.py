@@ -5,7 +5,6 @@ Ours were made by ``cdistill train-teacher`` from ``recipes/teacher-*.toml``. Th
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from cdistill.errors import MismatchError
@@ -48,17 +47,6 @@ def load_official(name: str, weights: Path | None = None) -> Teacher:
     # A plain state dict names no licence but may be NVIDIA's; under NVIDIA's name it is taken to be so.
     licence = LICENCE if LICENCE in teacher.licence else teacher.licence
     return replace(teacher, data=official.data, licence=licence)
-
-
-load_edm_cifar10 = partial(load_official, "edm-cifar10")
-load_edm_cifar10_ve = partial(load_official, "edm-cifar10-ve")
-load_edm_cifar10_cond = partial(load_official, "edm-cifar10-cond")
-load_edm_cifar10_cond_ve = partial(load_official, "edm-cifar10-cond-ve")
-load_edm_ffhq64 = partial(load_official, "edm-ffhq64")
-load_edm_ffhq64_ve = partial(load_official, "edm-ffhq64-ve")
-load_edm_afhqv2_64 = partial(load_official, "edm-afhqv2-64")
-load_edm_afhqv2_64_ve = partial(load_official, "edm-afhqv2-64-ve")
-load_edm_imagenet64 = partial(load_official, "edm-imagenet64")
 
 
 def _load_asset(name: str, licence: str) -> Teacher:
