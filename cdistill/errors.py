@@ -77,13 +77,13 @@ class StoppedError(CdistillError):
         self.exit_code = exit_code
 
 
-def brief(error: Exception) -> str:
-    r"""Returns the message of someone else's error in one line of bounded length.
+def brief(error: BaseException) -> str:
+    r"""Returns the message of someone else's error, or its kind, in one line of bounded length.
 
     >>> brief(ValueError("two\n   lines"))
     'two lines'
     """
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -43,13 +43,8 @@ def first_line(target: str) -> str:
 class Registry:
     """The entries of one kind, built in and from entry points.
 
-    Args:
-        kind: What an entry is, in the singular; used in messages.
-        builtin: Name -> ``"module:attribute"``.
-        group: Entry-point group that other packages use.
-        removed: Names that version 0.1 had; another package may use them.
-        about: What an entry is for, in a sentence.
-        summaries: Name -> what it is, for built-in entries without a docstring of their own.
+    `builtin` is name -> ``"module:attribute"``; `kind` what an entry is, in the singular; `about` what it is for, in a
+    sentence; `summaries` what entries without a docstring of their own are; `removed` names that version 0.1 had.
     """
 
     def __init__(

@@ -48,11 +48,7 @@ def check_section(
 ) -> AnySection:
     """Turns parsed TOML into a recipe or a section of one.
 
-    Args:
-        values: Key -> value.
-        model: What they must make.
-        where: Begins every message, if it is not empty.
-        spell: Key -> how it is written where the values come from.
+    `where` begins every message; `spell` gives how a key is written where the values come from.
 
     Raises:
         RecipeError: It is wrong; all errors are listed, a line each.

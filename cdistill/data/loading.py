@@ -56,11 +56,7 @@ def load_source(name: str, split: str = "train") -> Source:
 
 
 def load_file(path: Path, split: str = "train") -> Source:
-    """Loads images from a file or folder; see the top of this module.
-
-    Args:
-        path: Also the name of the source.
-        split: "train"; CIFAR-10's own archives have "heldout" too.
+    """Loads images from a file or folder, whose path is the name of the source; see the top of this module.
 
     Raises:
         MissingAssetError: Nothing is there.

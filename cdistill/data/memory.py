@@ -42,11 +42,8 @@ def hold_images(
 ) -> Tensor:
     """Returns images as a uint8 tensor, to be read only: in memory, or mapped from a file if they do not fit there.
 
-    Args:
-        origin: Where they come from, for messages.
-        shape: (N, C, H, W).
-        blocks: Yields them in their order, (n, C, H, W) at a time.
-        digest: Computes a SHA-256 that stands for them; asked for only if they do not fit.
+    `origin` is where they come from, for messages; `blocks` yields them in order, (n, C, H, W) at a time; `digest`,
+    a SHA-256 that stands for them, is computed only if they do not fit.
 
     Raises:
         DiskFullError: They fit neither in memory nor on the disk.

@@ -32,8 +32,7 @@ class Source:
     Attributes:
         name: Name in the registry, or the absolute path of a file or folder.
         samples: uint8 images (N, C, H, W), or float64 vectors (N, d); read only, they may be mapped from a file.
-        labels: Class indices (N,), int64, or None.
-        num_classes: Number of classes, 0 without labels.
+        labels: Class indices (N,), int64, or None, with 0 classes.
         flips: Whether a horizontally flipped sample is as good as the sample.
         content: Computes a SHA-256 that stands for the samples, where reading them all would take long.
     """
@@ -78,14 +77,10 @@ class Source:
         return replace(self, samples=self.samples.to(device), labels=labels)
 
     def batch(self, indices: Tensor, flip: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Returns the samples at `indices` and their labels.
+        """Returns the samples at `indices` (B,), int64, on the CPU, and their labels (B,), int64, or None.
 
-        Args:
-            indices: (B,) int64, on the CPU.
-            flip: (B,) bool, which images to mirror; used only where `flips` holds.
-
-        Returns:
-            x (B, ...), float32 in [-1, 1] for images, float64 for vectors; labels (B,) int64 or None.
+        x (B, ...) is float32 in [-1, 1] for images, float64 for vectors. `flip` (B,), bool, says which images to
+        mirror, where `flips` holds.
         """
         place = self.samples.device
         indices = indices.to(place, non_blocking=True)  # the copy of a few bytes is never waited for

@@ -62,15 +62,7 @@ def logit_slope(lam: Tensor, l: Tensor, stops: Tensor) -> Tensor:  # noqa: E741
 
     l falls off exponentially in lam at both ends, where y is a straight line. On the 1-D mixture with 120 points,
     s is then off by 2e-5; with central differences of l itself by 2e-2 (0.3 with 40 points), which is more than the
-    sampling error of 4,096 samples.
-
-    Args:
-        lam: Nodes (n,), float64, ascending.
-        l: After each round (R, ..., n), float64; taken as at least 1e-7 and at most 1 - 1e-7.
-        stops: The last round of each node (n,).
-
-    Returns:
-        (..., n), float64.
+    sampling error of 4,096 samples. l, taken as 1e-7 to 1 - 1e-7, lam and stops are as in `matched_slope`.
     """
     inside = l.clamp(1e-7, 1 - 1e-7)
     last = final(inside, stops)

@@ -40,10 +40,7 @@ class Points:
 class Estimator(ABC):
     """Means of scalars over samples of q(x_t), from which l_t and s_t follow (Zheng et al. 2025, Eqs. 15 and 17).
 
-    Attributes:
-        scalars: Names of the scalars.
-        paired: Whether points must come in pairs x_0 + t z, x_0 - t z.
-        backwards: Backward passes for each forward pass.
+    `paired` ones need points in pairs x_0 + t z, x_0 - t z; `backwards` are the backward passes of each forward pass.
     """
 
     scalars: ClassVar[tuple[str, ...]]
@@ -52,12 +49,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def measure(self, denoiser: Denoiser, points: Points, t: Tensor) -> Tensor:
-        """Computes the scalars of every sample, or of every pair, at one noise level.
-
-        Args:
-            denoiser: The teacher, its parameters frozen.
-            points: B samples.
-            t: The noise level, (B,), float64.
+        """Computes the scalars of every sample, or of every pair, at one noise level t, (B,) float64.
 
         Returns:
             float64 (B, k), or (B/2, k) for pairs, in the order of `scalars`.
@@ -110,13 +102,10 @@ class GroupSums:
 
 
 def standard_error(replicates: Tensor) -> Tensor:
-    """Standard error of a quantity from its values (G, ...) without each of G groups of samples in turn.
+    """Standard error (...) of a quantity from its values (G, ...) without each of G groups of samples in turn.
 
     The delete-one-group jackknife, sqrt((G-1)/G sum_g (q_g - mean q)^2); it is itself known to about 1/sqrt(2(G-1)),
     13 % for 32 groups.
-
-    Returns:
-        (...), like `replicates`.
     """
     groups = len(replicates)
     return ((groups - 1) / groups * (replicates - replicates.mean(0)).square().sum(0)).sqrt()
@@ -139,13 +128,7 @@ def matched_slope(lam: Tensor, values: Tensor, stops: Tensor) -> Tensor:
     one level stopped before its neighbour that would no longer hold: the difference of the two is therefore taken
     over the samples that they share, and the spline goes through the sums of these differences.
 
-    Args:
-        lam: Nodes (n,), float64, ascending.
-        values: After each round, (R, ..., n), float64.
-        stops: The last round of each node (n,).
-
-    Returns:
-        (..., n), float64.
+    From nodes lam (n,), ascending, values after each round (R, ..., n) and the last round of each node (n,): (..., n).
     """
     from scipy.interpolate import CubicSpline
 
@@ -158,17 +141,7 @@ def matched_slope(lam: Tensor, values: Tensor, stops: Tensor) -> Tensor:
 
 
 def squared_residual(trace: Tensor, xx: Tensor, xd: Tensor, dd: Tensor) -> tuple[Tensor, Tensor]:
-    """E|g|^2 = E[D.D] - 2a E[x.D] + a^2 E[x.x] with a = 1 - l, and where it is lost in rounding.
-
-    Args:
-        trace: a = E[tr J]/d, any shape.
-        xx: E[x.x], like `trace`.
-        xd: E[x.D], like `trace`.
-        dd: E[D.D], like `trace`.
-
-    Returns:
-        E|g|^2 and a mask, like `trace`.
-    """
+    """E|g|^2 = dd - 2a xd + a^2 xx with a = 1 - l = E[tr J]/d, xx = E[x.x] and so on, and where rounding loses it."""
     norm = dd - 2 * trace * xd + trace**2 * xx
     return norm, norm <= _VANISHING * (dd + trace**2 * xx)
 

@@ -61,18 +61,11 @@ def network_precision(estimator: Estimator, precision: str, device: torch.device
 
 
 class Collection:
-    """The sums of an estimator's scalars over samples x_0 + t z of the data at every noise level.
+    """The sums of an estimator's scalars over samples x_0 + t z of the data at every noise level `t` (n,), descending.
 
-    Args:
-        estimator: Which scalars.
-        denoiser: The teacher.
-        source: x_0 and labels, walked through in a shuffled order, as often as it takes.
-        t: Noise levels (n,), float64, descending.
-        settings: How many samples; its estimator and grid are not read.
-        paired: Whether to draw pairs x_0 + t z, x_0 - t z for an estimator that does not need them, too.
-        accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
-        path: The coefficient file to be, beside which unfinished sums are kept.
-        identity: What the sums depend on; unfinished ones of anything else are not resumed from.
+    The data are walked through in a shuffled order, as often as it takes; the processes of `accelerator` share whole
+    chunks, and the sums are those of one process to float64 rounding. `paired` draws pairs x_0 + t z, x_0 - t z for an
+    estimator that does not need them, too. Unfinished sums are kept beside `path`, see `Progress`.
 
     Raises:
         RecipeError: The precision does not suit the estimator.
@@ -110,8 +103,7 @@ class Collection:
     def run(self, advance: Advance = lambda count, note: None) -> GroupSums:
         """Sums up all samples, or as many as the target error needs.
 
-        Args:
-            advance: Called with the number of (sample, timestep) pairs that were finished since the last call.
+        `advance` is told the (sample, timestep) pairs that were finished since the last call.
 
         Raises:
             StoppedError: A signal came; the file of the unfinished sums holds all that was done.
@@ -154,11 +146,7 @@ class Collection:
         return None
 
     def _draw(self, start: int, count: int) -> tuple[Points, Tensor]:
-        """Draws a chunk of points from sample `start` on.
-
-        Returns:
-            The points, and which groups its first `count` belong to: a matrix of zeros and ones (G, rows).
-        """
+        """Draws a chunk of points, and which groups its first `count` belong to: zeros and ones (G, rows)."""
         x0, z, probes, labels = self._draw_samples(start)
         if self.paired:
             x0, z = torch.cat([x0, x0]), torch.cat([z, -z])
@@ -200,12 +188,7 @@ class Collection:
         return torch.autocast(self.device.type, torch.float16)
 
     def _add_up(self) -> Tensor:
-        """Returns the sums of a round over all processes (G, n, k).
-
-        Raises:
-            StoppedError: A process was stopped.
-            CdistillError: The sums are not finite.
-        """
+        """Returns the sums of a round over all processes (G, n, k); raises what `run` raises."""
         stopped = self.stopped
         total = self.progress.current.cpu()
         if self.accelerator and self.world > 1:

@@ -30,10 +30,8 @@ _FEWEST_GROUPS = 2  # that have an error
 class CoefficientEstimate:
     """l and s of a teacher, with what their errors follow from.
 
-    Replicates are values (1+G, ...): of all samples, then without each group of samples in turn.
-
     Attributes:
-        l_replicates: l_t (1+G, n).
+        l_replicates: l_t (1+G, n): of all samples, then without each group of samples in turn.
         s_replicates: s_t (1+G, n).
         sums: What both were computed from.
         sigma_data: Standard deviation of the data.
@@ -161,14 +159,7 @@ def _with_errors(replicates: Tensor) -> list[str]:
 def solve(
     estimator: Estimator, sums: GroupSums, sigma_data: float, header: Mapping[str, Any] | None = None
 ) -> CoefficientEstimate:
-    """Computes l and s of all samples and without each group in turn.
-
-    Args:
-        estimator: Which collected the sums.
-        sums: Of its scalars.
-        sigma_data: Standard deviation of the data.
-        header: How they were made.
-    """
+    """Computes l and s of all samples and without each group in turn; `header` says how the sums were made."""
     whole, without = estimator.solve(sums.t, sums.means(), sums.stops, sums.dim), replicates(estimator, sums)
     l, s = (torch.cat([value[None], rest]) for value, rest in zip(whole, without, strict=True))  # noqa: E741
     return CoefficientEstimate(l, s, sums, sigma_data, header or {})
@@ -230,12 +221,7 @@ def _check_sums(sums: GroupSums, scalars: int) -> None:
 
 @dataclass(frozen=True)
 class EstimatorComparison:
-    """Estimates of one teacher from the same samples, in the same groups.
-
-    Attributes:
-        teacher: Its name.
-        estimates: Name of the estimator -> its estimate; the others are compared with the first.
-    """
+    """Estimates of one teacher by estimator, from the same samples and groups: the others against the first."""
 
     teacher: str
     estimates: Mapping[str, CoefficientEstimate]

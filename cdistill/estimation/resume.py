@@ -18,12 +18,9 @@ _SAVE_EVERY = 20.0  # seconds of work that a kill -9 can lose
 class Progress:
     """How far the collection has come in one process, loaded from its file if there is one.
 
-    Args:
-        shape: Groups of samples, noise levels and scalars (G, n, k).
-        path: The coefficient file to be; the unfinished sums lie beside it. None keeps nothing.
-        identity: What the sums depend on; a file of anything else is ignored, as a damaged one is.
-        rank: Number of this process.
-        world: Number of processes; other numbers divide the samples in another way.
+    The file lies beside the coefficient file to be, `path`; one that is damaged, of another `identity` or of another
+    number of processes, which divide the samples in another way, is ignored. `shape` is (G, n, k): groups of samples,
+    noise levels and scalars.
 
     Attributes:
         sums: Of all processes, of each finished round (R, G, n, k), float64.

@@ -85,16 +85,7 @@ def _difference(name: str, better: str, row: Row, other: Row) -> Difference:
 
 @dataclass(frozen=True)
 class RepeatedFigure:
-    """A figure, and what it was in a record.
-
-    Attributes:
-        sampler: Row of the table.
-        nfe: Network calls a sample.
-        metric: Name.
-        before: In the record; None where it was not finite.
-        now: Measured again; None where it was not, or is not finite.
-        error: Standard error in the record, 0 where there is none.
-    """
+    """A figure measured again; `before` and `now` are None where it was not finite, `error` 0 where there is none."""
 
     sampler: str
     nfe: int
@@ -124,13 +115,7 @@ class RepeatedFigure:
 
 @dataclass(frozen=True)
 class Repetition:
-    """A record measured again.
-
-    Attributes:
-        path: Its file.
-        figures: All of its figures.
-        changes: What the two records do not agree on of how they were made, "key: old -> new".
-    """
+    """A record in the file `path` measured again: all its figures, and what else has changed, "key: old -> new"."""
 
     path: Path
     figures: Sequence[RepeatedFigure]

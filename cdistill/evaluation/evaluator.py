@@ -30,15 +30,10 @@ from cdistill.teachers import Teacher
 
 
 class Evaluator:
-    """Measures samplers on the same seeds as a recipe's section says.
+    """Measures samplers on the same seeds as a recipe's section says; `accelerator` shares the work.
 
-    Args:
-        section: What is measured, and how.
-        shape: Shape of one sample.
-        num_classes: Number of classes, 0 when unconditional.
-        teacher: Whose trajectories `teacher-mse` compares with, on the accelerator's device; None without one.
-        source: Real data to compare with; None where the section names statistics of them.
-        accelerator: Shares the work among its processes.
+    `teacher`, on the accelerator's device, is whose trajectories `teacher-mse` compares with; `source` are real data,
+    None where the section names statistics of them.
 
     Raises:
         CdistillError: What is asked for cannot be measured, or a file that it needs is missing; nothing is drawn yet.
@@ -80,11 +75,7 @@ class Evaluator:
         return self._endpoints.rows(self.seeds[:count])[0]
 
     def draw(self, sampler: Sampler, title: str) -> SampleSet:
-        """Draws the samples with a progress bar; every process returns all of them.
-
-        Raises:
-            StoppedError: A signal came.
-        """
+        """Draws the samples with a progress bar; every process returns all of them; StoppedError if a signal came."""
         images = len(self.shape) == 3
         samples = self._empty()
         diverged = torch.zeros(len(self.seeds))

@@ -70,11 +70,7 @@ class Pixels(FeatureNetwork):
 
 
 class Script(FeatureNetwork):
-    """A TorchScript file: uint8 RGB images (B, 3, H, W) -> (B, d). Loading it runs what is in it.
-
-    Args:
-        path: The file.
-    """
+    """A TorchScript file: uint8 RGB images (B, 3, H, W) -> (B, d). Loading it runs what is in it."""
 
     def __init__(self, path: Path) -> None:
         self.name, self.path = str(path), path
@@ -141,11 +137,7 @@ class Inception(FeatureNetwork):
 class Imported(FeatureNetwork):
     """``module:callable``: uint8 RGB images (B, 3, H, W) on the CPU -> (B, d). It is imported, which runs it.
 
-    Args:
-        name: Where it is, as in ``my_package.networks:embed``; a module in the current folder needs PYTHONPATH=. .
-
-    Raises:
-        CdistillError: It cannot be imported or called.
+    A module in the current folder needs PYTHONPATH=. ; CdistillError if it cannot be imported or called.
     """
 
     def __init__(self, name: str) -> None:
@@ -222,11 +214,7 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def check_vectors(features: Any, count: int, name: str) -> Tensor:
-    """Returns what a user's network made of `count` images, if it is a vector for each.
-
-    Raises:
-        CdistillError: It is something else.
-    """
+    """Returns what a user's network made of `count` images, or raises CdistillError if it is no vector for each."""
     if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != count:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise CdistillError(f"features {name!r}: got {got} for {count} images; needs a tensor ({count}, d)")
@@ -247,11 +235,7 @@ def extracting() -> Iterator[None]:
 
 
 def load_script(path: Path) -> Any:
-    """Returns the module in a TorchScript file, on this process's device.
-
-    Raises:
-        CdistillError: It does not load.
-    """
+    """Returns the module in a TorchScript file, on this process's device; CdistillError if it does not load."""
     with loading_script(path):
         return torch.jit.load(path, map_location=device()).eval()
 

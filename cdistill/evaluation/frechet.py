@@ -66,13 +66,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, G G^T).
-
-    Attributes:
-        mean: (d,), float64.
-        values: The eigenvalues of the covariance that are no rounding errors (r,), ascending.
-        vectors: Their eigenvectors (d, r).
-    """
+    """N(mean, G G^T): mean (d,), eigenvalues that are no rounding errors (r,), ascending, eigenvectors (d, r)."""
 
     mean: Tensor
     values: Tensor
@@ -96,12 +90,7 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Gaussian:
 
 
 def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
-    """|m1-m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6).
-
-    Args:
-        first: Mean (d,) and covariance (d, d), float64.
-        second: The same of the other set.
-    """
+    """|m1-m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), of means (d,) and covariances (d, d)."""
     return _couple(gaussian(*first), gaussian(*second))[0]
 
 

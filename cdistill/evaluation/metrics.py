@@ -35,7 +35,6 @@ class SampleSet:
         samples: uint8 images (n, C, H, W), quantised as they would be stored, or float64 vectors (n, d).
         errors: Mean square distance of each to the end point of the teacher's trajectory from the same noise (n,),
             float64, before quantisation; None without a teacher.
-        accelerator: Shares the work of feature networks among its processes.
     """
 
     samples: Tensor
@@ -51,10 +50,7 @@ class SampleSet:
 
 
 class Metric(ABC):
-    """A figure of a set of samples.
-
-    Args:
-        network: The feature network that is chosen; some metrics need none, or another.
+    """A figure of a set of samples; some need another feature network than the chosen one, or none.
 
     Attributes:
         title: Heading of its column.
@@ -80,12 +76,7 @@ class Metric(ABC):
 
 
 class FeatureMetric(Metric):
-    """A metric of feature vectors.
-
-    Attributes:
-        heading: Title without the network.
-        compares_points: Whether it needs features of the data, not their moments alone.
-    """
+    """A metric of feature vectors, of points of the data or of their moments alone; `heading` lacks the network."""
 
     heading: ClassVar[str]
     compares_points: ClassVar[bool] = True
@@ -109,11 +100,7 @@ class FeatureMetric(Metric):
         reference.check(self.network, self.compares_points)
 
     def features(self, samples: SampleSet) -> Tensor:
-        """Returns the features of the samples (n, d), float32.
-
-        Raises:
-            CdistillError: They are not finite, or fewer than two.
-        """
+        """Returns the features of the samples (n, d), float32; CdistillError unless two or more, all finite."""
         features = samples.features(self.network)
         if len(features) < 2:
             raise CdistillError(f"samples: got {len(features)}; a figure of features needs at least 2")
@@ -124,11 +111,7 @@ class FeatureMetric(Metric):
         return features
 
     def real(self, samples: Tensor, reference: Reference) -> Tensor:
-        """Returns the features of the data (m, d), float32.
-
-        Raises:
-            MismatchError: They have another dimension than the samples' features (n, d).
-        """
+        """Returns the features of the data (m, d), float32; MismatchError if those of the samples have another d."""
         features = reference.features(self.network)
         _check_dimension(samples, features.shape[1], reference)
         return features
@@ -226,11 +209,7 @@ class TeacherError(Metric):
 
     @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """Returns the mean over the samples.
-
-        Raises:
-            CdistillError: The samples come without a teacher.
-        """
+        """Returns the mean over the samples; CdistillError if they come without a teacher."""
         if samples.errors is None:
             raise CdistillError("teacher-mse: these samples have no teacher; choose other metrics")
         return mean_estimate(samples.errors)
@@ -279,11 +258,7 @@ class VectorFrechet(Metric):
 
     @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
-        """Returns the distance; NaN where the student has diverged.
-
-        Raises:
-            CdistillError: Fewer than two samples.
-        """
+        """Returns the distance, NaN where the student has diverged; CdistillError of fewer than two samples."""
         source, vectors = reference.source, samples.samples
         assert source is not None
         if len(vectors) < 2:

@@ -23,15 +23,10 @@ _SAME = 1e-12  # of the squared norms: a smaller squared distance is the roundin
 
 
 def blocks(vectors: Tensor, device: torch.device, title: str = "") -> Iterator[tuple[slice, Tensor]]:
-    """Yields the rows of `vectors` (n, d), which may be on the CPU, as float64 on `device`, and their positions.
-
-    Args:
-        vectors: (n, d).
-        device: Where they are needed.
-        title: Of the progress bar; "" for an inner loop, which shows none.
+    """Yields the rows of `vectors` (n, d) as float64 on `device`, with their positions; shows a bar with its `title`.
 
     Raises:
-        StoppedError: A signal came, in an outer loop.
+        StoppedError: A signal came, in an outer loop: one with a title.
     """
     if not title or len(vectors) < _LONG:
         yield from _blocks(vectors, device)
@@ -50,17 +45,11 @@ def _blocks(vectors: Tensor, device: torch.device) -> Iterator[tuple[slice, Tens
 
 
 def kernel_distance(features: Tensor, real: Tensor, within_real: float, device: torch.device) -> Estimate:
-    """MMD^2 over all pairs, with the Hajek projection of each sample.
+    """MMD^2 over all pairs of x (n, d) and y (m, d), with the Hajek projection of each sample, in float64 on `device`.
 
-    mean of k(x_i, x_j), i != j, plus that of k(y_i, y_j), minus twice that of k(x_i, y_j), where
+    mean of k(x_i, x_j), i != j, plus that of k(y_i, y_j), `within_real`, minus twice that of k(x_i, y_j), where
     k(x, y) = (x.y / d + 1)^3. The influence of a sample is 2 (mean over j of k(x, x_j) - mean over j of k(x, y_j)), up
     to a constant.
-
-    Args:
-        features: x (n, d), on the CPU.
-        real: y (m, d), on the CPU.
-        within_real: The mean of k(y_i, y_j), see `mean_kernel`.
-        device: Where the products are taken, in float64.
     """
     within = _kernel_with_others(features, device) / (len(features) - 1)
     across = _kernel_sums(features, real, device, "KID") / len(real)
@@ -97,10 +86,9 @@ def _kernel_sums(first: Tensor, second: Tensor | None, device: torch.device, tit
 
 @dataclass(frozen=True)
 class Balls:
-    """Points (n, d) with the squared distances to their k + 1 nearest others.
+    """Points (n, d), float32 on the CPU, with the squared distances to their k + 1 nearest others.
 
     Attributes:
-        points: (n, d), float32, on the CPU.
         nearest: Squared distances (n, k + 1), ascending, float32.
         neighbours: Which points these are (n, k + 1), int64.
         device: Where distances are computed.
@@ -118,13 +106,7 @@ class Balls:
 
 
 def find_balls(points: Tensor, k: int, device: torch.device, title: str) -> Balls:
-    """Finds the k + 1 nearest others of each point.
-
-    Args:
-        points: (n, d), on the CPU.
-        k: A ball reaches to the k-th nearest.
-        device: Where distances are computed.
-        title: Of the progress bar.
+    """Finds the k + 1 nearest others of each of `points` (n, d); a ball reaches to the k-th.
 
     Raises:
         CdistillError: There are fewer than k + 2 points.

@@ -31,12 +31,8 @@ def evaluate_networks(
 ) -> Evaluation:
     """Measures the teacher, the student before training and the student, as far as there are such.
 
-    Args:
-        evaluator: On whose device all networks are.
-        choice: The students' sampler; without times, at each NFE of the evaluator's section.
-        student: The student; None measures the teacher alone.
-        untrained: The student's network before training.
-        **facts: What else the record says.
+    All networks are on the evaluator's device. Without times in `choice`, the students' sampler, it runs at each NFE of
+    the evaluator's section; `facts` is what else the record says.
 
     Raises:
         RecipeError: Samplers that cannot be built; nothing is drawn yet.
@@ -120,15 +116,7 @@ def _measure(
 def save_evaluation(
     evaluator: Evaluator, evaluation: Evaluation, folder: Path, name: str, images: str | None = None
 ) -> Evaluation:
-    """Writes ``NAME.json`` and the pictures, see `save_images`; returns the record as it was written.
-
-    Args:
-        evaluator: Who measured.
-        evaluation: The record.
-        folder: Where to.
-        name: Of the record.
-        images: Name of the pictures; that of the record by default.
-    """
+    """Writes ``NAME.json`` and the pictures, see `save_images`; returns the record as it was written."""
     picture = save_images(evaluator, folder, images or name, evaluation.drawn)
     if picture is not None:
         shown = str(picture.with_suffix(".npz").relative_to(folder))
@@ -142,8 +130,7 @@ def save_evaluation(
 def save_images(evaluator: Evaluator, folder: Path, name: str, drawn: Mapping[int, Tensor]) -> Path | None:
     """Shows the first seeds at every NFE, the teacher's above: ``samples/NAME.png``, and the arrays as ``.npz``.
 
-    Returns:
-        The PNG; None for vectors, or where nothing was drawn.
+    Returns the PNG; None for vectors, or where nothing was drawn.
     """
     if len(evaluator.shape) != 3 or not drawn:
         return None

@@ -32,14 +32,9 @@ class _Record(BaseModel):
 
 
 class Row(_Record):
-    """A row of an evaluation: one sampler with one number of network calls.
+    """A row of an evaluation: one sampler with one number of network calls, 0 for images, of which it is not known.
 
-    Attributes:
-        sampler: "student", "untrained student", "teacher (Heun)" or another.
-        nfe: Network calls a sample; 0 for images, of which it is not known.
-        values: Metric -> value.
-        errors: Metric -> standard error.
-        intervals: Metric -> lower and upper end.
+    `sampler` is "student", "untrained student", "teacher (Heun)" or another; the rest is by metric.
     """
 
     sampler: str
@@ -67,11 +62,6 @@ class Row(_Record):
         """Metric -> estimate, with the influence of each sample; empty for a row that was read from a file."""
         return self._estimates
 
-    @property
-    def is_teacher(self) -> bool:
-        """Whether the sampler draws from the teacher."""
-        return self.sampler.startswith("teacher")
-
     def value(self, metric: str) -> float | None:
         """Returns a finite value, or None."""
         value = self.values.get(metric)
@@ -96,12 +86,10 @@ class Evaluation(_Record):
 
     Attributes:
         step: Finished steps of the student.
-        samples: Number of samples, of `seeds`.
-        seeds: First and last.
+        seeds: First and last of the samples.
         split: Of the data that they were compared with.
         level: Stated coverage of the intervals.
         metrics: Metric -> its title, and whether "lower" or "higher" is better; records of version 0.1 lack it.
-        rows: The samplers.
         images: File of the first samples, relative to the run.
         command: What was typed.
     """
@@ -194,12 +182,6 @@ class Difference(_Record):
     """A figure of the second evaluation less that of the first, on the same seeds.
 
     Attributes:
-        metric: Its name.
-        sampler: Which row of both.
-        nfe: Network calls a sample.
-        first: The first one's figure.
-        second: The other's.
-        difference: Second minus first.
         error: Standard error of the difference; the noise that both share cancels.
         interval: Two-sided, for this one difference alone.
         verdict: What the second one is: "better", "worse" or "not distinguishable".
@@ -225,12 +207,7 @@ class Pair(_Record):
 
 
 class Comparisons(_Record):
-    """What ``cdistill evaluate RUN_A RUN_B`` writes: each of the others compared with the first.
-
-    Attributes:
-        comparisons: Pairs with the first.
-        records: The evaluations.
-    """
+    """What ``cdistill evaluate RUN_A RUN_B`` writes: each of the others compared with the first, and the records."""
 
     comparisons: list[Pair]
     records: list[Evaluation] = []
@@ -257,12 +234,7 @@ class Comparisons(_Record):
 
 
 def direction(metric: str, facts: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns whether "lower" or "higher" values are better, "" if neither.
-
-    Args:
-        metric: Its name.
-        facts: `metrics` of a record; where it does not say, the name decides.
-    """
+    """Returns whether "lower" or "higher" values are better, "" if neither; where `facts` do not say, the name does."""
     better = facts.get(metric, {}).get("better", "higher" if metric in _HIGHER else "lower")
     return better if better in ("lower", "higher") else ""
 

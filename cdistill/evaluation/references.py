@@ -39,8 +39,7 @@ class Reference:
         source: Real data.
         stats: File of statistics, see `cdistill.evaluation.statistics_files`.
         accelerator: Shares the work of feature networks among its processes.
-        keep: How many features of the data are kept: all in their order, or so many of a fixed random choice, which
-            depends on nothing but the number of the data.
+        keep: How many features of the data are kept: so many of a fixed random choice, which depends on their number.
     """
 
     def __init__(

@@ -42,16 +42,11 @@ class Statistics:
 
 
 def find_statistics(name: str, data: str) -> Path:
-    """Returns the file of statistics that `name` stands for.
-
-    Args:
-        name: A path, or "edm" for what EDM published for the data.
-        data: Name of the data source.
+    """Returns the file of statistics that `name` stands for: a path, or "edm" for what EDM published for the data.
 
     Raises:
         RecipeError: EDM published none for these data.
-        MissingAssetError: There is no such file; or EDM's is not there and cannot be downloaded: the message says what
-            to put where.
+        MissingAssetError: It is not there and cannot be downloaded; the message says what to put where.
         CorruptFileError: It is not what it was at first use.
     """
     if name != "edm":
@@ -146,7 +141,6 @@ def _check_moments(path: Path, mean: Tensor, covariance: Tensor) -> None:
         shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
         raise CorruptFileError(f"{path}: mu and sigma of shapes {shapes}; needs (d,) and (d, d)")
     scale = covariance.abs().max()
-    if (
-        covariance - covariance.T
-    ).abs().max() > _TOLERANCE * scale or covariance.diagonal().min() < -_TOLERANCE * scale:
+    skew, least = (covariance - covariance.T).abs().max(), covariance.diagonal().min()
+    if skew > _TOLERANCE * scale or least < -_TOLERANCE * scale:
         raise CorruptFileError(f"{path}: sigma is no covariance (not symmetric, or a negative variance)")

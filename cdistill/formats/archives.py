@@ -25,13 +25,9 @@ _METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
 
 
 class Images(ABC):
-    """Images in one file or folder, sorted by name.
+    """Images in one file or folder `path`, by their sorted `names`, with "/" between folders.
 
     Hidden files, and files that are no pictures, are left out.
-
-    Attributes:
-        path: The archive or folder.
-        names: Names of the images inside it, with "/" between folders.
     """
 
     path: Path
@@ -45,27 +41,13 @@ class Images(ABC):
         """Yields the files of the images at `indices`."""
 
     def decode(self, indices: Sequence[int], shape: tuple[int, ...] | None = None) -> list[Pixels]:
-        """Decodes images.
-
-        Args:
-            indices: Which.
-            shape: (C, H, W) that all must have, see `cdistill.formats.images.decode`.
-
-        Raises:
-            CorruptFileError: An image is damaged or changed; the message names it.
-            MismatchError: One has another shape.
-        """
+        """Decodes images, of the `shape` (C, H, W) if it is given; errors as `cdistill.formats.images.decode`."""
         with closing(self.read(indices)) as files:  # at once, also after an error: it may hold an open file
-            return [
-                decode(content, f"{self.path}: {self.names[k]}", shape)
-                for k, content in zip(indices, files, strict=True)
-            ]
+            where = [f"{self.path}: {self.names[k]}" for k in indices]
+            return [decode(content, name, shape) for content, name in zip(files, where, strict=True)]
 
     def most_label_bytes(self) -> int:
-        """Returns how large ``dataset.json`` may be: for every image its name, a class and room for spaces.
-
-        JSON may write what is not ASCII as twelve bytes.
-        """
+        """How large ``dataset.json`` may be: for every image its name, at most 12 bytes a sign, a class and spaces."""
         return 4096 + sum((1 if name.isascii() else 12) * len(name) + 64 for name in self.names)
 
     @abstractmethod
@@ -74,11 +56,7 @@ class Images(ABC):
 
     @abstractmethod
     def digest(self, advance: Callable[[], None]) -> str:
-        """Returns a SHA-256 that changes with every image, name and label.
-
-        Args:
-            advance: Called after every file that had to be read.
-        """
+        """Returns a SHA-256 that changes with every image, name and label; `advance` is called after each file read."""
 
 
 class ZipImages(Images):

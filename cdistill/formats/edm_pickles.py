@@ -45,8 +45,7 @@ class EDMNetwork:
     """A network of EDM as data.
 
     Attributes:
-        class_name: Class of the preconditioner, "EDMPrecond".
-        model_class: Class of the network inside, "SongUNet" or "DhariwalUNet".
+        class_name: Class of the preconditioner, "EDMPrecond"; `model_class` is "SongUNet" or "DhariwalUNet".
         entry: Which part of the file it is: "ema", "net" (a training state: not averaged) or "" (the whole file).
         init_kwargs: Arguments of the preconditioner, by name; plain values, but a number may be infinite.
         attributes: What the preconditioner states of itself (`ATTRIBUTES`), to be compared with `init_kwargs`.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cdistill.errors import CdistillError, CorruptFileError, MismatchError
+from cdistill.errors import CdistillError, CorruptFileError, MismatchError, brief
 
 Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -25,15 +25,7 @@ _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 
 
 def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pixels:
-    """Decodes one image.
-
-    Args:
-        data: The file's content.
-        where: Its name, which begins every message.
-        shape: (C, H, W) that it must have; its own when None.
-
-    Returns:
-        (C, H, W).
+    """Decodes one image into (C, H, W), its own or the wanted `shape`; `where` begins every message.
 
     Raises:
         CorruptFileError: Damaged, no image, too large, or of a kind that would lose something.
@@ -53,7 +45,7 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except MemoryError as error:
         raise CdistillError(f"{where}: too little memory to decode it; end other programs and try again") from error
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
-        raise CorruptFileError(f"{where}: not a valid image ({_brief(error)}); replace it") from error
+        raise CorruptFileError(f"{where}: not a valid image ({brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
 
 
@@ -87,7 +79,3 @@ def _check_work(image: Image.Image, data: bytes, where: str) -> None:
         )
     if image.format == "JPEG" and (scans := data.count(_SCAN)) > _MOST_SCANS:
         raise CorruptFileError(f"{where}: a JPEG of {scans:,} scans; at most {_MOST_SCANS} are read; store it again")
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, brief
 
 _AT_ONCE = 2**24  # bytes
 _MOST_HEADER = 10_000  # bytes; NumPy's own bound, which it looks at after reading
@@ -44,13 +44,7 @@ def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[
 
 
 def read_array(archive: zipfile.ZipFile, name: str, where: str, most: int) -> NDArray[Any]:
-    """Reads a whole array out of an open archive.
-
-    Args:
-        archive: The .npz.
-        name: Of the array.
-        where: The file, for messages.
-        most: Bytes that it may have.
+    """Reads a whole array of at most `most` bytes out of an open .npz; `where` is the file, for messages.
 
     Raises:
         CorruptFileError: It is damaged, larger, or no plain array.
@@ -84,5 +78,4 @@ def npz_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingAssetError(f"{path}: no such file; check the path") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise CorruptFileError(f"{path}: not a valid .npz ({reason}); save it again") from error
+        raise CorruptFileError(f"{path}: not a valid .npz ({brief(error)}); save it again") from error

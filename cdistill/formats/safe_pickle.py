@@ -62,15 +62,7 @@ def read_pickle_at(
     persistent: Persistent | None = None,
     budget: Budget | None = None,
 ) -> tuple[Any, int]:
-    """Returns the value of the pickle that begins at byte `start`, and where it ends; otherwise as `read_pickle`.
-
-    Args:
-        data: What holds the pickle.
-        start: Its first byte.
-        names: As in `read_pickle`.
-        persistent: As in `read_pickle`.
-        budget: As in `read_pickle`.
-    """
+    """Returns the value of the pickle that begins at byte `start`, and where it ends; otherwise as `read_pickle`."""
     machine = _Machine(memoryview(data), start, names, persistent, budget or Budget(len(data)))
     return machine.run(), machine.place
 
@@ -237,21 +229,22 @@ def _fresh(make: Callable[[], Any]) -> _Handler:
     return lambda m: m.stack.append(make())
 
 
-def _number(layout: str) -> _Handler:
+def _indexed(layout: str, use: Callable[[_Machine, Any], None]) -> _Handler:
     packed = struct.Struct(layout)
-    return lambda m: m.stack.append(packed.unpack(m.take(packed.size))[0])
+    return lambda m: use(m, packed.unpack(m.take(packed.size))[0])
+
+
+def _number(layout: str) -> _Handler:
+    return _indexed(layout, lambda m, number: m.stack.append(number))
 
 
 def _counted(layout: str, make: Callable[[memoryview], Any]) -> _Handler:
-    packed = struct.Struct(layout)
-
-    def handler(m: _Machine) -> None:
-        count = packed.unpack(m.take(packed.size))[0]
+    def handler(m: _Machine, count: int) -> None:
         if count < 0:
             raise CorruptFileError("a negative length")
         m.stack.append(make(m.take(count)))
 
-    return handler
+    return _indexed(layout, handler)
 
 
 def _short_or_long_text(data: memoryview) -> str | LongText:
@@ -288,11 +281,6 @@ def _line_bytes(line: bytes) -> bytes:
 
 def _on_line(make: Callable[[bytes], Any]) -> _Handler:
     return lambda m: m.stack.append(make(m.line()))
-
-
-def _indexed(layout: str, use: Callable[[_Machine, int], None]) -> _Handler:
-    packed = struct.Struct(layout)
-    return lambda m: use(m, packed.unpack(m.take(packed.size))[0])
 
 
 def _pop(m: _Machine) -> None:

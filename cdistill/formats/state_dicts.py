@@ -55,9 +55,6 @@ def state_dict_kind(keys: Collection[object]) -> Kind:
 
     ``openai`` is EDM, CD or CT on ImageNet-64 alike: their keys are the same, so the user must say which.
 
-    Args:
-        keys: The keys of the dict that the file holds.
-
     Raises:
         CorruptFileError: It is a file of an optimiser or a discriminator, or of no known network.
     """

@@ -7,7 +7,7 @@ while a tensor here is copied straight from the file.
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.pickle_values import Budget, shown
@@ -21,8 +21,7 @@ _MOST_MEMBERS = 100_000
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: str
     flags: int
     method: int
@@ -35,24 +34,15 @@ class _Entry:
 class StoredZip:
     """A zip archive in memory; members are found by name, verified at their first use, and never written anywhere.
 
-    Args:
-        data: The whole archive.
-        budget: Pays for the checksums.
-
-    Raises:
-        CorruptFileError: It is damaged or not such an archive.
+    `budget` pays for the checksums. Raises CorruptFileError if `data` is damaged or no such archive.
     """
 
     def __init__(self, data: memoryview, budget: Budget) -> None:
         self.data = data
         self.budget = budget
         self._entries = _directory(data)
+        self.names = list(self._entries)
         self._opened: dict[str, memoryview] = {}
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the members, in the order of the directory."""
-        return list(self._entries)
 
     def open(self, name: str) -> memoryview:
         """Returns the content of a member; raises CorruptFileError if it is missing, compressed or altered."""

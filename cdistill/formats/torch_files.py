@@ -58,12 +58,9 @@ class Storage:
 
 
 def read_torch_file(path: Path) -> Any:
-    """Reads a file that torch saved: tensors in dicts, lists and tuples, numbers and text.
+    """Reads a file that torch saved, old or new: tensors in dicts, lists and tuples, numbers and text.
 
     An OrderedDict becomes a dict; a text of 64 KiB or more stays a `LongText`.
-
-    Args:
-        path: The .pt, .pth or .ckpt file, old or new.
 
     Raises:
         MissingAssetError: There is no such file.
@@ -85,9 +82,8 @@ def map_file(path: Path) -> memoryview:
         CorruptFileError: It is empty.
     """
     if path.exists() and not path.is_file():
-        raise MissingAssetError(
-            f"{path}: a {'folder' if path.is_dir() else 'device'}, not a file; give the path of a file"
-        )
+        what = "folder" if path.is_dir() else "device"
+        raise MissingAssetError(f"{path}: a {what}, not a file; give the path of a file")
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; put it there or give another path")
     try:
@@ -119,11 +115,7 @@ def read_torch(data: memoryview, names: Names, budget: Budget) -> Any:
 
 
 def tensor_names(budget: Budget) -> dict[str, Build | None]:
-    """Returns the names in files of tensors: containers, NumPy's numbers, torch's storages and how tensors are made.
-
-    Args:
-        budget: Pays for the tensors.
-    """
+    """Returns the names in files of tensors, which `budget` pays for: containers, NumPy's numbers, torch's storages."""
     return {
         **container_names(),
         **numpy_names(),
@@ -183,8 +175,7 @@ def _check_layout(numel: int, offset: Any, size: Any, stride: Any) -> None:
         raise CorruptFileError(f"a tensor that reaches beyond its storage of {numel} numbers")
 
 
-def _parameter(arguments: tuple[Any, ...]) -> Tensor:
-    """Gives the tensor of a parameter: (data, requires_grad, hooks)."""
+def _parameter(arguments: tuple[Any, ...]) -> Tensor:  # (data, requires_grad, hooks)
     if len(arguments) != 3 or not isinstance(arguments[0], Tensor):
         raise CorruptFileError("a parameter that is not made from a tensor")
     return arguments[0]

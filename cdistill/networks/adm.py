@@ -21,18 +21,8 @@ def _init(layer: nn.Module, gain: float) -> nn.Module:
 class ADMUNet(UNet):
     """ADM's U-Net: the noise scales and shifts, attention has several heads, resampling skips have no weights.
 
-    Args:
-        resolution: Side of the images.
-        channels: Colours, in and out.
-        num_classes: Classes, 0 when unconditional.
-        model_channels: Width unit.
-        channel_mult: Width multiplier of each resolution, from the highest.
-        num_blocks: Residual blocks a resolution.
-        attn_resolutions: Resolutions with self-attention.
-        dropout: Dropout probability while training.
-        augment_dim: EDM's augmentation labels, 0 for none.
-        head_channels: Channels of an attention head.
-        noise_scale: Factor on c_noise: 1 in EDM's files, 1000 in OpenAI's.
+    Arguments as :class:`cdistill.networks.song.SongUNet`, with `head_channels`, those of an attention head, and
+    `noise_scale`, the factor on c_noise: 1 in EDM's files, 1000 in OpenAI's.
     """
 
     def __init__(

@@ -90,11 +90,9 @@ def describe(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDenoiser:
-    """Builds an untrained denoiser.
+    """Builds an untrained denoiser; `sigma_data` is the standard deviation of the data, positive.
 
-    Args:
-        architecture: "network" ("song" or "adm"), the arguments of its class, and "s_branch" for a student's network.
-        sigma_data: Standard deviation of the data, positive.
+    `architecture` has "network" ("song" or "adm"), the arguments of its class, and "s_branch" for a student's network.
 
     Raises:
         ValueError: That describes no network.

@@ -22,12 +22,7 @@ def broadcast(values: Tensor, x: Tensor) -> Tensor:
 def edm_coefficients(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tensor]:
     """c_skip, c_out and c_in of EDM's denoiser (Karras et al. 2022, Table 1; Zheng et al. 2025, Eq. 3).
 
-    Args:
-        t: Noise levels, float64, any shape.
-        sigma_data: Standard deviation of the data.
-
-    Returns:
-        Three tensors like `t`.
+    Each is like the noise levels t, float64, of any shape.
     """
     variance = sigma_data**2 + t**2
     return sigma_data**2 / variance, sigma_data * t / variance.sqrt(), 1 / variance.sqrt()
@@ -48,25 +43,20 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Computes D(x, t, s).
+        """Computes D(x, t, s), like x in shape and type.
 
         Args:
             x: Noisy samples (B, ...), values about +-(1 + t), any floating type.
             t: Their noise levels (B,), float64.
             s: Destinations (B,), float64; None for a teacher.
             labels: Class indices (B,), int64; None when unconditional.
-
-        Returns:
-            Denoised samples, like `x` in shape and type.
         """
 
     @abstractmethod
     def student(self, takes_s: bool = True, dropout: float = 0.0) -> "Denoiser":
         """Returns a trainable copy that equals this denoiser bit for bit, for every s.
 
-        Args:
-            takes_s: Whether it is to have an input for s; without one it is a consistency model's.
-            dropout: Its dropout probability while training.
+        Without `takes_s` it has no input for s and is a consistency model's; `dropout` holds while it is trained.
         """
 
     def balance_weight(self) -> nn.Parameter:
@@ -79,16 +69,10 @@ class Denoiser(nn.Module, ABC):
 
 
 class EDMDenoiser(Denoiser):
-    """D(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x; c_noise(t), c_noise(s)) (Zheng et al. 2025, Eq. 3).
+    """D(x, t, s) = c_skip(t) x + c_out(t) F(c_in(t) x; c_noise(t), c_noise(s)) (Zheng et al. 2025, Eq. 3), F a U-Net.
 
     c_noise = log(t)/4, in float32 for networks of float32 or less, as EDM computes it. The other scalings are computed
     in float64 and cast to the type of `x`; what enters the network is cast to the type of its weights last.
-
-    Args:
-        model: The U-Net F.
-        sample_shape: (C, H, W).
-        sigma_data: Standard deviation of the data.
-        num_classes: Number of classes, 0 when unconditional.
     """
 
     def __init__(self, model: UNet, sample_shape: tuple[int, ...], sigma_data: float, num_classes: int = 0) -> None:
@@ -151,12 +135,7 @@ def freeze(module: Module) -> Module:
 def positional_embedding(noise: Tensor, channels: int) -> Tensor:
     """[sin, cos] of noise * 10000^(-i/(h-1)), i = 0..h-1 with h = channels/2 (DDPM++'s, as EDM uses it).
 
-    Args:
-        noise: c_noise (B,), float32 or float64.
-        channels: Even number of outputs.
-
-    Returns:
-        (B, channels), in the type of `noise`.
+    Maps c_noise (B,), float32 or float64, to (B, channels) of its type; `channels` is even.
     """
     angles = _angles(noise, channels // 2, channels // 2 - 1)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -169,15 +148,7 @@ def adm_embedding(noise: Tensor, channels: int) -> Tensor:
 
 
 def fourier_embedding(noise: Tensor, freqs: Tensor) -> Tensor:
-    """[sin, cos] of 2 pi freqs * noise (NCSN++'s, as EDM uses it).
-
-    Args:
-        noise: c_noise (B,), float32 or float64.
-        freqs: (h,).
-
-    Returns:
-        (B, 2h), in the type of `noise`.
-    """
+    """[sin, cos] of 2 pi freqs * noise (NCSN++'s, as EDM uses it): c_noise (B,) and freqs (h,) to (B, 2h)."""
     angles = torch.outer(noise, 2 * math.pi * freqs.to(noise.dtype))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

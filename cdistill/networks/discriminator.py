@@ -37,14 +37,11 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Computes the logits of every head.
+        """Computes the logits of every head k, (B, n_k), one for each place that it looks at.
 
         Args:
             x: Images (B, C, H, W), values about [-1, 1], in the type of the weights.
             labels: Class indices (B,), int64; None when unconditional.
-
-        Returns:
-            (B, n_k) for each head k, a logit for each place that it looks at.
         """
 
     @classmethod
@@ -69,12 +66,7 @@ def power_iteration(module: nn.Module) -> None:
 
 
 class Projection(nn.Module):
-    """w.h + b + <e_c, h> at every place of a feature map (Miyato & Koyama 2018, Eq. 3).
-
-    Args:
-        width: Channels of the map.
-        num_classes: Number of classes, 0 for w.h + b alone.
-    """
+    """w.h + b + <e_c, h> at every place of a feature map (Miyato & Koyama 2018, Eq. 3); no e_c without classes."""
 
     def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
@@ -93,10 +85,6 @@ class ImageDiscriminator(Discriminator):
     """Convolutions from the pixels down to a side below 8, summed over positions.
 
     70,000 weights for 8x8 and 12x12 images, 840,000 for 64x64.
-
-    Args:
-        shape: (C, H, W) of an image.
-        num_classes: Number of classes, 0 when unconditional.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -119,8 +107,7 @@ class ImageDiscriminator(Discriminator):
 class VGG16(nn.Module):
     """Four feature maps of a frozen VGG-16 (Simonyan & Zisserman 2015), images enlarged to 224x224 bilinearly.
 
-    Args:
-        layers: The beginning of torchvision's `features`.
+    `layers` are the beginning of torchvision's `features`.
     """
 
     mean: Tensor
@@ -148,13 +135,8 @@ class VGG16Discriminator(Discriminator):
     """A small head on each of four feature maps of a frozen VGG-16 (projected GAN, Sauer et al. 2021).
 
     The heads look at the maps themselves, without the random mixing of channels and scales of that paper; CTM has them
-    on DeiT and EfficientNet-lite0. The VGG-16 is no submodule: it is moved with the heads, but neither trained, nor
-    saved, nor counted with them.
-
-    Args:
-        shape: (C, H, W) of an image, C = 1 or 3.
-        num_classes: Number of classes, 0 when unconditional.
-        layers: Of the VGG-16; those of the published weights when None.
+    on DeiT and EfficientNet-lite0. The VGG-16, with the published weights unless `layers` are given, is no submodule:
+    it is moved with the heads, but neither trained, nor saved, nor counted with them.
 
     Raises:
         MissingAssetError: The weights are not in the asset folder; the message says where to put them.

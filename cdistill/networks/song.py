@@ -26,9 +26,6 @@ class FourierNoise(nn.Module):
     """Random Fourier features of c_noise; the frequencies are drawn once and belong to the weights.
 
     They stay in float32 when the network becomes half: rounded, they would turn the angles by several degrees.
-
-    Args:
-        channels: Even number of outputs.
     """
 
     freqs: Tensor
@@ -50,11 +47,7 @@ class FourierNoise(nn.Module):
 
 
 class PositionalNoise(nn.Module):
-    """Sinusoids of c_noise with fixed frequencies.
-
-    Args:
-        channels: Even number of outputs.
-    """
+    """Sinusoids of c_noise with fixed frequencies."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -76,11 +69,9 @@ class SongUNet(UNet):
         channel_mult: Width multiplier of each resolution, from the highest.
         num_blocks: Residual blocks a resolution.
         attn_resolutions: Resolutions with self-attention.
-        dropout: Dropout probability while training.
+        dropout: Probability while training.
         augment_dim: EDM's augmentation labels, 0 for none.
         channel_mult_noise: Width of the noise features over `model_channels`.
-        embedding: "positional" or "fourier".
-        encoder: "standard" or "residual".
         taps: Resampling filter along one side.
     """
 

@@ -80,12 +80,7 @@ def _repeated(x: Tensor) -> Tensor:
 
 
 class Resampling(nn.Module):
-    """Resampling alone.
-
-    Args:
-        direction: "up" or "down".
-        taps: The filter along one side.
-    """
+    """Resampling alone, "up" or "down", by the filter `taps` along one side."""
 
     resample_filter: Tensor
 
@@ -100,15 +95,7 @@ class Resampling(nn.Module):
 
 
 class ResamplingConv(nn.Conv2d):
-    """Resampling followed by a convolution.
-
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        kernel: Side of the convolution's kernel, odd.
-        direction: "up" or "down".
-        taps: The filter along one side.
-    """
+    """Resampling, "up" or "down", followed by a convolution with an odd kernel; `taps` is the filter along one side."""
 
     resample_filter: Tensor
 
@@ -141,15 +128,12 @@ def outer_filter(taps: Sequence[int]) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, softmax(q k' / sqrt(d)) v.
+    """Self-attention over the pixels, softmax(q k' / sqrt(d)) v, in heads of d channels, or a single one for None.
 
     The channels of `qkv` lie as (heads, d, 3), q, k and v innermost. Torch's fused attention has no forward-mode
     derivative, so tensors that carry a tangent go through `plain_attention`; so do half precisions on a CPU, where it
     is twice as fast. For second derivatives, wrap the call in
     ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
-
-    Args:
-        head: d, channels of a head; None for a single head.
     """
 
     def __init__(self, head: int | None = None) -> None:
@@ -180,14 +164,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Block(nn.Module):
     """Residual block: norm, SiLU, (resample,) conv, noise, norm, SiLU, dropout, conv; then attention.
 
-    Args:
-        inputs: Channels in.
-        outputs: Channels out.
-        embedding: Channels of the noise embedding.
-        dropout: Probability of dropping an activation before the second convolution.
-        style: The family's conventions.
-        resample: "up", "down" or "" for none.
-        attention: Whether self-attention follows.
+    The noise embedding has `embedding` channels; `resample` is "up", "down" or "" for none.
     """
 
     def __init__(
@@ -254,10 +231,8 @@ class UNet(nn.Module, ABC):
     """The way through the U; a family adds its embeddings, its encoder and decoder, and its last layers.
 
     Attributes:
-        num_classes: Classes, 0 when unconditional.
         map_augment: Layer of EDM's augmentation labels, kept for the files' sake: distillation never has such labels.
-        map_layer0_s: First layer of the s-branch, None before `add_s_branch`.
-        map_layer1_s: Second layer of the s-branch.
+        map_layer0_s: First layer of the s-branch, None before `add_s_branch`; `map_layer1_s` is the second.
     """
 
     num_classes: int
@@ -286,16 +261,10 @@ class UNet(nn.Module, ABC):
         """Returns the weight of the output layer."""
 
     def forward(self, x: Tensor, noise: Tensor, noise_s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Computes F(x, c_noise(t)[, c_noise(s)], labels).
+        """Computes F(x, c_noise(t)[, c_noise(s)], labels), like x.
 
-        Args:
-            x: (B, C, H, W), of unit variance, in the type of the weights.
-            noise: c_noise(t) (B,), float32 at least.
-            noise_s: c_noise(s), like `noise`; None without an s-branch.
-            labels: Class indices (B,), int64; None for no class.
-
-        Returns:
-            Like `x`.
+        x (B, C, H, W) is of unit variance, in the type of the weights; c_noise (B,) are float32 at least; labels (B,)
+        are int64, None for no class.
         """
         return self.output(self.body(x, noise, noise_s, labels))
 

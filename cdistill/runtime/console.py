@@ -58,11 +58,7 @@ def fail(message: str) -> None:
 def progress(total: int, title: str, unit: str, done: int = 0) -> Iterator[Advance]:
     """Shows a bar with rate and time left, or plain lines when stderr is no terminal.
 
-    Args:
-        total: How many there are.
-        title: What is being done.
-        unit: What is counted, for the rate.
-        done: How many were done before.
+    `done` of the `total` were done before; `unit` is what is counted.
     """
     if not is_main_process() or _verbosity < 0:
         yield lambda count, note: None
@@ -110,14 +106,7 @@ def _lines(total: int, title: str, unit: str, done: int) -> Iterator[Advance]:
 
 
 class Table(NamedTuple):
-    """Results as text, to be printed, or shown in a notebook.
-
-    Attributes:
-        title: What it shows.
-        columns: Heads of the columns.
-        rows: A text for each column.
-        caption: What stands below, if anything.
-    """
+    """Results as text, a row for each line, to be printed or shown in a notebook; `caption` stands below."""
 
     title: str
     columns: Sequence[str]

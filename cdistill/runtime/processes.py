@@ -94,10 +94,6 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     Signals are passed on, so that every process saves before it ends; when one fails, the others are stopped. Not
     `torch.distributed.run`: that ends with 1 whatever code a process ended with, and passes on no SIGUSR1.
 
-    Args:
-        processes: How many, at least 2.
-        arguments: Command line without the program.
-
     Returns:
         The first failing process's exit code, or 0.
     """
@@ -126,15 +122,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def let_main(work: Callable[[], object], where: Path, accelerator: "Accelerator") -> None:
-    """Runs `work` in the main process; if that raises, every process does, and with the same exit code.
-
-    Args:
-        work: What only one process may do, such as taking a lock.
-        where: The file or folder concerned, for the message in the other processes.
-        accelerator: Devices and processes.
+    """Runs `work`, what only one process may do, in the main one; if that raises, all do, with the same exit code.
 
     Raises:
-        CdistillError: What `work` raised in the main process, one of the same exit code in the others.
+        CdistillError: What `work` raised in the main process; in the others one about the file or folder `where`.
     """
     import torch
 

@@ -34,10 +34,7 @@ def _epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 def shuffled_indices(size: int, seed: int, start: int, count: int) -> Tensor:
     """Positions ``start .. start+count-1`` of an endless walk that visits each of `size` items once an epoch.
 
-    The permutation of an epoch is a pure function of (seed, epoch).
-
-    Returns:
-        int64 tensor (count,), values in [0, size).
+    Int64 (count,), in [0, size); the permutation of an epoch is a pure function of (seed, epoch).
     """
     parts = []
     while count > 0:

@@ -36,13 +36,12 @@ CUDA_BATCH = 256  # images that a network call holds on a GPU by default
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a network sees at once: the noise and the labels of whole chunks of consecutive seeds.
+    """What a network sees at once: the noise and the labels of whole chunks of consecutive seeds, on the CPU.
 
     Attributes:
         rows: Positions (r,) in the list of wanted seeds.
         places: Where those seeds are in the chunk (r,).
-        x: Points at noise level T, (size, ...), float64 on the CPU.
-        labels: Classes (size,), int64 on the CPU, or None.
+        x: Points at noise level T, (size, ...), float64; `labels` (size,) are int64.
         draws: The generator of each seed, from which its noise and label have been drawn.
         turn: Wanted seeds that all processes together draw while this one draws the chunk.
     """
@@ -62,13 +61,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Finished samples.
-
-    Attributes:
-        rows: Positions (r,) in the list of wanted seeds.
-        samples: (r, ...), float64 on the CPU.
-        labels: The class of each (r,), int64 on the CPU, or None.
-    """
+    """Finished samples (r, ...), float64, at positions (r,) in the list of seeds; classes (r,), int64; on the CPU."""
 
     rows: Tensor
     samples: Tensor
@@ -77,16 +70,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A chunk before anything of it is drawn.
-
-    Attributes:
-        shape: Of one sample.
-        rows: Positions (r,) in the list of wanted seeds.
-        seeds: The wanted seeds at these positions (r,).
-        num_classes: Number of classes, 0 when unconditional.
-        classes: The classes of the wanted seeds (r,), in place of the drawn ones.
-        turn: See :class:`Chunk`.
-    """
+    """A chunk before anything of it is drawn: of the wanted `seeds` (r,), their `classes` if these are not drawn."""
 
     shape: tuple[int, ...]
     rows: Tensor
@@ -119,15 +103,8 @@ def draw_chunks(
 ) -> Iterator[Chunk]:
     """Draws noise and labels as EDM does, latent first, label second, in whole chunks aligned to the seed.
 
-    Args:
-        shape: Shape of one sample.
-        seeds: Non-negative integers, in any order.
-        num_classes: Number of classes, 0 when unconditional.
-        classes: The class of each seed, in place of the drawn one.
-        accelerator: Its processes take turns at the chunks.
-
-    Yields:
-        The chunks of this process with a wanted seed in them; those of the others are not drawn.
+    Yields the chunks of this process with a wanted seed in them, the processes of `accelerator` taking turns; `classes`
+    are in place of drawn ones. Arguments as `stream`.
     """
     for plan in _plan(shape, seeds, num_classes, classes, accelerator, 1):
         yield plan.draw()
@@ -172,16 +149,13 @@ def stream(
     Args:
         sampler: What maps noise to samples.
         shape: Shape of one sample.
-        seeds: Non-negative integers; a seed's sample is the same in every list.
+        seeds: Non-negative integers, in any order; a seed's sample is the same in every list.
         num_classes: Number of classes, 0 when unconditional.
         classes: The class of each sample, in place of the drawn one.
         device: Where the network is.
         advance: Told the number of samples that all processes have finished.
-        accelerator: Shares whole chunks among its processes.
+        accelerator: Shares whole chunks among its processes; each gets the samples of its own.
         batch_size: See `chunks_together`.
-
-    Yields:
-        The samples of this process's chunks.
 
     Raises:
         StoppedError: A signal came; all that was begun has been yielded.
@@ -244,10 +218,7 @@ def _ahead(
 def chunks_together(shape: tuple[int, ...], device: torch.device | str, batch_size: int | None) -> int:
     """Returns how many chunks a network call holds: 1 on a CPU, where images must depend on their seed alone.
 
-    Args:
-        shape: Shape of one sample.
-        device: Where the network is.
-        batch_size: Images of a call on a GPU, rounded up to whole chunks; `CUDA_BATCH` by default.
+    On a GPU `batch_size` images, or else `CUDA_BATCH`, rounded up to whole chunks.
     """
     if torch.device(device).type == "cpu":
         return 1

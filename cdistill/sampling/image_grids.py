@@ -14,13 +14,9 @@ _GREY = 128  # between the images: differs from black and white ones and from a 
 def tile(
     images: NDArray[np.uint8], columns: int | None = None, labels: Sequence[str] = (), side: int = 48
 ) -> Image.Image:
-    """Returns images side by side, row by row, small ones enlarged by a whole factor.
+    """Returns images (n, C, H, W), C = 1 or 3, side by side in rows of `columns`, about the root of n by default.
 
-    Args:
-        images: (n, C, H, W), C = 1 or 3.
-        columns: Images in a row; about the root of n by default.
-        labels: Text to the left of each row.
-        side: Small images are enlarged to about so many pixels.
+    `labels` are texts to the left of the rows; small images are enlarged by a whole factor to about `side` pixels.
     """
     count, colours, height, width = images.shape
     columns = min(count, columns or math.ceil(math.sqrt(count)))

@@ -36,15 +36,10 @@ class Inverse:
 
 
 def invert(sampler: TimedSampler, x: Tensor, labels: Tensor | None = None) -> Inverse:
-    """Follows a deterministic sampler back from eps to T.
+    """Follows a deterministic sampler back from points x (B, ...), float64, at eps to T.
 
     A teacher's ODE is solved upwards by Heun's method on the same times, whatever its solver: the way back differs from
     the way down by both solvers' errors. A student's jumps are solved one by one, see `invert_jump`.
-
-    Args:
-        sampler: What is inverted.
-        x: Points at noise level eps, (B, ...), float64, on the network's device.
-        labels: Class indices (B,) or None.
 
     Raises:
         RecipeError: The sampler draws fresh noise, so that many points lead to the same sample.
@@ -83,15 +78,7 @@ def invert_jump(
 
     It contracts where |g/f dD/dx| < 1, that is, for short jumps or large t; a long jump to small s nearly forgets where
     it came from. Each sample keeps the iterate with its smallest residual; the end comes when all are small enough,
-    after 10 calls in which none improved, or after 100.
-
-    Args:
-        denoiser: The student.
-        x: Points at noise level s, (B, ...), float64.
-        t: Where they come from, (B,) float64.
-        s: Where they are, (B,) float64.
-        coefficients: f and g at (t, s), each (B,) float64.
-        labels: Class indices (B,) or None.
+    after 10 calls in which none improved, or after 100. The arguments are those of `jump`, x at noise level s.
 
     Returns:
         Points at noise level t, like `x`; their residuals (B,), see :class:`Inverse`; the number of network calls.

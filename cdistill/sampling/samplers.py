@@ -46,11 +46,7 @@ Times = str | Sequence[float] | Tensor
 
 
 class TimedSampler(ABC):
-    """Maps points at T to points at eps over a list of noise levels; an instance is a `Sampler`.
-
-    Args:
-        denoiser: The network.
-        times: float64 (k+1,), strictly decreasing, from T to eps.
+    """Maps points at T to points at eps over noise levels `times`, float64 (k+1,), descending; is a `Sampler`.
 
     Attributes:
         draws_from: "student" or "teacher".
@@ -78,30 +74,15 @@ class TimedSampler(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        """Maps points at T to points at eps.
-
-        Args:
-            x: Points at noise level T, (B, ...), float64.
-            labels: Class indices (B,) or None.
-            noise: Draws fresh normal noise, like `x`.
-
-        Returns:
-            Points at noise level eps, like `x`.
-        """
+        """Maps points x (B, ...), float64, at T to points at eps; `labels` (B,) are class indices or None."""
 
 
 class StudentSampler(TimedSampler):
     """Jumps t_n -> s_n <= t_{n+1}, each followed by noise sqrt(t_{n+1}^2 - s_n^2) z up to t_{n+1}; k calls for k steps.
 
-    Args:
-        denoiser: The student, D(x, t, s).
-        preconditioning: f and g.
-        times: t_0 = T > ... > t_k = eps, float64 (k+1,).
-        gamma: The share of fresh noise, for samplers that take it.
-
     Attributes:
         eps_only: Whether it works for preconditionings that jump to eps only: s_n = eps for every n.
-        takes_gamma: Whether `gamma` must be given.
+        takes_gamma: Whether `gamma`, the share of fresh noise, must be given.
 
     Raises:
         RecipeError: The preconditioning jumps to eps only and the sampler does not; or `gamma` is missing, not allowed
@@ -196,16 +177,7 @@ class TeacherSampler(TimedSampler):
 
     @abstractmethod
     def solve(self, denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:
-        """Solves the ODE.
-
-        Args:
-            denoise: D, with the labels bound.
-            x: Points at ``times[0]``, (B, ...).
-            times: float64 (k+1,), on the device of `x`.
-
-        Returns:
-            Points at ``times[-1]``, like `x`, after exactly ``k calls_per_step`` calls.
-        """
+        """Solves the ODE from x (B, ...) at ``times[0]`` to ``times[-1]``; exactly ``k calls_per_step`` calls of D."""
 
 
 class Heun(TeacherSampler):
@@ -264,9 +236,7 @@ def make_sampler(
         gamma: For 'gamma', the share of fresh noise.
 
     Raises:
-        UnknownNameError: No such sampler.
-        RecipeError: It draws from the other kind of network; both or none of `nfe` and `times`; or as the classes in
-            the registry say.
+        RecipeError: It is unknown or draws from the other kind of network; both or none of `nfe` and `times`.
     """
     kind = sampler_class(name or default_sampler(preconditioning), "teacher" if preconditioning is None else "student")
     if nfe is not None and times is not None:
@@ -283,14 +253,7 @@ def make_sampler(
 
 @dataclass(frozen=True)
 class SamplerChoice:
-    """The arguments of `make_sampler` as a person gives them and records keep them.
-
-    Attributes:
-        name: Registered name; None for `default_sampler`.
-        nfe: Network calls, on the rho-grid.
-        times: See `time_list`; in place of `nfe`.
-        gamma: For 'gamma', the share of fresh noise.
-    """
+    """The arguments of `make_sampler` as a person gives them and records keep them."""
 
     name: str | None = None
     nfe: int | None = None
@@ -301,19 +264,12 @@ class SamplerChoice:
 def make_samplers(
     denoiser: Denoiser, preconditioning: Preconditioning | None, choice: SamplerChoice, nfe: Sequence[int] | None = None
 ) -> dict[str, TimedSampler]:
-    """Builds a sampler for each number of network calls; of a teacher where `preconditioning` is None.
+    """Builds a sampler, see `make_sampler`, for each number of network calls; the `nfe` of `choice` is not read.
 
-    Args:
-        denoiser: See `make_sampler`.
-        preconditioning: See `make_sampler`.
-        choice: The sampler; its `nfe` is not read.
-        nfe: Numbers of network calls; without these and without times 2 for a student and 34 for a teacher.
+    Without these and without times there are 2 calls for a student and 34 for a teacher.
 
     Returns:
         Title -> sampler: "nfe2" or "teacher" for the default one, followed by what differs from the default.
-
-    Raises:
-        RecipeError: As `make_sampler`.
     """
     usual = STUDENT_NFE if choice.times is None and preconditioning is not None else None
     calls: Sequence[int | None] = nfe or [usual]
@@ -339,12 +295,7 @@ def default_sampler(preconditioning: Preconditioning | None) -> str:
 
 
 def sampler_class(name: str, draws_from: str) -> type[TimedSampler]:
-    """Returns a registered class for "student" or "teacher".
-
-    Raises:
-        UnknownNameError: No such sampler.
-        RecipeError: It draws from the other.
-    """
+    """Returns a registered class for "student" or "teacher"; RecipeError if it is unknown or draws from the other."""
     kind = SAMPLERS.get(name)
     base = TeacherSampler if draws_from == "teacher" else StudentSampler
     if not (isinstance(kind, type) and issubclass(kind, TimedSampler)):

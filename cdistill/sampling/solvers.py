@@ -15,14 +15,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 def heun_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
     """One step of EDM's second-order solver (Karras et al. 2022, Alg. 1); 2 network calls.
 
-    Args:
-        denoise: The teacher.
-        x: Points at noise level t, (B, ...).
-        t: Where they are, (B,) float64.
-        u: Where they go, (B,) float64.
-
-    Returns:
-        Points at noise level u, like `x`.
+    Maps points x (B, ...) at noise level t to points at noise level u, each (B,) float64.
     """
     slope = (x - denoise(x, t)) / broadcast(t, x)
     there = x + broadcast(u - t, x) * slope
@@ -38,14 +31,7 @@ def euler_step(denoise: Denoise, x: Tensor, t: Tensor, u: Tensor) -> Tensor:
 def exponential_step(x: Tensor, d: Tensor, t: Tensor, u: Tensor) -> Tensor:
     """x_u = (u/t) x_t + (1 - u/t) d, exact where D is d all the way from t to u (Lu et al. 2022, DPM-Solver++, Sec. 4).
 
-    Args:
-        x: Points at noise level t, (B, ...).
-        d: What D is taken to be, like `x`.
-        t: Where they are, (B,) float64.
-        u: Where they go, (B,) float64.
-
-    Returns:
-        Points at noise level u, like `x`.
+    Maps points x (B, ...) at noise level t to points at noise level u, each (B,) float64; d is like x.
     """
     return broadcast(u / t, x) * x + broadcast(1 - u / t, x) * d
 
@@ -53,17 +39,8 @@ def exponential_step(x: Tensor, d: Tensor, t: Tensor, u: Tensor) -> Tensor:
 def extrapolate(d: Tensor, before: Tensor, earlier: Tensor, t: Tensor, u: Tensor) -> Tensor:
     """D on the way from t to u, linear in lam = -log t through two values (Lu et al. 2022, Alg. 2).
 
-    (1 + 1/2r) D(t) - 1/2r D(earlier), r = log(earlier/t) / log(t/u): the line at the middle of [lam_t, lam_u].
-
-    Args:
-        d: D at t, (B, ...).
-        before: D at `earlier`, like `d`.
-        earlier: The noise level before t, (B,) float64.
-        t: Where the step starts, (B,) float64.
-        u: Where it ends, (B,) float64.
-
-    Returns:
-        Like `d`.
+    (1 + 1/2r) D(t) - 1/2r D(earlier), r = log(earlier/t) / log(t/u): the line at the middle of [lam_t, lam_u]. D at t
+    is d (B, ...), D at `earlier`, the noise level before t, is `before`; noise levels are (B,) float64.
     """
     share = (t / u).log() / (2 * (earlier / t).log())
     return d + broadcast(share, d) * (d - before)
@@ -72,16 +49,9 @@ def extrapolate(d: Tensor, before: Tensor, earlier: Tensor, t: Tensor, u: Tensor
 def solve(
     step: Callable[[Denoise, Tensor, Tensor, Tensor], Tensor], denoise: Denoise, x: Tensor, times: Tensor
 ) -> Tensor:
-    """Applies `step` from each of `times` to the next.
+    """Applies `step`, such as `heun_step`, to points x (B, ...) from each of `times` to the next.
 
-    Args:
-        step: One step of a solver, `heun_step` say.
-        denoise: The teacher.
-        x: Points at noise level ``times[0]``, (B, ...).
-        times: float64 (k+1,), the same for all points, or (k+1, B), a column for each.
-
-    Returns:
-        Points at noise level ``times[-1]``, like `x`.
+    `times` are float64 (k+1,), the same for all points, or (k+1, B), a column for each.
     """
     columns = times.reshape(len(times), -1).expand(-1, len(x))
     for t, u in pairwise(columns):
@@ -99,16 +69,8 @@ def jump(
 ) -> Tensor:
     """The consistency function x_s = f(t,s) x_t + g(t,s) D(x_t,t,s) (Zheng et al. 2025, Eq. 8); 1 network call.
 
-    Args:
-        denoiser: The student, or a DDP wrapper around it.
-        x: Points at noise level t, (B, ...).
-        t: Where they are, (B,) float64.
-        s: Where they go, (B,) float64.
-        coefficients: f and g at (t, s), each (B,) float64.
-        labels: Class indices (B,) or None.
-
-    Returns:
-        Points at noise level s, like `x`.
+    Maps points x (B, ...) at noise level t to points at s, both (B,) float64; `coefficients` are f and g at (t, s), and
+    `labels` (B,) or None. `denoiser` is the student, or a DDP wrapper around it.
     """
     f, g = coefficients
     out: Tensor = broadcast(f, x) * x + broadcast(g, x) * denoiser(x, t, s, labels)

@@ -36,11 +36,7 @@ _FIRST_SEED = {"train": 2**30, "heldout": 2**31}
 def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
     """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
 
-    Args:
-        name: A name in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
-        split: "train" or "heldout".
-        teacher: On the accelerator's device.
-        accelerator: Devices and processes.
+    `name` is in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
 
     Raises:
         RecipeError: The teacher names no data of its own.
@@ -74,17 +70,10 @@ def fit_source(teacher: Teacher, source: Source) -> Source:
 
 
 def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
-    """Returns samples of the teacher as data.
+    """Returns samples of the teacher as data: 50,000 for "teacher", or "teacher:COUNT"; "heldout" are others.
 
-    Args:
-        name: "teacher" for 50,000 samples, or "teacher:COUNT".
-        split: "train", or "heldout" for samples of other seeds.
-        teacher: On the accelerator's device.
-        accelerator: Shares the work among its processes.
-
-    Returns:
-        uint8 images, rounded as EDM writes them, or float64 vectors, with the labels that were drawn for them. They
-        are not mirrored: of these data there are as many as one likes.
+    uint8 images, rounded as EDM writes them, or float64 vectors, with the labels that were drawn for them. They are not
+    mirrored: of these data there are as many as one likes.
 
     Raises:
         RecipeError: Fewer than two samples, or too many.
@@ -101,12 +90,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
 def teacher_endpoints(teacher: Teacher, seeds: range, accelerator: Accelerator) -> SampleStore:
     """Returns a store with the endpoints of the teacher's trajectories from the noise of `seeds`; see its `rows`.
 
-    Images are float32, vectors float64. All processes call it together.
-
-    Args:
-        teacher: On the accelerator's device.
-        seeds: Consecutive.
-        accelerator: Shares the work among its processes.
+    Images are float32, vectors float64; the seeds are consecutive. All processes call it together.
 
     Raises:
         StoppedError: A signal came; finished samples are kept.

@@ -33,13 +33,7 @@ _READABLE = 0o644
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the order of their seeds, read when they are asked for.
-
-    Attributes:
-        seeds: The seed of each (n,), int64.
-        shape: Of one sample, (C, H, W) or (d,).
-        read: Yields all, some hundreds at a time.
-    """
+    """Samples of one `shape` in the order of their `seeds` (n,), read when asked for, some hundreds at a time."""
 
     seeds: NDArray[np.int64]
     shape: tuple[int, ...]
@@ -64,11 +58,7 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, path: Path, samples: Samples) -> None:
-        """Writes all samples.
-
-        Raises:
-            DiskFullError: They did not fit.
-        """
+        """Writes all samples; DiskFullError if they do not fit."""
 
     def check(self, name: str, shape: tuple[int, ...], count: int) -> None:
         """Raises CdistillError if `count` samples of `shape` cannot be written; `name` is the format's own."""

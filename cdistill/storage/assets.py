@@ -17,15 +17,9 @@ _digests: dict[tuple[int, ...], str] = {}
 
 @dataclass(frozen=True)
 class Asset:
-    """A file that has to be fetched once.
+    """A file that has to be fetched once: its name in the asset folder, where it is published, its digest and bytes.
 
     Where its publisher gives no digest, size and SHA-256 are recorded beside it, in ``NAME.json``, at first use.
-
-    Attributes:
-        name: Its name in the asset folder.
-        address: Where it is published.
-        sha256: Its digest, in hexadecimal, if published.
-        size: Its bytes, if published.
     """
 
     name: str
@@ -44,12 +38,9 @@ class Asset:
         return self.path.with_name(f"{self.path.name}.json")
 
     def find(self, hint: str = "") -> Path:
-        """Returns the path of the file, downloaded if need be, after checking its digest.
+        """Returns the path of the file, downloaded if need be, after checking its digest, once in a process.
 
-        A digest is computed once in a process, as long as the file stays as it is.
-
-        Args:
-            hint: Another remedy for a missing file, such as "or give its path with --weights FILE".
+        `hint` is another remedy for a missing file, such as "or give its path with --weights FILE".
 
         Raises:
             MissingAssetError: It is missing and cannot be downloaded; the message says what to put where. Without a

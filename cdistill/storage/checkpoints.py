@@ -44,11 +44,7 @@ def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
     """Writes one file atomically: a reader finds the old file or the whole new one.
 
-    Args:
-        path: Target; its folder is made if need be.
-        tensors: Name -> tensor; stored contiguous, on the CPU, in their own types.
-        kind: What the file is: "coefficients", "teacher", "weights", ...
-        header: JSON values stored beside the tensors.
+    The tensors are stored contiguous, in their own types, beside `header`, JSON values, and `kind`, what the file is.
 
     Raises:
         DiskFullError: It did not fit; the old file is untouched.
@@ -61,10 +57,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: M
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a file made by :func:`save_tensors` and verifies its checksum.
-
-    Returns:
-        The tensors and the header.
+    """Reads the tensors and the header of a file made by :func:`save_tensors` and verifies its checksum.
 
     Raises:
         MissingAssetError: There is no such file.
@@ -111,9 +104,6 @@ def save_checkpoint(
         keep: How many of the newest checkpoints to keep, at least 1.
         protected: Steps whose checkpoints stay, however old they are.
 
-    Returns:
-        The folder of the checkpoint.
-
     Raises:
         DiskFullError: It did not fit; earlier checkpoints are untouched.
     """
@@ -152,10 +142,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Reads a checkpoint and verifies it against its manifest.
-
-    Returns:
-        The groups of tensors by file stem, and the state.
+    """Reads a checkpoint, groups of tensors by file stem and the state, and verifies it against its manifest.
 
     Raises:
         CorruptFileError: A file is missing or altered; the message names it.

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from cdistill import __version__
+from cdistill.errors import brief
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
 
@@ -66,11 +67,7 @@ def reach(address: str) -> None:
 def download(address: str, target: Path, name: str, size: int | None = None) -> None:
     """Writes the file at an address to `target`; the caller removes it after an error, and checks its content.
 
-    Args:
-        address: https, or http on this machine.
-        target: Where to write.
-        name: What the file is called in progress and messages.
-        size: How many bytes it must have, where that is known.
+    The address is https, or http on this machine; messages call it `name`; `size` is its bytes, if known.
 
     Raises:
         FetchError: It was refused, broke off, or is something else.
@@ -89,30 +86,20 @@ def download(address: str, target: Path, name: str, size: int | None = None) -> 
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Waits until no other process fetches `target`, and keeps others out.
-
-    Raises:
-        StoppedError: A signal came.
-    """
+    """Waits until no other process fetches `target`, and keeps others out; StoppedError if a signal comes."""
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         say(f"{target.name}: another process is fetching it; waiting")
-        _acquire(lock, target.name)
+        while not lock.is_locked:
+            signals.check(target.name)
+            with suppress(Timeout):
+                lock.acquire(timeout=0.5)
     try:
         yield
     finally:
         lock.release()
-
-
-def _acquire(lock: FileLock, name: str) -> None:
-    while not lock.is_locked:
-        signals.check(name)
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
-            continue
 
 
 def _session(address: str) -> "Session":
@@ -132,11 +119,7 @@ def _session(address: str) -> "Session":
 def _in_background(work: Callable[[], Result], seconds: float, name: str) -> Result:
     """Returns what `work` does in a thread, because nothing can interrupt the resolution of a host's name.
 
-    A thread that hangs is left alone; it does not keep the process alive.
-
-    Raises:
-        FetchError: It failed, or took longer than `seconds`.
-        StoppedError: A signal came.
+    FetchError if it failed or took longer than `seconds`. A thread that hangs does not keep the process alive.
     """
     future: Future[Result] = Future()
 
@@ -153,7 +136,7 @@ def _in_background(work: Callable[[], Result], seconds: float, name: str) -> Res
         if time.monotonic() > deadline:
             raise FetchError(f"no connection: {name} did not answer in {seconds:g} s")
     if error := future.exception():
-        raise FetchError(f"no connection: {_reason(error)}") from error
+        raise FetchError(f"no connection: {brief(error)}") from error
     return future.result()
 
 
@@ -197,7 +180,7 @@ def _body(answer: "Response", total: int) -> Iterator[bytes]:
         if "timed out" in str(error):
             reason = f"no byte came for {STALL:g} s"
         elif "IncompleteRead" not in str(error):
-            reason = _reason(error)
+            reason = brief(error)
         done = answer.raw.tell()
     if done != total:
         raise FetchError(f"{reason} after {_mib(done)} of {_mib(total)}")
@@ -205,8 +188,3 @@ def _body(answer: "Response", total: int) -> Iterator[bytes]:
 
 def _mib(count: int) -> str:
     return f"{count / _MIB:.4g} MiB"
-
-
-def _reason(error: BaseException) -> str:
-    """Returns an error's text on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -37,15 +37,7 @@ NUMBERS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i"}  # those 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file.
-
-    Attributes:
-        name: Its name.
-        dtype: Its type as torch calls it, without "torch.".
-        shape: Its shape.
-        start: Where its bytes begin in the file.
-        size: How many bytes it has.
-    """
+    """A tensor in a file: its type as torch calls it, without "torch.", and where its `size` bytes begin."""
 
     name: str
     dtype: str
@@ -61,14 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """A safetensors file whose header is valid; its tensors are unread.
-
-    Attributes:
-        path: The file.
-        size: Its bytes.
-        entries: Its tensors by name, in the order of the names.
-        metadata: Texts beside them.
-    """
+    """A safetensors file whose header is valid: its bytes, its unread tensors by name in order, texts beside them."""
 
     path: Path
     size: int
@@ -116,11 +101,7 @@ def read_layout(path: Path) -> Layout:
 
 
 def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
-    """Returns the header of a file made here, and its digest, once that is the one stated.
-
-    Args:
-        layout: The file.
-        kind: What the caller needs, for messages.
+    """Returns the header of a file made here, and its digest, once that is the one stated; `kind` is for messages.
 
     Raises:
         CorruptFileError: It was not made by cdistill, was altered, or is of a newer schema.
@@ -133,11 +114,6 @@ def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
 
 def own_header(path: Path, metadata: Mapping[str, str], kind: str = "") -> tuple[dict[str, Any], object]:
     """Returns the header in the metadata of a file made here, and the digest stated there, which is not yet compared.
-
-    Args:
-        path: The file, for messages.
-        metadata: Of its safetensors header.
-        kind: What the caller needs, for messages.
 
     Raises:
         CorruptFileError: It was not made by cdistill, or the header is damaged.
@@ -176,8 +152,8 @@ def layout_digest(layout: Layout, text: str) -> str:
         for name in sorted(layout.entries):
             entry = layout.entries[name]
             digest.update(f"\0{name}\0torch.{entry.dtype}\0{entry.shape}\0".encode())
-            for piece in _pieces(layout.path, file, entry):
-                digest.update(piece)
+            for start in range(0, entry.size, _PIECE):
+                digest.update(_bytes(layout.path, file, entry.start + start, min(_PIECE, entry.size - start)))
     return digest.hexdigest()
 
 
@@ -236,11 +212,6 @@ def _entries(file: safe_open, start: int) -> Iterator[Entry]:
         entry = Entry(name, dtype, tuple(tensor.get_shape()), start, width * math.prod(tensor.get_shape()))
         yield entry
         start += entry.size
-
-
-def _pieces(path: Path, file: BinaryIO, entry: Entry) -> Iterator[bytes]:
-    for start in range(0, entry.size, _PIECE):
-        yield _bytes(path, file, entry.start + start, min(_PIECE, entry.size - start))
 
 
 def _bytes(path: Path, file: BinaryIO, start: int, size: int) -> bytes:

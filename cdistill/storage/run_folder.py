@@ -132,11 +132,7 @@ class RunFolder:
         return checkpoints[-1]
 
     def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
-        """Returns one of the checkpoints.
-
-        Args:
-            wanted: "last", "best" or the number of its steps.
-            goal: What is best, see `best_step`.
+        """Returns the checkpoint that is `wanted`: "last", "best" (see `best_step`) or the number of its steps.
 
         Raises:
             MissingAssetError: There is none of that step, or none that was evaluated; the message lists what there is.
@@ -154,16 +150,11 @@ class RunFolder:
         return checkpoints[step]
 
     def best_step(self, goal: str | None = None) -> int | None:
-        """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl.
+        """Returns the step whose student was measured best of those with a checkpoint, by metrics.jsonl, if any was.
 
-        The lowest value is the best, or the highest where the metric is one of which more is better; the earliest step
-        among equals; what is not finite never is. Only evaluations with as many samples as the newest compare.
-
-        Args:
-            goal: METRIC@NFE; None for the first metric at the first NFE of the newest evaluation.
-
-        Returns:
-            None if no checkpoint was evaluated so.
+        `goal` is METRIC@NFE, by default the first metric at the first NFE of the newest evaluation. The lowest value is
+        best, or the highest where the metric is one of which more is better; the earliest step among equals; what is
+        not finite never is. Only evaluations with as many samples as the newest compare.
         """
         records = [record for record in self.metrics() if record.get("event") == "evaluation"]
         alike = [record for record in records if record.get("samples") == records[-1].get("samples")]
@@ -183,11 +174,8 @@ class RunRecord:
     """What the small files of a run hold; those that an unfinished or old run lacks are empty here.
 
     Attributes:
-        folder: The run.
         recipe: Text of the resolved recipe.
         values: Its values by dotted keys, such as "training.points".
-        status: status.json.
-        environment: env.json.
         training: Records of metrics.jsonl other than evaluations, in their order.
         evaluations: Records of the evaluations in metrics.jsonl by step; of two at one step, the later.
         results: File name -> record: evaluation.json, then every evaluation-*.json.
@@ -270,12 +258,8 @@ def _checked(path: Path, read: Callable[[Path], Content]) -> Content:
 def held(lock: Path, taken: str) -> Iterator[None]:
     """Holds a lock for this process; the system releases it even after kill -9.
 
-    Args:
-        lock: Its file; the folder is made if need be.
-        taken: The message when another process holds it.
-
     Raises:
-        RunLockedError: Another process does.
+        RunLockedError: Another process does; the message begins with `taken`.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:

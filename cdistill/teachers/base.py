@@ -30,7 +30,6 @@ class Teacher:
 
     Attributes:
         name: Name in the registry, or the path of its file.
-        denoiser: D, in evaluation mode, without gradients.
         data: Name of the data source that it was trained on, "" if unknown.
         licence: Of the weights, and of the data they come from where that is known; `UNKNOWN` if nothing says.
         estimator: Name of the estimator that suits it: "forward" only where it was shown to agree with "autodiff".
@@ -99,9 +98,7 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
 def read_teacher(path: Path, name: str) -> tuple[Teacher, Mapping[str, Any]]:
     """Reads a file of weights by its suffix, ours or someone else's, as the teacher called `name`.
 
-    Returns:
-        The teacher, with the data and the licence that the file states, and the description of its network, see
-        `cdistill.networks.architecture`.
+    Returns it, with the data and the licence that the file states, and its `cdistill.networks.architecture`.
 
     Raises:
         MissingAssetError: There is no such file.

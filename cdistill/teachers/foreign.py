@@ -60,9 +60,7 @@ class Foreign:
     Attributes:
         what: What it is, for messages.
         architecture: Description of the network, see `cdistill.networks.architecture`.
-        sigma_data: Standard deviation of the data that it was scaled for.
         tensors: Its weights under the names of :class:`EDMDenoiser`, in float32.
-        licence: Of the weights.
         preconditioning: Of a student: "ctm" or "cm"; None for a teacher.
         facts: What else is worth keeping: the file's digest, that of the code in it, training data.
     """

@@ -50,13 +50,7 @@ _ADM: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Official:
-    """A published teacher.
-
-    Attributes:
-        file: Its name at `ADDRESS`.
-        data: Name of the data source that it was trained on.
-        architecture: Description of its network, see `cdistill.networks.architecture`.
-    """
+    """A published teacher: its file at `ADDRESS`, the data source that it was trained on, and its network."""
 
     file: str
     data: str
@@ -73,12 +67,7 @@ class Official:
         return next((path for path in places if path.is_file()), None)
 
     def find(self, name: str) -> Path:
-        """Returns the path of the weights: converted, or as published; downloaded if need be.
-
-        Raises:
-            MissingAssetError: They are not there and cannot be downloaded; the message says what to put where.
-            CorruptFileError: They are not what they were at first use.
-        """
+        """Returns the path of the weights: converted, or as published, fetched if need be; errors as `Asset.find`."""
         present = self.present()
         if present is not None and present.suffix == ".safetensors":
             return present
@@ -106,10 +95,6 @@ OFFICIAL: Mapping[str, Official] = {
 
 def find_weights(teacher: str, weights: Path | None = None) -> Path | None:
     """Returns the file of a teacher's weights before anything heavy is imported; None if it needs no such file.
-
-    Args:
-        teacher: Name in the registry, or a path.
-        weights: The file that the user named, if any.
 
     Raises:
         MissingAssetError: The file is not there; the message says which, and where to put it.
