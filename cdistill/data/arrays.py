@@ -19,13 +19,14 @@ from cdistill.data.memory import hold_images
 from cdistill.data.source import Source
 from cdistill.errors import CorruptFileError, MismatchError
 from cdistill.formats.images import Pixels
-from cdistill.formats.npz import npz_errors, read_header
+from cdistill.formats.npz import npz_errors, read_array, read_header
 from cdistill.runtime.console import say
 from cdistill.storage.files import file_digest
 
 _IMAGES = ("images", "arr_0", "samples")
 _LABELS = ("labels", "arr_1")
 _AT_ONCE = 1024  # images
+_ROOM = 2**20  # bytes of labels more than the images need: of another shape, which is said
 
 
 def load_npz(path: Path) -> Source:
@@ -78,17 +79,12 @@ def _blocks(file: IO[bytes], shape: tuple[int, ...], channels_last: bool, where:
 
 def _read_labels(path: Path, archive: zipfile.ZipFile, name: str, count: int) -> Tensor:
     where = f"{path}: {name}"
-    with archive.open(f"{name}.npy") as file:
-        shape, dtype = read_header(file, where)
-        if shape != (count,):
-            raise MismatchError(f"{where}: shape {shape}; {count} images need shape ({count},); save them again")
-        if dtype.kind not in "iu":
-            raise CorruptFileError(f"{where}: {dtype}; classes must be whole numbers")
-        size = count * dtype.itemsize
-        content = file.read(size + 1)
-    if len(content) != size:
-        raise CorruptFileError(f"{where}: {len(content):,} bytes for shape {shape}; save it again")
-    return torch.from_numpy(check_classes(np.frombuffer(content, dtype), where))
+    classes = read_array(archive, name, str(path), 8 * count + _ROOM)
+    if classes.shape != (count,):
+        raise MismatchError(f"{where}: shape {classes.shape}; {count} images need shape ({count},); save them again")
+    if classes.dtype.kind not in "iu":
+        raise CorruptFileError(f"{where}: {classes.dtype}; classes must be whole numbers")
+    return torch.from_numpy(check_classes(classes, where))
 
 
 def _channels_last(shape: tuple[int, ...], where: str) -> bool:

@@ -160,7 +160,8 @@ class Collection:
 
     def _draw_samples(self, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Draws x_0, z and labels of the points of a chunk, once for a pair, and probes for every point."""
-        x0, labels = self.source.batch(self._indices(start))
+        indices = shuffled_indices(len(self.source), self.settings.seed, start // self.rows, self.chunk // self.rows)
+        x0, labels = self.source.batch(indices)
         noise, probes = [], []
         for first in range(start, start + self.chunk, self.block):
             shape = self.block // self.rows, *self.source.shape
@@ -168,10 +169,6 @@ class Collection:
             noise.append(torch.randn(shape, generator=draw, dtype=x0.dtype))
             probes.append(torch.randint(0, 2, (self.rows, *shape), generator=draw).to(x0.dtype) * 2 - 1)
         return x0, torch.cat(noise), torch.cat(probes, dim=1).flatten(0, 1), labels
-
-    def _indices(self, start: int) -> Tensor:
-        """Positions in the data of the points of a chunk, or of its pairs."""
-        return shuffled_indices(len(self.source), self.settings.seed, start // self.rows, self.chunk // self.rows)
 
     def _measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""

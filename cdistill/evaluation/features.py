@@ -21,7 +21,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cdistill.data.source import from_uint8
-from cdistill.errors import CdistillError, MissingAssetError
+from cdistill.errors import CdistillError, MissingAssetError, brief
 from cdistill.registry import FEATURES, check_features, is_script
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress
@@ -93,7 +93,8 @@ class Script(FeatureNetwork):
 
     @cached_property
     def _network(self) -> Any:
-        return load_script(self.path)
+        with loading_script(self.path):
+            return torch.jit.load(self.path, map_location=device()).eval()
 
     def _check_file(self) -> None:
         if not self.path.is_file():
@@ -234,19 +235,12 @@ def extracting() -> Iterator[None]:
         yield
 
 
-def load_script(path: Path) -> Any:
-    """Returns the module in a TorchScript file, on this process's device; CdistillError if it does not load."""
-    with loading_script(path):
-        return torch.jit.load(path, map_location=device()).eval()
-
-
 @contextmanager
 def loading_script(path: Path) -> Iterator[None]:
-    """Without torch's advice to authors of TorchScript files, which users cannot follow; errors as `load_script`."""
+    """Without torch's advice to authors of TorchScript files, which users cannot follow; CdistillError if it fails."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit", category=Warning)
             yield
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CdistillError(f"{path}: does not load as TorchScript ({reason}); save it by script.save") from error
+        raise CdistillError(f"{path}: does not load as TorchScript ({brief(error)}); save it by script.save") from error

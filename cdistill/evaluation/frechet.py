@@ -89,11 +89,6 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Gaussian:
     return Gaussian(mean, values[kept], vectors[:, kept])
 
 
-def frechet_distance(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> float:
-    """|m1-m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017, Eq. 6), of means (d,) and covariances (d, d)."""
-    return _couple(gaussian(*first), gaussian(*second))[0]
-
-
 def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
     """The Frechet distance of samples with features (n, d) to `real`, with the influence of each sample.
 

@@ -7,6 +7,7 @@ rounding, as when a sample is a copy, counts as equal.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,20 +29,14 @@ def blocks(vectors: Tensor, device: torch.device, title: str = "") -> Iterator[t
     Raises:
         StoppedError: A signal came, in an outer loop: one with a title.
     """
-    if not title or len(vectors) < _LONG:
-        yield from _blocks(vectors, device)
-        return
-    with progress(len(vectors), title, "img") as advance:
-        for rows, block in _blocks(vectors, device):
-            signals.check("evaluation")
-            yield rows, block
-            advance(len(block), "")
-
-
-def _blocks(vectors: Tensor, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    for start in range(0, len(vectors), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(vectors)))
-        yield rows, vectors[rows].to(device).double()
+    long = title and len(vectors) >= _LONG
+    with progress(len(vectors), title, "img") if long else nullcontext() as advance:
+        for start in range(0, len(vectors), BLOCK):
+            rows = slice(start, min(start + BLOCK, len(vectors)))
+            yield rows, vectors[rows].to(device).double()
+            if advance is not None:
+                signals.check("evaluation")
+                advance(rows.stop - start, "")
 
 
 def kernel_distance(features: Tensor, real: Tensor, within_real: float, device: torch.device) -> Estimate:

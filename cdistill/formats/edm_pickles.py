@@ -8,14 +8,15 @@ hashed.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.pickle_stubs import easy_dict
-from cdistill.formats.pickle_values import Budget, Build, LongText, Record, shown
+from cdistill.formats.pickle_stubs import empty
+from cdistill.formats.pickle_values import Budget, Build, Items, LongText, Record, shown
 from cdistill.formats.safe_pickle import read_pickle
 from cdistill.formats.torch_files import is_torch_file, map_file, naming, read_torch, tensor_names
 
@@ -118,22 +119,13 @@ def _read(data: memoryview) -> Any:
     budget = Budget(len(data))
     names: dict[str, Build | None] = {
         **tensor_names(budget),
-        **{name: _container(name) for name in _CONTAINERS},
+        **{name: empty(f"{name} is", partial(Record, name)) for name in _CONTAINERS},
         _PERSISTENT: _persistent,
-        "dnnlib.util.EasyDict": easy_dict,
+        "dnnlib.util.EasyDict": empty("a dict that is", Items),
     }
     if is_torch_file(data):
         return read_torch(data, names, budget)
     return read_pickle(data, names, budget=budget)
-
-
-def _container(name: str) -> Build:
-    def build(arguments: tuple[Any, ...]) -> Record:
-        if arguments:
-            raise CorruptFileError(f"{name} is made from arguments")
-        return Record(name)
-
-    return build
 
 
 def _persistent(arguments: tuple[Any, ...]) -> _Persistent:

@@ -1,6 +1,7 @@
 """What the names in a pickle stand for here: containers, and NumPy's numbers and arrays as plain data."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,14 @@ def container_names() -> dict[str, Build | None]:
     """Returns what containers and byte strings are called by Python 2 and 3."""
     names: dict[str, Build | None] = {"collections.OrderedDict": _items, "_codecs.encode": _encode}
     for module in ("builtins", "__builtin__"):
-        names |= {f"{module}.set": _set, f"{module}.bytes": _no_bytes}
+        names |= {f"{module}.set": _set, f"{module}.bytes": empty("bytes that are", bytes)}
     return names
 
 
 def numpy_names() -> dict[str, Build | None]:
     """Returns what NumPy's types, scalars and arrays are called; arrays become a `Record` for `to_array`."""
-    names: dict[str, Build | None] = {"numpy.dtype": _dtype, "numpy.ndarray": None}
+    names: dict[str, Build | None] = {"numpy.ndarray": None}
+    names["numpy.dtype"] = lambda arguments: Record("numpy.dtype", arguments)
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
         names |= {f"{module}.scalar": _scalar, f"{module}._reconstruct": _reconstruct}
     return names
@@ -57,11 +59,15 @@ def as_bytes(value: Any) -> memoryview:
     raise CorruptFileError(f"{shown(value)} where bytes are needed")
 
 
-def easy_dict(arguments: tuple[Any, ...]) -> Items:
-    """Gives an empty dict: the start of an EasyDict or an OrderedDict."""
-    if arguments:
-        raise CorruptFileError("a dict that is made from arguments")
-    return Items()
+def empty(what: str, make: Callable[[], Any]) -> Build:
+    """Returns what a name stands for that is called without arguments only; `what` begins the message."""
+
+    def build(arguments: tuple[Any, ...]) -> Any:
+        if arguments:
+            raise CorruptFileError(f"{what} made from arguments")
+        return make()
+
+    return build
 
 
 def _items(arguments: tuple[Any, ...]) -> Items:
@@ -93,16 +99,6 @@ def _set(arguments: tuple[Any, ...]) -> set[Any]:
     if len(arguments) > 1 or any(type(values) is not list for values in arguments):
         raise CorruptFileError("a set that is not made from a list")
     return {check_key(value) for values in arguments for value in values}
-
-
-def _no_bytes(arguments: tuple[Any, ...]) -> bytes:
-    if arguments:
-        raise CorruptFileError("bytes that are made from arguments")
-    return b""
-
-
-def _dtype(arguments: tuple[Any, ...]) -> Record:
-    return Record("numpy.dtype", arguments)
 
 
 def _reconstruct(arguments: tuple[Any, ...]) -> Record:

@@ -124,8 +124,7 @@ def _inner(stem: str, state: Mapping[str, Tensor]) -> str:
     if stem == "input_blocks.0.0":
         return f"enc.{RESOLUTION}x{RESOLUTION}_conv"
     first, _, layer = rest.partition(".")
-    names = {"middle_block": _middle, "input_blocks": _encoder, "output_blocks": _decoder}
-    if part not in names or not first.isdecimal():
+    if part not in ("middle_block", "input_blocks", "output_blocks") or not first.isdecimal():
         raise CorruptFileError(f"an entry {stem!r}, which OpenAI's U-Net does not have")
     if part == "middle_block":
         sub, block = first, _middle(int(first))

@@ -23,14 +23,11 @@ def tile(
     factor = max(1, round(side / height))
     large = images.transpose(0, 2, 3, 1).repeat(factor, 1).repeat(factor, 2)
     frame = [(0, -count % columns), (_GAP, _GAP), (_GAP, _GAP), (0, 0)]
-    cells = np.pad(large, frame, constant_values=_GREY).reshape(-1, columns, *_framed(height, width, factor), colours)
+    framed = height * factor + 2 * _GAP, width * factor + 2 * _GAP
+    cells = np.pad(large, frame, constant_values=_GREY).reshape(-1, columns, *framed, colours)
     pixels = cells.swapaxes(1, 2).reshape(-1, columns * cells.shape[3], colours)
     picture = Image.fromarray(pixels[..., 0] if colours == 1 else pixels)
     return _with_labels(picture, labels, cells.shape[2]) if labels else picture
-
-
-def _framed(height: int, width: int, factor: int) -> tuple[int, int]:
-    return height * factor + 2 * _GAP, width * factor + 2 * _GAP
 
 
 def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Image.Image:

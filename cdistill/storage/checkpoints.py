@@ -126,14 +126,10 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(parent, keep, protected)
-    return final
-
-
-def _prune(parent: Path, keep: int, protected: Collection[int]) -> None:
     for old in list_checkpoints(parent)[:-keep]:
         if step_of(old) not in protected:
             remove_checkpoint(old)
+    return final
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

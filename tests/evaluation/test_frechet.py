@@ -6,20 +6,17 @@ import mpmath
 import pytest
 import torch
 
-from cdistill.evaluation.frechet import (
-    Sums,
-    frechet_distance,
-    frechet_estimate,
-    gaussian,
-    moments,
-    streamed_moments,
-)
+from cdistill.evaluation.frechet import Sums, _couple, frechet_estimate, gaussian, moments, streamed_moments
 from cdistill.runtime.randomness import generator
 from tests.waves import waves
 
 # Of `waves(200, 12, 0.3)` and `1.1 * waves(240, 12, 1.1)`, by fid_statistics_to_metric of torch-fidelity 0.4.0 and
 # calculate_frechet_distance of pytorch-fid 0.3.0 (SciPy 1.17.1).
 TORCH_FIDELITY, PYTORCH_FID = 1.4144588887692788, 1.4144588887692775
+
+
+def frechet_distance(first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]) -> float:
+    return _couple(gaussian(*first), gaussian(*second))[0]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
