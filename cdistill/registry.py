@@ -71,12 +71,7 @@ class Registry:
         return {point.name: point for point in metadata.entry_points(group=self.group)}
 
     def summary(self, name: str) -> str:
-        """Returns in a line what an entry is; imports it only if it comes from another package.
-
-        Raises:
-            UnknownNameError: No such entry.
-            CdistillError: A plug-in could not be imported.
-        """
+        """Returns in a line what an entry is, importing only what comes from another package; errors as `get`."""
         self.check(name)
         if name in self._summaries:
             return self._summaries[name]
@@ -100,11 +95,7 @@ class Registry:
         del self._added[name]
 
     def check(self, name: str) -> str:
-        """Returns `name` if it is known.
-
-        Raises:
-            UnknownNameError: It is not; the message lists the known ones.
-        """
+        """Returns `name` if it is known; UnknownNameError, which lists the known ones, if not."""
         if name not in self.names():
             if name in self.removed:
                 raise UnknownNameError(
@@ -222,11 +213,7 @@ def is_teacher_data(name: str) -> bool:
 
 
 def teacher_data_count(name: str | None) -> int:
-    """Returns how many samples of the teacher `name` asks for, 50,000 unless it says; 0 if it asks for none.
-
-    Raises:
-        RecipeError: Not a number from 2 to 2^30.
-    """
+    """Returns how many samples of the teacher `name` asks for, by default 50,000; RecipeError: under 2, over 2^30."""
     if name is None or not is_teacher_data(name):
         return 0
     text = name.partition(":")[2] if ":" in name else "50000"
@@ -306,11 +293,7 @@ def is_script(name: str) -> bool:
 
 
 def check_features(name: str) -> str:
-    """Returns `name` if it can be a feature network: a known name, a TorchScript file's, or ``module:callable``.
-
-    Raises:
-        UnknownNameError: It is none of them.
-    """
+    """Returns `name` if it can be a feature network: known, a TorchScript file's, or ``module:callable``; or raises."""
     if is_script(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return name
     return FEATURES.check(name)

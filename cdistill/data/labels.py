@@ -43,11 +43,7 @@ def read_labels(images: Images) -> Tensor | None:
 
 
 def check_classes(labels: NDArray[Any], where: str, count: int = MOST_CLASSES) -> NDArray[np.int64]:
-    """Returns whole numbers as int64 if all lie in [0, count).
-
-    Raises:
-        CorruptFileError: They do not.
-    """
+    """Returns whole numbers as int64 if all lie in [0, count), or raises CorruptFileError."""
     least, most = int(labels.min()), int(labels.max())
     if not 0 <= least <= most < count:
         wrong = least if least < 0 else most

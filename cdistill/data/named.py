@@ -33,11 +33,7 @@ _PUBLISHED: dict[str, tuple[tuple[str, ...], int, int, str]] = {
 
 
 def load_digits(split: str = "train") -> Source:
-    """Returns all 1,797 digits; the 17 grey levels 0..16 are spread over 0..255.
-
-    Raises:
-        CdistillError: `split` is not "train"; 1,797 images are too few to divide.
-    """
+    """Returns all 1,797 digits, too few to be split; the 17 grey levels 0..16 are spread over 0..255."""
     from sklearn.datasets import load_digits as bundled
 
     check_split("digits", split)

@@ -48,11 +48,7 @@ def is_fast(estimator: Estimator, device: torch.device) -> bool:
 
 
 def network_precision(estimator: Estimator, precision: str, device: torch.device) -> str:
-    """Returns the precision that the teacher runs in, where the noise is not too small for it.
-
-    Raises:
-        RecipeError: Half precision for an estimator with backward passes, which would underflow.
-    """
+    """Returns the precision that the teacher runs in; RecipeError for a half one where backward passes underflow."""
     if precision == "auto":
         return "fp16" if is_fast(estimator, device) else "fp32"
     if precision != "fp32" and estimator.backwards:

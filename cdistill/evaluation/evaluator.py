@@ -107,11 +107,7 @@ class Evaluator:
         return total
 
     def measure(self, sampler: str, nfe: int, samples: SampleSet) -> Row:
-        """Measures one set of samples; a metric that fails on them is named on stderr and left out.
-
-        Raises:
-            StoppedError: A signal came.
-        """
+        """Measures one set of samples; a metric that fails on them is named on stderr and left out."""
         estimates: dict[str, Estimate] = {}
         for name, metric in self.metrics.items():
             try:

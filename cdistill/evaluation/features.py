@@ -31,11 +31,7 @@ BATCH = 64  # images that a feature network sees; fixed, because the number alon
 
 
 class FeatureNetwork(ABC):
-    """Maps images to feature vectors.
-
-    Attributes:
-        name: What results call it: a name in the registry, a path, or ``module:callable``.
-    """
+    """Maps images to feature vectors; results call it by its `name`: registered, a path, or ``module:callable``."""
 
     name: str
 
@@ -169,12 +165,7 @@ class Imported(FeatureNetwork):
 
 
 def load_features(name: str) -> FeatureNetwork:
-    """Returns a feature network: a name in the registry, the path of a TorchScript file, or ``module:callable``.
-
-    Raises:
-        UnknownNameError: It is none of them.
-        CdistillError: What is named cannot be imported.
-    """
+    """Returns a feature network by its registered name, a TorchScript file or ``module:callable``, or CdistillError."""
     check_features(name)
     if name in FEATURES.names():
         network: FeatureNetwork = FEATURES.get(name)()
@@ -183,12 +174,9 @@ def load_features(name: str) -> FeatureNetwork:
 
 
 def extract(network: FeatureNetwork, samples: Tensor, accelerator: Accelerator | None = None) -> Tensor:
-    """Returns the features (n, d) of all samples, float32 on the CPU, with a progress bar.
+    """Returns the features (n, d) of all samples, float32 on the CPU; StoppedError if a signal came.
 
     Every process takes its turn at batches of a fixed size, and returns everything.
-
-    Raises:
-        StoppedError: A signal came.
     """
     if not len(samples):
         raise ValueError("no samples")

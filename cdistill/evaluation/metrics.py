@@ -50,12 +50,7 @@ class SampleSet:
 
 
 class Metric(ABC):
-    """A figure of a set of samples; some need another feature network than the chosen one, or none.
-
-    Attributes:
-        title: Heading of its column.
-        better: Whether "lower" or "higher" figures are better; records carry it.
-    """
+    """A figure of a set of samples, with the `title` of its column; some need another feature network, or none."""
 
     title: str
     better: ClassVar[Literal["lower", "higher"]] = "lower"

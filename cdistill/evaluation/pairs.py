@@ -24,11 +24,7 @@ _SAME = 1e-12  # of the squared norms: a smaller squared distance is the roundin
 
 
 def blocks(vectors: Tensor, device: torch.device, title: str = "") -> Iterator[tuple[slice, Tensor]]:
-    """Yields the rows of `vectors` (n, d) as float64 on `device`, with their positions; shows a bar with its `title`.
-
-    Raises:
-        StoppedError: A signal came, in an outer loop: one with a title.
-    """
+    """Yields the rows of `vectors` (n, d) as float64 on `device`, with their positions; with a title, shows a bar."""
     long = title and len(vectors) >= _LONG
     with progress(len(vectors), title, "img") if long else nullcontext() as advance:
         for start in range(0, len(vectors), BLOCK):
@@ -101,11 +97,7 @@ class Balls:
 
 
 def find_balls(points: Tensor, k: int, device: torch.device, title: str) -> Balls:
-    """Finds the k + 1 nearest others of each of `points` (n, d); a ball reaches to the k-th.
-
-    Raises:
-        CdistillError: There are fewer than k + 2 points.
-    """
+    """Finds the k + 1 nearest others of each of `points` (n, d); CdistillError of fewer than k + 2. A ball holds k."""
     if len(points) < k + 2:
         raise CdistillError(f"{title}: {len(points)} points; the {k} nearest neighbours need at least {k + 2}")
     centre = _mean(points, device)

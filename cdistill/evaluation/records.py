@@ -108,12 +108,7 @@ class Evaluation(_Record):
 
     @classmethod
     def read(cls, path: Path) -> "Evaluation":
-        """Reads a record.
-
-        Raises:
-            MissingAssetError: There is none.
-            CorruptFileError: It is no record of an evaluation.
-        """
+        """Reads a record; MissingAssetError if there is none, CorruptFileError if it is none of an evaluation."""
         if not path.is_file():
             raise MissingAssetError(f"{path}: no such record; cdistill evaluate writes one beside every result")
         try:

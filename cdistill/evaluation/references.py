@@ -87,12 +87,7 @@ class Reference:
         return None if self.stats is None else read_statistics(self.stats)
 
     def _stored(self, network: FeatureNetwork, features: bool) -> Statistics | None:
-        """Returns the statistics in the file, None where the data have to serve.
-
-        Raises:
-            MismatchError: The file was made by another network.
-            CdistillError: What is needed is neither there nor are there data.
-        """
+        """Returns the statistics in the file, None where the data have to serve; CdistillError where neither can."""
         stored = self._file
         if stored is not None and self.stats is not None and self._serves(network, stored):
             check_made_for(self.stats, stored, network.name, network.digest)

@@ -62,11 +62,7 @@ def find_statistics(name: str, data: str) -> Path:
 
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
-    """Writes an .npz that EDM's fid.py reads too; atomic and durable.
-
-    Raises:
-        DiskFullError: It did not fit; the old file is untouched.
-    """
+    """Writes an .npz that EDM's fid.py reads too, atomically; DiskFullError if it did not fit."""
     arrays: dict[str, NDArray[Any]] = {"mu": statistics.mean.numpy(), "sigma": statistics.covariance.numpy()}
     if statistics.features is not None:
         arrays["features"] = statistics.features.numpy()

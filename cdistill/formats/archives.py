@@ -137,11 +137,7 @@ class FolderImages(Images):
 
 
 def is_picture(path: Path, name: str) -> bool:
-    """Whether a member is an image to read, judging by its name.
-
-    Raises:
-        CorruptFileError: It is one that cannot be read, or labels in a folder, where they are not looked for.
-    """
+    """Whether a member is an image to read, by its name; CorruptFileError for one, or labels, that cannot be read."""
     folder, _, last = name.rpartition("/")
     if any(step == "__MACOSX" or (step[:1] == "." and step not in (".", "..")) for step in name.split("/")):
         return False

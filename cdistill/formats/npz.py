@@ -19,11 +19,7 @@ _MOST_HEADER = 10_000  # bytes; NumPy's own bound, which it looks at after readi
 
 
 def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Reads the header of an array and returns its shape and type.
-
-    Raises:
-        CorruptFileError: It cannot be understood, or the array is of Python objects or in Fortran's order.
-    """
+    """Reads the shape and type of an array; CorruptFileError if it holds Python objects or is in Fortran's order."""
     magic = file.read(8)
     if magic not in (npy.magic(1, 0), npy.magic(2, 0)):
         raise CorruptFileError(f"{where}: not version 1 or 2 of NumPy's format; save it again")
@@ -44,11 +40,7 @@ def read_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[
 
 
 def read_array(archive: zipfile.ZipFile, name: str, where: str, most: int) -> NDArray[Any]:
-    """Reads a whole array of at most `most` bytes out of an open .npz; `where` is the file, for messages.
-
-    Raises:
-        CorruptFileError: It is damaged, larger, or no plain array.
-    """
+    """Reads an array of at most `most` bytes from an open .npz, the file `where`; CorruptFileError if damaged."""
     where = f"{where}: {name}"
     with archive.open(f"{name}.npy") as file:
         shape, dtype = read_header(file, where)

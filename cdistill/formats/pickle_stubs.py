@@ -32,11 +32,7 @@ def numpy_names() -> dict[str, Build | None]:
 
 
 def to_array(value: Any) -> NDArray[Any]:
-    """Returns the array that a pickle of a NumPy array describes, as a copy.
-
-    Raises:
-        CorruptFileError: It is something else, or its size, type and bytes do not agree.
-    """
+    """Copies the array that a pickle of a NumPy array describes; CorruptFileError if size, type and bytes disagree."""
     state = value.state if isinstance(value, Record) and value.name == "numpy.ndarray" else None
     if type(state) is not tuple or len(state) != 5 or type(state[1]) is not tuple or type(state[3]) is not bool:
         raise CorruptFileError(f"{shown(value)} where a NumPy array is needed")

@@ -18,12 +18,7 @@ Persistent = Callable[[Any], Any]
 
 @dataclass
 class Budget:
-    """What reading one file may cost; an honest file stays far below.
-
-    Args:
-        size: Bytes of the file.
-        operations: How many opcodes all its pickles may have together.
-    """
+    """What reading a file of `size` bytes may cost; all its pickles together have `operations`, opcodes, left."""
 
     size: int
     operations: int = MOST_OPERATIONS

@@ -235,11 +235,7 @@ def generate(
     advance: Callable[[int, str], None] = lambda count, note: None,
     accelerator: Accelerator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws one sample for each seed and keeps all in memory; arguments and errors as `stream`.
-
-    Returns:
-        Samples (n, ...), float64 on the CPU; labels (n,) or None. Every process returns everything.
-    """
+    """Draws one sample for each seed and returns all, (n, ...), float64, and labels (n,) or None; see `stream`."""
     samples = torch.zeros(len(seeds), *shape, dtype=torch.float64)
     labels = torch.zeros(len(seeds), dtype=torch.int64) if num_classes else None
     for drawn in stream(sampler, shape, seeds, num_classes, classes, device, advance, accelerator):

@@ -53,11 +53,7 @@ def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accel
 
 
 def fit_source(teacher: Teacher, source: Source) -> Source:
-    """Returns the data as the teacher needs it: without labels for an unconditional one.
-
-    Raises:
-        MismatchError: Another shape, no labels where the teacher needs them, or more classes than it knows.
-    """
+    """Returns the data as the teacher needs it, without labels for an unconditional one; MismatchError if unfit."""
     classes = teacher.denoiser.num_classes
     fits = not classes or 0 < source.num_classes <= classes
     if source.shape != teacher.shape or not fits:

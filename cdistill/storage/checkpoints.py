@@ -138,11 +138,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Reads a checkpoint, groups of tensors by file stem and the state, and verifies it against its manifest.
-
-    Raises:
-        CorruptFileError: A file is missing or altered; the message names it.
-    """
+    """Reads the groups of tensors by file stem, and the state, verified; CorruptFileError names an altered file."""
     names = [Path(name) for name in check_manifest(folder)]
     groups = {n.stem: load_tensors(folder / n, "checkpoint")[0] for n in names if n.suffix == ".safetensors"}
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())

@@ -21,11 +21,7 @@ _CHECKPOINT = re.compile(r"step-(\d{8})")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically and durably.
-
-    Raises:
-        DiskFullError: It did not fit; the old file is untouched.
-    """
+    """Writes a text file atomically and durably; DiskFullError if it did not fit, and the old file is untouched."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

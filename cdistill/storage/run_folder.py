@@ -63,11 +63,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for this process; the system releases it even after kill -9.
-
-        Raises:
-            RunLockedError: Another process holds it.
-        """
+        """Holds the run for this process, even until a kill -9; RunLockedError if another process holds it."""
         with held(self.path / ".lock", f"{self.path}: another process works in this run"):
             self._sweep()
             yield
@@ -119,11 +115,7 @@ class RunFolder:
         write_text(self.path / "metrics.jsonl", "".join(kept))
 
     def latest_checkpoint(self) -> Path:
-        """Returns the newest checkpoint.
-
-        Raises:
-            MissingAssetError: There is none.
-        """
+        """Returns the newest checkpoint; MissingAssetError if there is none."""
         checkpoints = list_checkpoints(self.checkpoints)
         if not checkpoints:
             raise MissingAssetError(
@@ -256,11 +248,7 @@ def _checked(path: Path, read: Callable[[Path], Content]) -> Content:
 
 @contextmanager
 def held(lock: Path, taken: str) -> Iterator[None]:
-    """Holds a lock for this process; the system releases it even after kill -9.
-
-    Raises:
-        RunLockedError: Another process does; the message begins with `taken`.
-    """
+    """Holds a lock until this process ends, even by kill -9; RunLockedError with `taken` if another has it."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0):
@@ -270,11 +258,7 @@ def held(lock: Path, taken: str) -> Iterator[None]:
 
 
 def latest_run(root: Path = RUNS) -> RunFolder:
-    """Returns the run below `root` that distilled a student and was worked on last.
-
-    Raises:
-        MissingAssetError: There is none.
-    """
+    """Returns the run below `root` that distilled a student and was worked on last; MissingAssetError if none did."""
     runs = [RunFolder(path.parent) for path in root.glob("*/status.json")]
     runs = [run for run in runs if run.status().get("kind") == "distill" and list_checkpoints(run.checkpoints)]
     if not runs:
@@ -285,11 +269,7 @@ def latest_run(root: Path = RUNS) -> RunFolder:
 
 
 def run_names(paths: Sequence[Path], where: str) -> list[str]:
-    """Returns the name of each run's folder, or its path where two folders have the same name.
-
-    Raises:
-        RecipeError: One is named twice; `where` begins the message.
-    """
+    """Returns each run's name, or its path where names are equal; RecipeError, after `where`, if one is named twice."""
     places = [path.resolve() for path in paths]
     if repeated := [str(path) for path, place in zip(paths, places, strict=True) if places.count(place) > 1]:
         raise RecipeError(f"{where}: {repeated[0]} is named twice; name each run once")
