@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -60,11 +60,6 @@ class Source:
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
-
-    def chunks(self, size: int) -> Iterator[Tensor]:
-        """Yields all samples in their order, `size` at a time and the rest at the end."""
-        for start in range(0, len(self), size):
-            yield self.samples[start : start + size]
 
     def resident(self, device: torch.device) -> Source:
         """Returns the source with its samples on a GPU, if they take at most a quarter of what is free there.

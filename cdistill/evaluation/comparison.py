@@ -20,6 +20,7 @@ from cdistill.evaluation.records import (
     finite_interval,
 )
 from cdistill.runtime.console import Table
+from cdistill.storage.run_folder import flatten
 
 TOLERANCE = 0.01  # standard errors: other devices and versions move the last bits, and with them single grey levels
 ROUNDING = 1e-6  # relative, for a figure without a standard error
@@ -165,15 +166,9 @@ def repetition(path: Path, before: Evaluation, now: Evaluation) -> Repetition:
         for row in before.rows
         for name, value in row.values.items()
     ]
-    first, second = _flat(before), _flat(now)
+    first, second = (
+        flatten({key: value for key, value in record.to_dict().items() if key not in _IGNORED})
+        for record in (before, now)
+    )
     changes = [f"{key}: {first[key]} -> {second[key]}" for key in first if key in second and first[key] != second[key]]
     return Repetition(path, figures, changes)
-
-
-def _flat(evaluation: Evaluation) -> dict[str, Any]:
-    """Returns how a record was made, "key" or "key.name" -> value."""
-    flat: dict[str, Any] = {}
-    for key, value in evaluation.to_dict().items():
-        if key not in _IGNORED:
-            flat |= {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-    return flat

@@ -70,8 +70,7 @@ class Evaluator:
 
     def teacher_endpoints(self, count: int) -> Tensor:
         """Returns the teacher's samples (n, ...) of the first `count` seeds."""
-        if self._endpoints is None:
-            raise ValueError("no teacher")
+        assert self._endpoints is not None
         return self._endpoints.rows(self.seeds[:count])[0]
 
     def draw(self, sampler: Sampler, title: str) -> SampleSet:
@@ -120,8 +119,7 @@ class Evaluator:
 
     def measure_teacher(self) -> Row:
         """Measures the teacher itself, by Heun's solver."""
-        if self._endpoints is None:
-            raise ValueError("no teacher")
+        assert self._endpoints is not None
         images, count, samples = len(self.shape) == 3, len(self.seeds), self._empty()
         for batch in self._endpoints.read(self.seeds):  # all at once they would be four times as large
             endpoints = torch.from_numpy(batch.samples)

@@ -260,7 +260,7 @@ class VectorFrechet(Metric):
             raise CdistillError(f"frechet-vectors: got {len(vectors)} samples; needs 2 or more")
         if not vectors.isfinite().all():
             return _not_finite(len(vectors))
-        real = reference.once("gaussian", lambda: gaussian(*streamed_moments(source.chunks(_BLOCK))))
+        real = reference.once("gaussian", lambda: gaussian(*streamed_moments(source.samples.split(_BLOCK))))
         return frechet_estimate(vectors, real)
 
 

@@ -46,7 +46,7 @@ class EDMNetwork:
     """A network of EDM as data.
 
     Attributes:
-        class_name: Class of the preconditioner, "EDMPrecond"; `model_class` is "SongUNet" or "DhariwalUNet".
+        model_class: Class of the network inside the preconditioner: "SongUNet" or "DhariwalUNet".
         entry: Which part of the file it is: "ema", "net" (a training state: not averaged) or "" (the whole file).
         init_kwargs: Arguments of the preconditioner, by name; plain values, but a number may be infinite.
         attributes: What the preconditioner states of itself (`ATTRIBUTES`), to be compared with `init_kwargs`.
@@ -55,7 +55,6 @@ class EDMNetwork:
         dataset_kwargs: What the file states about the training data; empty if nothing.
     """
 
-    class_name: str
     model_class: str
     entry: str
     init_kwargs: dict[str, Any]
@@ -104,7 +103,6 @@ def _network(entry: str, network: _Persistent, rest: dict[Any, Any]) -> EDMNetwo
         raise CorruptFileError(f"is a {network.class_name}; only {PRECONDITIONER} networks are teachers here")
     arguments = _arguments(network)
     return EDMNetwork(
-        class_name=network.class_name,
         model_class=_model_class(network, arguments),
         entry=entry,
         init_kwargs=arguments,

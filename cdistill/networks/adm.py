@@ -63,16 +63,12 @@ class ADMUNet(UNet):
         self.out_conv = style.conv(last, channels, 3, style.zero)
 
     @override
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        emb = self.map_layer1(F.silu(self.map_layer0(self._features(noise))))
-        return F.silu(emb if self.map_label is None else emb + self.map_label(self.onehot(labels, emb)))
-
-    @override
-    def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(self, noise: Tensor, labels: Tensor | None, first: nn.Module, second: nn.Module) -> Tensor:
         """The labels come in through the t-branch alone, as in CTM's code for ImageNet."""
-        assert self.map_layer0_s is not None
-        assert self.map_layer1_s is not None
-        return F.silu(self.map_layer1_s(F.silu(self.map_layer0_s(self._features(noise)))))
+        emb = second(F.silu(first(self._features(noise))))
+        if self.map_label is not None and first is self.map_layer0:
+            emb = emb + self.map_label(self.onehot(labels, emb))
+        return F.silu(emb)
 
     @override
     def output(self, x: Tensor) -> Tensor:

@@ -114,15 +114,9 @@ class SongUNet(UNet):
         self.dec[f"{self.last}_conv"] = style.conv(last, channels, 3, style.zero)
 
     @override
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(self._features(noise, labels)))))
-
-    @override
-    def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+    def embed(self, noise: Tensor, labels: Tensor | None, first: nn.Module, second: nn.Module) -> Tensor:
         """The s-branch sees the labels as the t-branch does, as in CTM's code for CIFAR-10."""
-        assert self.map_layer0_s is not None
-        assert self.map_layer1_s is not None
-        return F.silu(self.map_layer1_s(F.silu(self.map_layer0_s(self._features(noise, labels)))))
+        return F.silu(second(F.silu(first(self._features(noise, labels)))))
 
     @override
     def output(self, x: Tensor) -> Tensor:

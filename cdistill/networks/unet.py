@@ -245,12 +245,8 @@ class UNet(nn.Module, ABC):
     map_layer1_s: nn.Module | None
 
     @abstractmethod
-    def embed(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Maps c_noise(t) (B,) and the labels to the embedding (B, E) of the t-branch."""
-
-    @abstractmethod
-    def embed_s(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Maps c_noise(s) (B,) and the labels to the embedding (B, E) of the s-branch."""
+    def embed(self, noise: Tensor, labels: Tensor | None, first: nn.Module, second: nn.Module) -> Tensor:
+        """Maps c_noise (B,) and the labels to the embedding (B, E) of the branch with these mapping layers."""
 
     @abstractmethod
     def output(self, x: Tensor) -> Tensor:
@@ -270,8 +266,9 @@ class UNet(nn.Module, ABC):
 
     def body(self, x: Tensor, noise: Tensor, noise_s: Tensor | None, labels: Tensor | None) -> Tensor:
         """Computes what `output` maps to F; arguments as `forward`."""
-        emb = self.embed(noise, labels)
-        emb_s = None if noise_s is None or self.map_layer0_s is None else self.embed_s(noise_s, labels)
+        emb, emb_s = self.embed(noise, labels, self.map_layer0, self.map_layer1), None
+        if noise_s is not None and self.map_layer0_s is not None and self.map_layer1_s is not None:
+            emb_s = self.embed(noise_s, labels, self.map_layer0_s, self.map_layer1_s)
         skips: list[Tensor] = []
         aux = x
         for layer in self.enc.values():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -68,30 +69,21 @@ class Drawn:
     labels: Tensor | None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A chunk before anything of it is drawn: of the wanted `seeds` (r,), their `classes` if these are not drawn."""
-
-    shape: tuple[int, ...]
-    rows: Tensor
-    seeds: Tensor
-    num_classes: int
-    classes: Tensor | None
-    turn: int
-
-    def draw(self) -> Chunk:
-        """Draws the noise and the labels of all seeds of the chunk."""
-        size = chunk_size(self.shape)
-        present, which = (self.seeds // size).unique(return_inverse=True)
-        places = which * size + self.seeds % size
-        draws = [torch.Generator().manual_seed(chunk * size + k) for chunk in present.tolist() for k in range(size)]
-        x = torch.stack([torch.randn(self.shape, generator=draw) for draw in draws]).double() * T
-        labels = None
-        if self.num_classes:
-            labels = torch.stack([torch.randint(self.num_classes, (), generator=draw) for draw in draws])
-            if self.classes is not None:
-                labels[places] = self.classes
-        return Chunk(self.rows, places, x, labels, draws, self.turn)
+def _draw(
+    shape: tuple[int, ...], num_classes: int, rows: Tensor, seeds: Tensor, classes: Tensor | None, turn: int
+) -> Chunk:
+    """Draws the noise and the labels, if they are not given, of all seeds of the chunk that has `seeds` (r,) in it."""
+    size = chunk_size(shape)
+    present, which = (seeds // size).unique(return_inverse=True)
+    places = which * size + seeds % size
+    draws = [torch.Generator().manual_seed(chunk * size + k) for chunk in present.tolist() for k in range(size)]
+    x = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double() * T
+    labels = None
+    if num_classes:
+        labels = torch.stack([torch.randint(num_classes, (), generator=draw) for draw in draws])
+        if classes is not None:
+            labels[places] = classes
+    return Chunk(rows, places, x, labels, draws, turn)
 
 
 def draw_chunks(
@@ -106,8 +98,8 @@ def draw_chunks(
     Yields the chunks of this process with a wanted seed in them, the processes of `accelerator` taking turns; `classes`
     are in place of drawn ones. Arguments as `stream`.
     """
-    for plan in _plan(shape, seeds, num_classes, classes, accelerator, 1):
-        yield plan.draw()
+    for draw in _plan(shape, seeds, num_classes, classes, accelerator, 1):
+        yield draw()
 
 
 def _plan(
@@ -117,7 +109,7 @@ def _plan(
     classes: Sequence[int] | None,
     accelerator: Accelerator | None,
     together: int,
-) -> Iterator[_Plan]:
+) -> Iterator[Callable[[], Chunk]]:
     """Divides the wanted seeds; `together` neighbouring chunks become one, as far as there are wanted seeds in them."""
     wanted = torch.tensor(seeds, dtype=torch.int64)
     chosen = None if classes is None else torch.tensor(classes)
@@ -127,7 +119,7 @@ def _plan(
     for number in range(rank, len(groups), world):
         rows = groups[number]
         turn = sum(map(len, groups[number : number + world]))
-        yield _Plan(shape, rows, wanted[rows], num_classes, None if chosen is None else chosen[rows], turn)
+        yield partial(_draw, shape, num_classes, rows, wanted[rows], None if chosen is None else chosen[rows], turn)
 
 
 def stream(
@@ -161,29 +153,27 @@ def stream(
         StoppedError: A signal came; all that was begun has been yielded.
     """
     plans = _plan(shape, seeds, num_classes, classes, accelerator, chunks_together(shape, device, batch_size))
-    if torch.device(device).type == "cpu":
-        with _single_threads(threads := torch.get_num_threads()) as pool:
-            work = lambda plan: (_sample(sampler, plan.draw(), device), plan.turn)  # noqa: E731
-            for drawn, turn in _ahead(pool, 2 * threads, work, plans):
-                advance(turn, "")
-                yield drawn
-    else:
-        with _single_threads(1) as pool:
-            for chunk in _ahead(pool, 2, _Plan.draw, plans):
-                drawn = _sample(sampler, chunk, device)
-                advance(chunk.turn, "")
-                yield drawn
+    on_cpu = torch.device(device).type == "cpu"
+
+    @torch.inference_mode()
+    def sample(chunk: Chunk) -> tuple[Drawn, int]:
+        labels = None if chunk.labels is None else chunk.labels.to(device)
+        found = sampler(chunk.x.to(device), labels, chunk.noise(device)).cpu()
+        with torch.inference_mode(False):  # the caller may do with these what it likes
+            samples = torch.empty(len(chunk.rows), *found.shape[1:], dtype=torch.float64)
+            samples.copy_(found[chunk.places])
+            own = None if chunk.labels is None else chunk.labels[chunk.places]
+            return Drawn(chunk.rows, samples, own), chunk.turn
+
+    with _single_threads(threads := torch.get_num_threads() if on_cpu else 1) as pool:
+        if on_cpu:
+            finished = _ahead(pool, 2 * threads, lambda draw: sample(draw()), plans)
+        else:
+            finished = map(sample, _ahead(pool, 2, lambda draw: draw(), plans))
+        for drawn, turn in finished:
+            advance(turn, "")
+            yield drawn
     signals.check("sampling")
-
-
-@torch.inference_mode()
-def _sample(sampler: Sampler, chunk: Chunk, device: torch.device | str) -> Drawn:
-    labels = None if chunk.labels is None else chunk.labels.to(device)
-    found = sampler(chunk.x.to(device), labels, chunk.noise(device)).cpu()
-    with torch.inference_mode(False):  # the caller may do with these what it likes
-        samples = torch.empty(len(chunk.rows), *found.shape[1:], dtype=torch.float64)
-        samples.copy_(found[chunk.places])
-        return Drawn(chunk.rows, samples, None if chunk.labels is None else chunk.labels[chunk.places])
 
 
 @contextmanager

@@ -75,7 +75,10 @@ class MixtureDenoiser(Denoiser):
         rotated = torch.einsum("bki,kij->bkj", x.double()[:, None] - self.means, self.eigenvectors)
         variance = self.eigenvalues + noise
         log_density = -(rotated.square() / variance + variance.log()).sum(-1) / 2
-        posterior = self._of_class(self.weights.log() + log_density, labels).softmax(-1)
+        logits = self.weights.log() + log_density
+        if self.classes is not None and labels is not None:
+            logits = logits.masked_fill(self.classes != labels[:, None], -torch.inf)
+        posterior = logits.softmax(-1)
         shrunk = torch.einsum("bkj,kij->bki", self.eigenvalues / variance * rotated, self.eigenvectors)
         return torch.einsum("bk,bki->bi", posterior, self.means + shrunk).to(x.dtype)
 
@@ -92,12 +95,6 @@ class MixtureDenoiser(Denoiser):
             rows = component == k
             x[rows] = mean + (self.eigenvalues[k].sqrt() * x[rows]) @ self.eigenvectors[k].T
         return x, None if self.classes is None else self.classes[component]
-
-    def _of_class(self, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """Returns the logits of the components (B, K), those of other classes than the labels' at -infinity."""
-        if self.classes is None or labels is None:
-            return logits
-        return logits.masked_fill(self.classes != labels[:, None], -torch.inf)
 
 
 class MixtureStudent(Denoiser):

@@ -106,7 +106,7 @@ def test_on_a_gpu_a_call_holds_several_chunks_of_the_same_noise():
     seeds = [300, *range(10, 150), 5, 5]
     single = {int(row): (chunk.x[place], chunk.labels[place]) for chunk in draw_chunks((1,), seeds, 10)
               for row, place in zip(chunk.rows, chunk.places, strict=True)}  # fmt: skip
-    chunks = [plan.draw() for plan in _plan((1,), seeds, 10, None, None, 4)]
+    chunks = [draw() for draw in _plan((1,), seeds, 10, None, None, 4)]
     assert [len(chunk.x) for chunk in chunks] == [192, 64]
     for chunk in chunks:
         for row, place in zip(chunk.rows, chunk.places, strict=True):
