@@ -18,13 +18,9 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 
 class Section(BaseModel):
-    """A part of a recipe: strict types, no unknown keys, no change afterwards.
+    """A part of a recipe: strict types, no unknown keys, no change afterwards."""
 
-    Attributes:
-        moved: Keys that an earlier version had here -> where they are now.
-    """
-
-    moved: ClassVar[Mapping[str, str]] = {}
+    moved: ClassVar[Mapping[str, str]] = {}  # keys that an earlier version had here -> where they are now
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 

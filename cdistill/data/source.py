@@ -30,18 +30,14 @@ class Source:
     """Samples with their labels; what a loader returns, see `cdistill/data/README.md`.
 
     Attributes:
-        name: Name in the registry, or the absolute path of a file or folder.
-        samples: uint8 images (N, C, H, W), or float64 vectors (N, d); read only, they may be mapped from a file.
-        labels: Class indices (N,), int64, or None, with 0 classes.
-        flips: Whether a horizontally flipped sample is as good as the sample.
         content: Computes a SHA-256 that stands for the samples, where reading them all would take long.
     """
 
-    name: str
-    samples: Tensor
-    labels: Tensor | None = None
+    name: str  # name in the registry, or the absolute path of a file or folder
+    samples: Tensor  # uint8 images (N, C, H, W), or float64 vectors (N, d); read only, they may be mapped from a file
+    labels: Tensor | None = None  # class indices (N,), int64, or None, with 0 classes
     num_classes: int = 0
-    flips: bool = False
+    flips: bool = False  # whether a horizontally flipped sample is as good as the sample
     content: Callable[[], str] | None = None
 
     def __len__(self) -> int:

@@ -18,19 +18,12 @@ _VANISHING = 1e-13  # |g|^2 below this fraction of |D|^2 is rounding: s_coef is 
 
 @dataclass(frozen=True)
 class Points:
-    """Samples of q(x_t) at every noise level t: x_t = x_0 + t z.
+    """Samples of q(x_t) at every noise level t: x_t = x_0 + t z."""
 
-    Attributes:
-        x0: Data (B, ...).
-        z: Standard normal noise, like `x0`. In pairs, row k + B/2 has the x_0 of row k and -z.
-        probe: Rademacher vectors, like `x0`, for Hutchinson's trace estimator.
-        labels: Class indices (B,) or None.
-    """
-
-    x0: Tensor
-    z: Tensor
-    probe: Tensor
-    labels: Tensor | None
+    x0: Tensor  # data (B, ...)
+    z: Tensor  # standard normal noise, like `x0`; in pairs row k + B/2 has the x_0 of row k and -z
+    probe: Tensor  # Rademacher vectors, like `x0`, for Hutchinson's trace estimator
+    labels: Tensor | None  # class indices (B,) or None
 
     def at(self, t: Tensor) -> Tensor:
         """Returns x_t (B, ...) at the noise levels `t` (B,)."""
@@ -73,23 +66,14 @@ class Estimator(ABC):
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Sums of an estimator's scalars over groups of samples, taken in rounds until every level is precise enough.
+    """Sums of an estimator's scalars over groups of samples, taken in rounds until every level is precise enough."""
 
-    Attributes:
-        t: Noise levels (n,), float64, descending.
-        dim: Elements of one sample, d.
-        sums: Of each round and group of samples (R, G, n, k), float64.
-        sizes: Rows that were summed (R, G), float64.
-        stops: The last round of each noise level (n,), int64; later rounds hold nothing of it.
-        samples: Points of q(x_t) that each noise level took (n,), int64.
-    """
-
-    t: Tensor
-    dim: int
-    sums: Tensor
-    sizes: Tensor
-    stops: Tensor
-    samples: Tensor
+    t: Tensor  # noise levels (n,), float64, descending
+    dim: int  # elements of one sample, d
+    sums: Tensor  # of each round and group of samples (R, G, n, k), float64
+    sizes: Tensor  # rows that were summed (R, G), float64
+    stops: Tensor  # the last round of each noise level (n,), int64; later rounds hold nothing of it
+    samples: Tensor  # points of q(x_t) that each noise level took (n,), int64
 
     def means(self) -> Tensor:
         """Means of all samples up to each round, (R, n, k); meaningless beyond a level's last round."""

@@ -28,23 +28,14 @@ _FEWEST_GROUPS = 2  # that have an error
 
 @dataclass(frozen=True)
 class CoefficientEstimate:
-    """l and s of a teacher, with what their errors follow from.
+    """l and s of a teacher, with what their errors follow from."""
 
-    Attributes:
-        l_replicates: l_t (1+G, n): of all samples, then without each group of samples in turn.
-        s_replicates: s_t (1+G, n).
-        sums: What both were computed from.
-        sigma_data: Standard deviation of the data.
-        header: How they were made, {} if they are not those of a file.
-        fit: f and g by least squares along trajectories, where they were asked for.
-    """
-
-    l_replicates: Tensor
-    s_replicates: Tensor
-    sums: GroupSums
-    sigma_data: float = SIGMA_DATA
-    header: Mapping[str, Any] = field(default_factory=dict)
-    fit: Fit | None = None
+    l_replicates: Tensor  # l_t (1+G, n): of all samples, then without each group of samples in turn
+    s_replicates: Tensor  # s_t (1+G, n)
+    sums: GroupSums  # what both were computed from
+    sigma_data: float = SIGMA_DATA  # standard deviation of the data
+    header: Mapping[str, Any] = field(default_factory=dict)  # how they were made, {} if they are not those of a file
+    fit: Fit | None = None  # f and g by least squares along trajectories, where they were asked for
 
     @property
     def coefficients(self) -> Coefficients:

@@ -30,18 +30,16 @@ class Estimate:
     """A figure of a set of samples.
 
     Attributes:
-        value: The figure.
         influence: Of each sample on it, to first order (n,), float64, in the order of the seeds; a constant added to
             all of them changes nothing.
         splits: The mean of the figures of two halves of the samples, for several fixed random splits (k,), float64;
             None for a figure that is a mean over the samples.
-        share: Whether the figure is a share, from 0 to 1.
     """
 
-    value: float
+    value: float  # the figure
     influence: Tensor
     splits: Tensor | None = None
-    share: bool = False
+    share: bool = False  # whether the figure is a share, from 0 to 1
 
     @property
     def error(self) -> float:

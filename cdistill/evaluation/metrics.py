@@ -32,12 +32,11 @@ class SampleSet:
     """Samples of a list of seeds, in its order.
 
     Attributes:
-        samples: uint8 images (n, C, H, W), quantised as they would be stored, or float64 vectors (n, d).
         errors: Mean square distance of each to the end point of the teacher's trajectory from the same noise (n,),
             float64, before quantisation; None without a teacher.
     """
 
-    samples: Tensor
+    samples: Tensor  # uint8 images (n, C, H, W), quantised as they would be stored, or float64 vectors (n, d)
     errors: Tensor | None = None
     accelerator: Accelerator | None = None
     _features: dict[str, Tensor] = field(default_factory=dict)

@@ -77,18 +77,12 @@ def _kernel_sums(first: Tensor, second: Tensor | None, device: torch.device, tit
 
 @dataclass(frozen=True)
 class Balls:
-    """Points (n, d), float32 on the CPU, with the squared distances to their k + 1 nearest others.
-
-    Attributes:
-        nearest: Squared distances (n, k + 1), ascending, float32.
-        neighbours: Which points these are (n, k + 1), int64.
-        device: Where distances are computed.
-    """
+    """Points (n, d), float32 on the CPU, with the squared distances to their k + 1 nearest others."""
 
     points: Tensor
-    nearest: Tensor
-    neighbours: Tensor
-    device: torch.device
+    nearest: Tensor  # squared distances (n, k + 1), ascending, float32
+    neighbours: Tensor  # which points these are (n, k + 1), int64
+    device: torch.device  # where distances are computed
 
     @property
     def radii(self) -> Tensor:

@@ -85,24 +85,18 @@ class Evaluation(_Record):
     """One student, teacher or set of images, measured; what the record says beyond the fields is in `model_extra`.
 
     Attributes:
-        step: Finished steps of the student.
-        seeds: First and last of the samples.
-        split: Of the data that they were compared with.
-        level: Stated coverage of the intervals.
         metrics: Metric -> its title, and whether "lower" or "higher" is better; records of version 0.1 lack it.
-        images: File of the first samples, relative to the run.
-        command: What was typed.
     """
 
-    step: int | None = None
+    step: int | None = None  # finished steps of the student
     samples: int | None = None
-    seeds: str | None = None
-    split: str | None = None
-    level: float | None = None
+    seeds: str | None = None  # first and last of the samples
+    split: str | None = None  # of the data that they were compared with
+    level: float | None = None  # stated coverage of the intervals
     metrics: dict[str, dict[str, Any]] = {}
     rows: list[Row]
-    images: str | None = None
-    command: list[str] | str | None = None
+    images: str | None = None  # file of the first samples, relative to the run
+    command: list[str] | str | None = None  # what was typed
     _drawn: dict[int, Any] = PrivateAttr(default_factory=dict)
     _path: Path | None = PrivateAttr(default=None)
 
@@ -174,13 +168,7 @@ class Evaluation(_Record):
 
 
 class Difference(_Record):
-    """A figure of the second evaluation less that of the first, on the same seeds.
-
-    Attributes:
-        error: Standard error of the difference; the noise that both share cancels.
-        interval: Two-sided, for this one difference alone.
-        verdict: What the second one is: "better", "worse" or "not distinguishable".
-    """
+    """A figure of the second evaluation less that of the first, on the same seeds."""
 
     metric: str
     sampler: str
@@ -188,9 +176,9 @@ class Difference(_Record):
     first: float | None
     second: float | None
     difference: float | None
-    error: float | None = None
-    interval: tuple[float | None, float | None]
-    verdict: str
+    error: float | None = None  # standard error of the difference; the noise that both share cancels
+    interval: tuple[float | None, float | None]  # two-sided, for this one difference alone
+    verdict: str  # what the second one is: "better", "worse" or "not distinguishable"
 
 
 class Pair(_Record):

@@ -29,15 +29,12 @@ class Statistics:
     """What samples are compared with, as a feature network sees it.
 
     Attributes:
-        mean: (d,), float64.
-        covariance: (d, d), float64, unbiased.
-        features: Features of some of the data (m, d), float32, if they are kept.
         facts: Where the numbers come from, as JSON; empty for other people's files.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    features: Tensor | None = None
+    mean: Tensor  # (d,), float64
+    covariance: Tensor  # (d, d), float64, unbiased
+    features: Tensor | None = None  # features of some of the data (m, d), float32, if they are kept
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -46,22 +46,16 @@ class EDMNetwork:
     """A network of EDM as data.
 
     Attributes:
-        model_class: Class of the network inside the preconditioner: "SongUNet" or "DhariwalUNet".
-        entry: Which part of the file it is: "ema", "net" (a training state: not averaged) or "" (the whole file).
-        init_kwargs: Arguments of the preconditioner, by name; plain values, but a number may be infinite.
         attributes: What the preconditioner states of itself (`ATTRIBUTES`), to be compared with `init_kwargs`.
-        state: Name -> tensor, in the order of ``state_dict``.
-        source_sha256: SHA-256 of the source code that the file carries for the preconditioner.
-        dataset_kwargs: What the file states about the training data; empty if nothing.
     """
 
-    model_class: str
-    entry: str
-    init_kwargs: dict[str, Any]
+    model_class: str  # class of the network inside the preconditioner: "SongUNet" or "DhariwalUNet"
+    entry: str  # which part of the file it is: "ema", "net" (a training state: not averaged) or "" (the whole file)
+    init_kwargs: dict[str, Any]  # arguments of the preconditioner, by name; plain values, but a number may be infinite
     attributes: dict[str, float]
-    state: dict[str, Tensor]
-    source_sha256: str
-    dataset_kwargs: dict[str, Any]
+    state: dict[str, Tensor]  # name -> tensor, in the order of ``state_dict``
+    source_sha256: str  # SHA-256 of the source code that the file carries for the preconditioner
+    dataset_kwargs: dict[str, Any]  # what the file states about the training data; empty if nothing
 
 
 @dataclass(frozen=True)

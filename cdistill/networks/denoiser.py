@@ -29,17 +29,11 @@ def edm_coefficients(t: Tensor, sigma_data: float) -> tuple[Tensor, Tensor, Tens
 
 
 class Denoiser(nn.Module, ABC):
-    """D(x, t) of a teacher or D(x, t, s) of a student.
+    """D(x, t) of a teacher or D(x, t, s) of a student."""
 
-    Attributes:
-        sample_shape: Shape of one sample, (C, H, W) or (d,).
-        sigma_data: Standard deviation of the data that the network was scaled for.
-        num_classes: Number of classes, 0 when unconditional.
-    """
-
-    sample_shape: tuple[int, ...]
-    sigma_data: float
-    num_classes: int = 0
+    sample_shape: tuple[int, ...]  # shape of one sample, (C, H, W) or (d,)
+    sigma_data: float  # standard deviation of the data that the network was scaled for
+    num_classes: int = 0  # number of classes, 0 when unconditional
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

@@ -19,29 +19,17 @@ from torch.autograd import forward_ad
 
 @dataclass(frozen=True)
 class Style:
-    """The conventions in which the families of U-Nets differ.
+    """The conventions in which the families of U-Nets differ."""
 
-    Attributes:
-        init: Fills the weights of a layer, times a gain, and returns the layer.
-        zero: Gain of the layers that begin at, or next to, zero.
-        attention: Gain of the layer that makes queries, keys and values.
-        eps: Of the group norms.
-        skip_scale: Factor on every residual sum.
-        head: Channels of an attention head; None for a single head.
-        scales: Whether the noise scales the activations too, besides shifting them.
-        projects: Whether the skip of every resampling block has a convolution.
-        taps: The resampling filter along one side.
-    """
-
-    init: Callable[[nn.Module, float], nn.Module]
-    zero: float
-    attention: float
-    eps: float
-    skip_scale: float
-    head: int | None
-    scales: bool
-    projects: bool
-    taps: tuple[int, ...] = (1, 1)
+    init: Callable[[nn.Module, float], nn.Module]  # fills the weights of a layer, times a gain, and returns the layer
+    zero: float  # gain of the layers that begin at, or next to, zero
+    attention: float  # gain of the layer that makes queries, keys and values
+    eps: float  # of the group norms
+    skip_scale: float  # factor on every residual sum
+    head: int | None  # channels of an attention head; None for a single head
+    scales: bool  # whether the noise scales the activations too, besides shifting them
+    projects: bool  # whether the skip of every resampling block has a convolution
+    taps: tuple[int, ...] = (1, 1)  # the resampling filter along one side
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """Returns a group norm of at most 32 groups with at least 4 channels each."""

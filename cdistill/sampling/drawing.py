@@ -37,22 +37,14 @@ CUDA_BATCH = 256  # images that a network call holds on a GPU by default
 
 @dataclass(frozen=True)
 class Chunk:
-    """What a network sees at once: the noise and the labels of whole chunks of consecutive seeds, on the CPU.
+    """What a network sees at once: the noise and the labels of whole chunks of consecutive seeds, on the CPU."""
 
-    Attributes:
-        rows: Positions (r,) in the list of wanted seeds.
-        places: Where those seeds are in the chunk (r,).
-        x: Points at noise level T, (size, ...), float64; `labels` (size,) are int64.
-        draws: The generator of each seed, from which its noise and label have been drawn.
-        turn: Wanted seeds that all processes together draw while this one draws the chunk.
-    """
-
-    rows: Tensor
-    places: Tensor
-    x: Tensor
+    rows: Tensor  # positions (r,) in the list of wanted seeds
+    places: Tensor  # where those seeds are in the chunk (r,)
+    x: Tensor  # points at noise level T, (size, ...), float64; `labels` (size,) are int64
     labels: Tensor | None
-    draws: list[torch.Generator]
-    turn: int
+    draws: list[torch.Generator]  # the generator of each seed, from which its noise and label have been drawn
+    turn: int  # wanted seeds that all processes together draw while this one draws the chunk
 
     def noise(self, device: torch.device | str) -> Noise:
         """Returns the source of more noise, (size, ...), float64."""

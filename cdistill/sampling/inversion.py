@@ -19,15 +19,13 @@ class Inverse:
     """Points at T, and how well they lead back.
 
     Attributes:
-        x: Points at noise level T, (B, ...), float64.
         residual: |jump(x_t) - x_s|, root mean square over the elements, the largest of the jumps, (B,); of a teacher 0,
             whose solver has nothing to iterate.
-        calls: Network calls of the batch.
     """
 
-    x: Tensor
+    x: Tensor  # points at noise level T, (B, ...), float64
     residual: Tensor
-    calls: int
+    calls: int  # network calls of the batch
 
     @property
     def converged(self) -> Tensor:

@@ -49,14 +49,12 @@ class TimedSampler(ABC):
     """Maps points at T to points at eps over noise levels `times`, float64 (k+1,), descending; is a `Sampler`.
 
     Attributes:
-        draws_from: "student" or "teacher".
-        calls_per_step: Network calls in each of the k steps.
         fresh_noise: Whether it adds noise after the start, so that its samples are not the endpoints of the teacher's
             trajectories from the same noise.
     """
 
-    draws_from: ClassVar[Literal["student", "teacher"]]
-    calls_per_step: ClassVar[int] = 1
+    draws_from: ClassVar[Literal["student", "teacher"]]  # "student" or "teacher"
+    calls_per_step: ClassVar[int] = 1  # network calls in each of the k steps
     fresh_noise: ClassVar[bool] = False
 
     def __init__(self, denoiser: Denoiser, times: Tensor) -> None:
@@ -82,7 +80,6 @@ class StudentSampler(TimedSampler):
 
     Attributes:
         eps_only: Whether it works for preconditionings that jump to eps only: s_n = eps for every n.
-        takes_gamma: Whether `gamma`, the share of fresh noise, must be given.
 
     Raises:
         RecipeError: The preconditioning jumps to eps only and the sampler does not; or `gamma` is missing, not allowed
@@ -91,7 +88,7 @@ class StudentSampler(TimedSampler):
 
     draws_from = "student"
     eps_only: ClassVar[bool] = False
-    takes_gamma: ClassVar[bool] = False
+    takes_gamma: ClassVar[bool] = False  # whether `gamma`, the share of fresh noise, must be given
 
     def __init__(
         self, denoiser: Denoiser, preconditioning: Preconditioning, times: Tensor, gamma: float | None = None

@@ -45,16 +45,11 @@ class Writer(ABC):
 
     The same samples make the same bytes, whenever and wherever they are written; memory does not grow with the images,
     and under the final name there is never an incomplete file.
-
-    Attributes:
-        suffix: Of the file's name; "" for a folder.
-        vectors: Whether samples that are no images can be written.
-        most: The largest number of samples, 0 for any.
     """
 
-    suffix: ClassVar[str]
-    vectors: ClassVar[bool] = False
-    most: ClassVar[int] = 0
+    suffix: ClassVar[str]  # of the file's name; "" for a folder
+    vectors: ClassVar[bool] = False  # whether samples that are no images can be written
+    most: ClassVar[int] = 0  # the largest number of samples, 0 for any
 
     @abstractmethod
     def write(self, path: Path, samples: Samples) -> None:

@@ -166,23 +166,18 @@ class RunRecord:
     """What the small files of a run hold; those that an unfinished or old run lacks are empty here.
 
     Attributes:
-        recipe: Text of the resolved recipe.
-        values: Its values by dotted keys, such as "training.points".
-        training: Records of metrics.jsonl other than evaluations, in their order.
         evaluations: Records of the evaluations in metrics.jsonl by step; of two at one step, the later.
-        results: File name -> record: evaluation.json, then every evaluation-*.json.
-        checkpoints: Number of steps -> folder, oldest first.
     """
 
     folder: RunFolder
-    recipe: str
-    values: Mapping[str, Any]
+    recipe: str  # text of the resolved recipe
+    values: Mapping[str, Any]  # its values by dotted keys, such as "training.points"
     status: Mapping[str, Any]
     environment: Mapping[str, Any]
-    training: Sequence[dict[str, Any]]
+    training: Sequence[dict[str, Any]]  # records of metrics.jsonl other than evaluations, in their order
     evaluations: Sequence[dict[str, Any]]
-    results: Mapping[str, dict[str, Any]]
-    checkpoints: Mapping[int, Path]
+    results: Mapping[str, dict[str, Any]]  # file name -> record: evaluation.json, then every evaluation-*.json
+    checkpoints: Mapping[int, Path]  # number of steps -> folder, oldest first
 
 
 def read_run(folder: RunFolder) -> RunRecord:

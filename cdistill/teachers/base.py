@@ -29,15 +29,13 @@ class Teacher:
     """A frozen denoiser D(x, t) and where it comes from.
 
     Attributes:
-        name: Name in the registry, or the path of its file.
-        data: Name of the data source that it was trained on, "" if unknown.
         licence: Of the weights, and of the data they come from where that is known; `UNKNOWN` if nothing says.
         estimator: Name of the estimator that suits it: "forward" only where it was shown to agree with "autodiff".
     """
 
-    name: str
+    name: str  # name in the registry, or the path of its file
     denoiser: Denoiser
-    data: str
+    data: str  # name of the data source that it was trained on, "" if unknown
     licence: str = UNKNOWN
     estimator: str = "autodiff"
 

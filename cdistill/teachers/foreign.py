@@ -55,23 +55,15 @@ _WRAPPER = {"use_fp16", "sigma_min", "sigma_max", "sigma_data", "model_type", "l
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network out of someone else's file.
+    """A network out of someone else's file."""
 
-    Attributes:
-        what: What it is, for messages.
-        architecture: Description of the network, see `cdistill.networks.architecture`.
-        tensors: Its weights under the names of :class:`EDMDenoiser`, in float32.
-        preconditioning: Of a student: "ctm" or "cm"; None for a teacher.
-        facts: What else is worth keeping: the file's digest, that of the code in it, training data.
-    """
-
-    what: str
-    architecture: dict[str, Any]
+    what: str  # what it is, for messages
+    architecture: dict[str, Any]  # description of the network, see `cdistill.networks.architecture`
     sigma_data: float
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # its weights under the names of :class:`EDMDenoiser`, in float32
     licence: str
-    preconditioning: str | None
-    facts: dict[str, Any]
+    preconditioning: str | None  # of a student: "ctm" or "cm"; None for a teacher
+    facts: dict[str, Any]  # what else is worth keeping: the file's digest, that of the code in it, training data
 
 
 def read_foreign(path: Path, flavour: str | None = None) -> Foreign:
