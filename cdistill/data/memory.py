@@ -4,7 +4,6 @@ The file lies in the asset folder under the digest of the data, is written besid
 used by every process and every later run. It may be removed whenever no run uses it.
 """
 
-import io
 import os
 import shutil
 import time
@@ -100,45 +99,41 @@ def _with_progress(origin: Path, count: int, blocks: Iterator[Pixels]) -> Iterat
 
 
 def _map_images(origin: Path, shape: tuple[int, ...], blocks: Callable[[], Iterator[Pixels]], path: Path) -> Tensor:
-    header = _header(shape)
-    if not _is_whole(path, header, shape):
+    pixels = _mapped(path, shape)
+    if pixels is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         time.sleep(0 if is_main_process() else _HEAD_START)
         with alone(path):
-            if not _is_whole(path, header, shape):
+            if (pixels := _mapped(path, shape)) is None:
                 say(f"{origin}: {shape[0]:,} images do not fit in memory: decoded once into {path}")
-                _write(path, header, shape, _with_progress(origin, shape[0], blocks()))
-    pixels = np.memmap(path, np.uint8, "r", len(header), shape)
+                _write(path, shape, _with_progress(origin, shape[0], blocks()))
+                pixels = np.load(path, mmap_mode="r")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch has no read-only tensors, and says so
         return torch.from_numpy(pixels)
 
 
-def _write(path: Path, header: bytes, shape: tuple[int, ...], blocks: Iterator[Pixels]) -> None:
+def _mapped(path: Path, shape: tuple[int, ...]) -> Pixels | None:
+    """Maps a file that was put there whole, under the digest of its data; None unless it has images of `shape`."""
+    try:
+        pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    alike = pixels.shape == shape and pixels.dtype == np.uint8
+    return pixels if alike and path.stat().st_size == pixels.offset + pixels.nbytes else None
+
+
+def _write(path: Path, shape: tuple[int, ...], blocks: Iterator[Pixels]) -> None:
     """Writes a file in NumPy's format; plain writing, because a full disk kills a process that writes to a mapping."""
     for rest in path.parent.glob(f".tmp-*-{path.name}"):  # of a process that was killed
         rest.unlink(missing_ok=True)
-    needed, free = len(header) + prod(shape), shutil.disk_usage(path.parent).free
+    needed, free = prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise DiskFullError(
             f"{path}: {needed / 2**30:.1f} GiB to write, {free / 2**30:.1f} GiB free; free some room, or set "
             "$CDISTILL_ASSETS to a folder on a larger disk"
         )
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(header)
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in blocks:
             file.write(np.ascontiguousarray(block).data)
-
-
-def _is_whole(path: Path, header: bytes, shape: tuple[int, ...]) -> bool:
-    """Whether a file has the header and the size of `shape`; it was put there whole, under the digest of its data."""
-    if not path.is_file() or path.stat().st_size != len(header) + prod(shape):
-        return False
-    with path.open("rb") as file:
-        return file.read(len(header)) == header
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return header.getvalue()

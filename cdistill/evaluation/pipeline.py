@@ -1,7 +1,6 @@
 """A whole evaluation: a student beside its teacher and itself before training, its record and its pictures."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ from cdistill.evaluation.records import STUDENT, UNTRAINED, Evaluation, Row, to_
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.sampling.image_grids import tile
-from cdistill.sampling.samplers import SamplerChoice, TimedSampler, default_sampler, make_sampler, sampler_class
+from cdistill.sampling.samplers import (
+    SamplerChoice,
+    TimedSampler,
+    default_sampler,
+    make_sampler,
+    make_samplers,
+    sampler_class,
+)
 from cdistill.storage.files import replacing, write_text
 
 Network = tuple[Denoiser, Preconditioning]
@@ -69,12 +75,9 @@ def _samplers(
     evaluator: Evaluator, choice: SamplerChoice, denoiser: Denoiser, preconditioning: Preconditioning
 ) -> dict[int, TimedSampler]:
     """Returns the sampler that is chosen at each NFE, or the one on the times that are chosen."""
-    if choice.times is not None:
-        sampler = make_sampler(denoiser, preconditioning, **vars(choice))
-        return {sampler.nfe: sampler}
-    return {
-        nfe: make_sampler(denoiser, preconditioning, **vars(replace(choice, nfe=nfe))) for nfe in evaluator.section.nfe
-    }
+    calls = evaluator.section.nfe if choice.times is None else None
+    built = make_samplers(denoiser, preconditioning, choice, calls)
+    return {sampler.nfe: sampler for sampler in built.values()}
 
 
 def _baselines(evaluator: Evaluator) -> dict[tuple[str, int], TimedSampler]:

@@ -38,13 +38,10 @@ NEWEST_PROTOCOL = 5
 def read_pickle(
     data: bytes | memoryview, names: Names, persistent: Persistent | None = None, budget: Budget | None = None
 ) -> Any:
-    """Returns the value of a pickle that fills `data`.
+    """Returns the value of a pickle that fills `data`; `budget` is shared by the pickles of one file.
 
-    Args:
-        data: The whole pickle, and nothing after it.
-        names: "module.name" -> function of the argument tuple that makes a plain value; None: no call is allowed.
-        persistent: Gives the value of a persistent id; without it the file must hold none.
-        budget: Shared by the pickles of one file; by default that of `data`.
+    `names` are "module.name" -> function of the argument tuple that makes a plain value, or None: no call is allowed;
+    `persistent` gives the value of a persistent id, of which there are none without it.
 
     Raises:
         CorruptFileError: Anything else stands there; the message says at which byte.

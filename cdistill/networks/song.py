@@ -61,18 +61,10 @@ class PositionalNoise(nn.Module):
 class SongUNet(UNet):
     """DDPM++ (the defaults) or NCSN++ (embedding "fourier", encoder "residual", taps [1,3,3,1], channel_mult_noise 2).
 
-    Args:
-        resolution: Side of the images.
-        channels: Colours, in and out.
-        num_classes: Classes, 0 when unconditional.
-        model_channels: Width at the highest resolution.
-        channel_mult: Width multiplier of each resolution, from the highest.
-        num_blocks: Residual blocks a resolution.
-        attn_resolutions: Resolutions with self-attention.
-        dropout: Probability while training.
-        augment_dim: EDM's augmentation labels, 0 for none.
-        channel_mult_noise: Width of the noise features over `model_channels`.
-        taps: Resampling filter along one side.
+    The arguments are EDM's: images of side `resolution`; width `model_channels` at the highest resolution, times
+    `channel_mult` at each from there on; residual blocks a resolution; resolutions with self-attention; channels of
+    the augmentation labels, 0 for none; width of the noise features over `model_channels`; resampling filter `taps`
+    along one side.
     """
 
     def __init__(

@@ -313,17 +313,10 @@ class UNet(nn.Module, ABC):
     ) -> int:
         """Builds encoder and decoder under EDM's names, and returns the width that leaves the decoder.
 
-        Args:
-            resolution: Side of the images.
-            channels: Colours.
-            first: Width after the first convolution.
-            widths: Width of each level, from the highest resolution.
-            num_blocks: Blocks a level in the encoder; the decoder has one more.
-            attention: (side, every) -> whether a block has attention; `every` holds for all blocks of the encoder
-                and for the last of each level in the decoder.
-            block: Block(inputs, outputs, resample=..., attention=...).
-            style: The family's conventions.
-            residual: Whether the image joins in at every level of the encoder.
+        `first` is the width after the first convolution, `widths` those of each level, from the highest resolution; the
+        decoder has one block a level more than `num_blocks`. ``attention(side, every)`` says whether a block has
+        attention; `every` holds for all blocks of the encoder and for the last of each level in the decoder. With
+        `residual` the image joins in at every level of the encoder.
         """
         sides = [resolution >> level for level in range(len(widths))]
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()

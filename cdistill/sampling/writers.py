@@ -132,11 +132,8 @@ class ZipWriter(Writer):
                     archive.writestr(_member(_name(position)), encode_png(image))
                 if batch.labels is not None:
                     labels += batch.labels.tolist()
-            with archive.open(_member("dataset.json"), "w", force_zip64=True) as file:
-                file.write(b'{"labels": ' + (b"[" if labels else b"null"))
-                for position, label in enumerate(labels):
-                    file.write(((", " if position else "") + json.dumps([_name(position), label])).encode())
-                file.write(b"]}" if labels else b"}")
+            pairs = [[_name(position), label] for position, label in enumerate(labels)]
+            archive.writestr(_member("dataset.json"), json.dumps({"labels": pairs or None}))
 
 
 class TarWriter(Writer):

@@ -67,12 +67,10 @@ class Foreign:
 
 
 def read_foreign(path: Path, flavour: str | None = None) -> Foreign:
-    """Reads a file of EDM, CTM or OpenAI without executing anything in it.
+    """Reads a file of EDM, CTM or OpenAI, recognised by its content, without executing anything in it.
 
-    Args:
-        path: The file; its kind is recognised by its content.
-        flavour: For OpenAI's ImageNet-64 files, whose keys are all the same: "edm" (a diffusion model), "cd" or "ct"
-            (consistency models).
+    `flavour` is for OpenAI's ImageNet-64 files, whose keys are all the same: "edm" (a diffusion model), "cd" or "ct"
+    (consistency models).
 
     Raises:
         MissingAssetError: There is no such file.

@@ -33,12 +33,8 @@ class MixtureDenoiser(Denoiser):
     has the posterior weight w_k N(x; m_k, C_k + t^2). Given a class, only its components count: D(x, t | c) =
     E[x_0 | x, c]; without one, all do.
 
-    Args:
-        weights: w (K,), positive, normalised here.
-        means: m (K, d).
-        covariances: C (K, d, d), symmetric, positive semi-definite.
-        sigma_data: Standard deviation that EDM's scalings assume.
-        classes: The class of each component (K,), int64, from 0 without gaps; None for an unconditional mixture.
+    w (K,) are positive, normalised here; m is (K, d), C (K, d, d), symmetric, positive semi-definite; the class of each
+    component (K,) is int64, from 0 without gaps, None for an unconditional mixture.
     """
 
     weights: Tensor
@@ -101,11 +97,7 @@ class MixtureStudent(Denoiser):
     """D(x, t, s) = D_phi(x, t) + c_out(t) MLP(c_in x, c_noise(t), c_noise(s)), the last layer exactly zero at first.
 
     A conditional one's MLP also sees the class: one-hot times sqrt(num_classes), as EDM's networks, or zeros for none.
-
-    Args:
-        teacher: The exact denoiser D_phi; it stays frozen inside.
-        width: Width of the hidden layers.
-        frequencies: Channels of each noise embedding.
+    D_phi, the exact denoiser, stays frozen inside; each noise embedding has `frequencies` channels.
     """
 
     def __init__(self, teacher: MixtureDenoiser, width: int = 128, frequencies: int = 32) -> None:
