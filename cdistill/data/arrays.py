@@ -30,12 +30,9 @@ _ROOM = 2**20  # bytes of labels more than the images need: of another shape, wh
 
 
 def load_npz(path: Path) -> Source:
-    """Loads uint8 images NHWC or NCHW, distinguished by the channels, of which there are 1 or 3.
+    """Loads uint8 images NHWC or NCHW, told apart by the 1 or 3 channels; errors as `load_file` of `loading`.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: Damaged, or its arrays are no images and labels; an array of Python objects is never read.
-        MismatchError: Not one label for every image.
+    An array of Python objects is never read; a label for every image, or none, is needed.
     """
     digest = cache(partial(file_digest, path))
     with npz_errors(path), zipfile.ZipFile(path) as archive:

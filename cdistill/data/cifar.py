@@ -43,13 +43,7 @@ def find_cifar(path: Path) -> Path | None:
 
 
 def load_cifar(path: Path, split: str = "train") -> Source:
-    """Loads CIFAR-10 from a ``.tar.gz`` or an extracted folder, always into memory (180 MB).
-
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: Damaged, or without CIFAR-10's batches.
-        CdistillError: `split` is neither "train" nor "heldout".
-    """
+    """Loads CIFAR-10 from a ``.tar.gz`` or an extracted folder, into memory (180 MB); errors as `loading.load_file`."""
     check_split(str(path), split, _STEMS)
     stems = _STEMS[split]
     folder = find_cifar(path) if path.is_dir() else None
@@ -114,9 +108,7 @@ def _read_folder(folder: Path, wanted: set[str]) -> dict[str, bytes]:
 def _read_tar(path: Path, wanted: set[str]) -> dict[str, bytes]:
     """Reads the members called as in `wanted`, in whatever folder, from a .tar or .tar.gz; nothing is extracted.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: Damaged, larger than CIFAR-10, with entries of another kind, or with two of one name.
+    CorruptFileError: Damaged, larger than CIFAR-10, with entries of another kind, or with two of one name.
     """
     try:
         with path.open("rb") as file:

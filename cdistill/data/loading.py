@@ -56,13 +56,7 @@ def load_source(name: str, split: str = "train") -> Source:
 
 
 def load_file(path: Path, split: str = "train") -> Source:
-    """Loads images from a file or folder, whose path is the name of the source; see the top of this module.
-
-    Raises:
-        MissingAssetError: Nothing is there.
-        CorruptFileError: The archive, an image or the labels are damaged.
-        CdistillError: It is of no known kind, or has no such split.
-    """
+    """Loads images from a file or folder, whose path is the name of the source; errors as `load_source`."""
     if not path.exists():
         raise MissingAssetError(f"{path}: no such file or folder; check the path")
     if not path.is_file() and not path.is_dir():  # a pipe would be waited for

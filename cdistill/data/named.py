@@ -61,10 +61,7 @@ def load_patches(split: str = "train") -> Source:
 def load_published(name: str, split: str = "train") -> Source:
     """Loads a data set that has to be fetched once, from the first of its files in the data folder.
 
-    Raises:
-        CdistillError: It has no such split.
-        MissingAssetError: None is there; the message says how to get one and where to put it.
-        MismatchError: Its images or classes are not those of the data set.
+    Errors as `load_source`; MismatchError: Its images or classes are not those of the data set.
     """
     files, side, num_classes, origin = _PUBLISHED[name]
     advice = f"make it from {origin} by dataset_tool.py of https://github.com/NVlabs/edm"

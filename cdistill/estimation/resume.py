@@ -21,15 +21,6 @@ class Progress:
     The file lies beside the coefficient file to be, `path`; one that is damaged, of another `identity` or of another
     number of processes, which divide the samples in another way, is ignored. `shape` is (G, n, k): groups of samples,
     noise levels and scalars.
-
-    Attributes:
-        sums: Of all processes, of each finished round (R, G, n, k), float64.
-        ends: Samples after each finished round.
-        stops: The last round of each noise level (n,), int64; -1 while it needs more samples.
-        current: Of this process, of the round in progress (G, n, k), float64.
-        chunk: The chunk of this process in progress.
-        level: How many noise levels of that chunk are finished.
-        pairs: How many (sample, timestep) pairs of the round in progress this process has finished.
     """
 
     def __init__(
@@ -43,10 +34,11 @@ class Progress:
         self.file = None if path is None else path.with_name(f".{path.name}.part-{rank}-of-{world}")
         self._header = {"identity": identity or {}, "layout": _LAYOUT}
         self._world, self._saved = world, time.monotonic()
-        self.sums = torch.zeros(0, *shape, dtype=torch.float64)
-        self.ends: list[int] = []
-        self.stops = torch.full(shape[1:2], -1, dtype=torch.int64)
-        self.current = torch.zeros(shape, dtype=torch.float64)
+        self.sums = torch.zeros(0, *shape, dtype=torch.float64)  # of all processes, of each finished round (R, G, n, k)
+        self.ends: list[int] = []  # samples after each finished round
+        self.stops = torch.full(shape[1:2], -1, dtype=torch.int64)  # last round of each level; -1 while it needs more
+        self.current = torch.zeros(shape, dtype=torch.float64)  # of this process, of the round in progress
+        # This process is in this chunk, has finished so many of its levels and so many (sample, timestep) pairs.
         self.chunk = self.level = self.pairs = 0
         self._load()
 

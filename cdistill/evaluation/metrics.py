@@ -53,6 +53,7 @@ class Metric(ABC):
 
     title: str
     better: ClassVar[Literal["lower", "higher"]] = "lower"
+    needs: ClassVar[str] = ""  # what is said where it does not apply to the data, if it needs some of its own kind
 
     def __init__(self, network: FeatureNetwork) -> None:
         self.network = network
@@ -61,8 +62,10 @@ class Metric(ABC):
     def applies(self, source: Source) -> bool:
         """Whether it is measured by default for this kind of data."""
 
-    def check(self, reference: Reference) -> None:  # noqa: B027 - a few metrics need nothing
+    def check(self, reference: Reference) -> None:
         """Raises CdistillError if the metric cannot be computed here; called before anything is drawn."""
+        if self.needs and (reference.source is None or not self.applies(reference.source)):
+            raise CdistillError(f"{self.needs}; choose another metric")
 
     @abstractmethod
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
@@ -213,16 +216,12 @@ class Wasserstein(Metric):
     """Wasserstein-1 distance between the samples and the data, in one dimension."""
 
     title = "Wasserstein-1"
+    needs = "wasserstein: needs one-dimensional samples"
 
     @override
     def applies(self, source: Source) -> bool:
         """Scalars."""
         return source.shape == (1,)
-
-    @override
-    def check(self, reference: Reference) -> None:
-        if reference.source is None or not self.applies(reference.source):
-            raise CdistillError("wasserstein: needs one-dimensional samples; choose another metric")
 
     @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
@@ -237,18 +236,12 @@ class VectorFrechet(Metric):
     """Frechet distance of the vectors' own values, in float64, unscaled, to all the data's."""
 
     title = "Frechet (vectors)"
+    needs = f"frechet-vectors: needs data that are vectors of 2 to {MOST_VALUES:,} values"
 
     @override
     def applies(self, source: Source) -> bool:
         """Vectors of 2 to 1,024 values."""
         return len(source.shape) == 1 and 1 < source.shape[0] <= MOST_VALUES
-
-    @override
-    def check(self, reference: Reference) -> None:
-        if reference.source is None or not self.applies(reference.source):
-            raise CdistillError(
-                f"frechet-vectors: needs data that are vectors of 2 to {MOST_VALUES:,} values; choose another metric"
-            )
 
     @override
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:

@@ -62,9 +62,7 @@ class Images(ABC):
 class ZipImages(Images):
     """Images in a zip archive, stored or deflated.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: No zip archive, without images, or with members that cannot be read safely.
+    MissingAssetError: There is no such file; CorruptFileError: no images, or members that cannot be read safely.
     """
 
     def __init__(self, path: Path) -> None:

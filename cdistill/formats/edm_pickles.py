@@ -82,12 +82,7 @@ def read_network(path: Path) -> EDMNetwork | dict[Any, Any]:
 
 
 def read_edm(path: Path) -> EDMNetwork:
-    """Reads a network snapshot (.pkl), a pickled network or a training state (.pt) of EDM.
-
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is damaged, unsafe, or holds another kind of network.
-    """
+    """Reads a network snapshot (.pkl), a pickled network or a training state (.pt) of EDM; errors as `read_network`."""
     with naming(path):
         return _network(*_find_network(_read(map_file(path))))
 

@@ -96,12 +96,8 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
 def read_teacher(path: Path, name: str) -> tuple[Teacher, Mapping[str, Any]]:
     """Reads a file of weights by its suffix, ours or someone else's, as the teacher called `name`.
 
-    Returns it, with the data and the licence that the file states, and its `cdistill.networks.architecture`.
-
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is damaged, unsafe, or of another kind.
-        MismatchError: It holds a student.
+    Returns it, with the data and the licence that the file states, and its `cdistill.networks.architecture`; errors as
+    `load_teacher`, and MismatchError: It holds a student.
     """
     from cdistill.networks.architecture import load_denoiser
     from cdistill.networks.denoiser import freeze

@@ -29,13 +29,7 @@ def load_patches() -> Teacher:
 
 
 def load_official(name: str, weights: Path | None = None) -> Teacher:
-    """Loads one of EDM's published teachers from the asset folder or from `weights`.
-
-    Raises:
-        MissingAssetError: The file is not there; the message says which, and where to put it.
-        CorruptFileError: It is damaged or unsafe.
-        MismatchError: It holds another network.
-    """
+    """Loads one of EDM's published teachers from the asset folder or from `weights`; errors as `load_teacher`."""
     official = OFFICIAL[name]
     path = find_weights(name, weights)
     assert path is not None
