@@ -31,8 +31,8 @@ class RecipeError(CdistillError):
     """A recipe, an override or an option is wrong; the message lists every error."""
 
 
-class UnknownNameError(RecipeError):
-    """A name that the registry of its kind does not hold."""
+class UnknownNameError(RecipeError, ValueError):
+    """A name that the registry of its kind does not hold; a ValueError too, so that pydantic takes it as its own."""
 
 
 class MissingAssetError(CdistillError):

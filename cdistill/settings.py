@@ -9,7 +9,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cdistill.errors import RecipeError, suggest
-from cdistill.registry import Registry
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -25,18 +24,6 @@ class Section(BaseModel):
 
 
 AnySection = TypeVar("AnySection", bound=Section)
-
-
-def known(registry: Registry) -> Callable[[str], str]:
-    """Returns a check that a name is registered, for pydantic's `AfterValidator`."""
-
-    def check(name: str) -> str:
-        try:
-            return registry.check(name)
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
-
-    return check
 
 
 def check_section(

@@ -169,8 +169,8 @@ def load_estimate(path: Path) -> CoefficientEstimate:
     if lacking:
         raise CorruptFileError(f"{path}: lacks {', '.join(lacking)}; estimate the coefficients again")
     sums = GroupSums(stored.t, header["dim"], *(tensors[name] for name in _SUMS))
+    estimator = ESTIMATORS.get(str(header["estimator"]))()
     try:
-        estimator = ESTIMATORS.get(str(header["estimator"]))()
         _check_sums(sums, len(estimator.scalars))
         solved = solve(estimator, sums, float(header["sigma_data"]), header)
         if header.get("smoothing", "none") != "none":  # by version 0.1: l and s are not those of the sums

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cdistill.registry import ESTIMATORS
-from cdistill.settings import Positive, Section, known
+from cdistill.settings import Positive, Section
 
 
 def _known_estimator(name: str) -> str:
     """Checks the name of an estimator; "auto" passes."""
-    return name if name == "auto" else known(ESTIMATORS)(name)
+    return name if name == "auto" else ESTIMATORS.check(name)
 
 
 class EstimationSection(Section):

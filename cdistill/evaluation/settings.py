@@ -4,17 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from cdistill.errors import RecipeError
 from cdistill.registry import METRICS, SAMPLERS, check_features
-from cdistill.settings import Count, Section, known
-
-
-def _known_features(name: str) -> str:
-    """Checks the name of a feature network; a TorchScript file's and ``module:callable`` pass."""
-    try:
-        return check_features(name)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
+from cdistill.settings import Count, Section
 
 
 class EvaluationSection(Section):
@@ -32,7 +23,7 @@ class EvaluationSection(Section):
         Field(ge=2, description="Samples of each row, one for each seed; of given images all are measured."),
     ] = 2000
     metrics: Annotated[
-        list[Annotated[str, AfterValidator(known(METRICS))]],
+        list[Annotated[str, AfterValidator(METRICS.check)]],
         Field(description="Names of metrics (cdistill ls metrics); none named: all that apply to the data."),
     ] = []
     split: Annotated[
@@ -44,7 +35,7 @@ class EvaluationSection(Section):
     ] = 0
     features: Annotated[
         str,
-        AfterValidator(_known_features),
+        AfterValidator(check_features),
         Field(
             description="Network of FID, KID, precision and recall: a name (cdistill ls features), a TorchScript file, "
             "or module:callable, uint8 (B,3,H,W) -> (B,d); the last two run code that you name."
@@ -55,7 +46,7 @@ class EvaluationSection(Section):
         Field(description="Statistics of the real data: 'edm', or a file of EDM's or of cdistill reference-stats."),
     ] = None
     baselines: Annotated[
-        list[Annotated[str, AfterValidator(known(SAMPLERS))]],
+        list[Annotated[str, AfterValidator(SAMPLERS.check)]],
         Field(description="Solvers by which the teacher is measured too, at the same NFE: euler,heun,dpmpp-2m."),
     ] = []
     grid_images: Annotated[Count, Field(description="Samples that are kept as pictures beside the results.")] = 64

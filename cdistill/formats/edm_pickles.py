@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.pickle_stubs import empty
-from cdistill.formats.pickle_values import Budget, Build, Items, LongText, Record, shown
+from cdistill.formats.pickle_values import Budget, Build, Items, LongText, Record, shown, some
 from cdistill.formats.safe_pickle import read_pickle
 from cdistill.formats.torch_files import is_torch_file, map_file, naming, read_torch, tensor_names
 
@@ -143,12 +143,7 @@ def _find_network(value: Any) -> tuple[str, _Persistent, dict[Any, Any]]:
     for entry in ("ema", "net"):
         if isinstance(value.get(entry), _Persistent):
             return entry, value[entry], value
-    raise CorruptFileError(f"no network 'ema' or 'net' among its entries ({_some(value)})")
-
-
-def _some(values: dict[Any, Any]) -> str:
-    names = [shown(key) for key in list(values)[:4]]
-    return ", ".join(names) + (", ..." if len(values) > 4 else "") if names else "none"
+    raise CorruptFileError(f"no network 'ema' or 'net' among its entries ({some(value)})")
 
 
 def _arguments(network: _Persistent) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a pickle may hold here: plain values, how much of them, and how they are shown in errors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,6 +102,11 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) < 1 << 64:
         return str(value)
     return f"a {type(value).__name__}"
+
+
+def some(keys: Collection[Any]) -> str:
+    """Returns the first keys of a dict of the file, as `shown`."""
+    return ", ".join(shown(key) for key in list(keys)[:4]) + (", ..." if len(keys) > 4 else "") or "none"
 
 
 def check_key(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cdistill.errors import CorruptFileError
-from cdistill.formats.pickle_values import shown
+from cdistill.formats.pickle_values import some
 
 Kind = Literal["ctm-cifar10", "ctm-imagenet64", "openai", "edm"]
 
@@ -66,9 +66,8 @@ def state_dict_kind(keys: Collection[object]) -> Kind:
         raise CorruptFileError("is the state of an optimiser; give the network's file, which lies beside it")
     if any(name.startswith(("discriminators.", "feature_networks.")) for name in names):
         raise CorruptFileError("is a discriminator; give the network's file, which lies beside it")
-    some = ", ".join(shown(key) for key in list(keys)[:4]) or "none"
     raise CorruptFileError(
-        f"holds {len(keys)} entries ({some}{', ...' if len(keys) > 4 else ''}), of no known network; "
+        f"holds {len(keys)} entries ({some(keys)}), of no known network; "
         "known: networks of EDM, CTM (CIFAR-10, ImageNet-64) and OpenAI (ImageNet-64)"
     )
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import DISTANCES, OBJECTIVES
-from cdistill.settings import Count, Section, known
+from cdistill.settings import Count, Section
 
-DistanceName = Annotated[str, AfterValidator(known(DISTANCES))]
+DistanceName = Annotated[str, AfterValidator(DISTANCES.check)]
 Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Count], Field(min_length=1)]
 """Which (t, s) a student is trained on, see `cdistill.objectives.pairs`."""
 
@@ -15,7 +15,7 @@ Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Count], Field(min_le
 class ObjectiveSection(Section):
     """Settings that all objectives share; each adds its own in a subclass, which may change the defaults."""
 
-    name: Annotated[str, AfterValidator(known(OBJECTIVES))] = Field(
+    name: Annotated[str, AfterValidator(OBJECTIVES.check)] = Field(
         default="ctm", description="What the student satisfies."
     )
     distance: DistanceName = Field(default="lpips", description="d(x, y) of the loss.")

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.settings import Section, known
+from cdistill.settings import Section
 
 
 class PreconditioningSection(Section):
@@ -13,7 +13,7 @@ class PreconditioningSection(Section):
 
     name: Annotated[
         str,
-        AfterValidator(known(PRECONDITIONINGS)),
+        AfterValidator(PRECONDITIONINGS.check),
         Field(description="A preconditioning (cdistill ls preconditionings)."),
     ] = "analytic"
     coefficients: Annotated[

@@ -22,7 +22,7 @@ from cdistill.registry import (
     teacher_data_count,
 )
 from cdistill.sampling.settings import TrajectoriesSection
-from cdistill.settings import Count, Section, known
+from cdistill.settings import Count, Section
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.settings import (
     CheckpointSection,
@@ -36,12 +36,12 @@ from cdistill.training.settings import (
 
 def _known_teacher(name: str) -> str:
     """Checks the name of a teacher; the path of a file of weights passes."""
-    return name if name.endswith(WEIGHT_SUFFIXES) else known(TEACHERS)(name)
+    return name if name.endswith(WEIGHT_SUFFIXES) else TEACHERS.check(name)
 
 
 def _known_data(name: str) -> str:
     """Checks the name of a data source; a path passes."""
-    return name if is_data_path(name) else known(SOURCES)(name)
+    return name if is_data_path(name) else SOURCES.check(name)
 
 
 def _known_data_or_teacher(name: str) -> str:

@@ -46,22 +46,17 @@ def invert(sampler: TimedSampler, x: Tensor, labels: Tensor | None = None) -> In
         raise RecipeError(f"invert: got {type(sampler).__name__}, which draws fresh noise; only 'ctm' has an inverse")
     with torch.inference_mode():
         if isinstance(sampler, StudentSampler):
-            return _invert_jumps(sampler, x, labels)
+            residual, calls = torch.zeros(len(x), dtype=torch.float64, device=x.device), 0
+            for step in sampler.steps.flip(0).to(x.device):
+                t, s, f, g = step[:, None].expand(-1, len(x))
+                x, left, made = invert_jump(sampler.denoiser, x, t, s, (f, g), labels)
+                residual, calls = residual.maximum(left), calls + made
+            return Inverse(x, residual, calls)
         if not isinstance(sampler, TeacherSampler):
             raise RecipeError(f"invert: got {type(sampler).__name__}; needs a sampler of a student or of a teacher")
         times = sampler.times.flip(0).to(x.device)
         back = solve(heun_step, lambda point, t: sampler.denoiser(point, t, None, labels), x, times)
         return Inverse(back, torch.zeros(len(x), dtype=torch.float64, device=x.device), 2 * (len(times) - 1))
-
-
-def _invert_jumps(sampler: StudentSampler, x: Tensor, labels: Tensor | None) -> Inverse:
-    residual = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    calls = 0
-    for step in sampler.steps.flip(0).to(x.device):
-        t, s, f, g = step[:, None].expand(-1, len(x))
-        x, left, made = invert_jump(sampler.denoiser, x, t, s, (f, g), labels)
-        residual, calls = residual.maximum(left), calls + made
-    return Inverse(x, residual, calls)
 
 
 def invert_jump(

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cdistill.registry import DISCRIMINATORS, METRICS
-from cdistill.settings import Count, Positive, Precision, Rate, Section, known
+from cdistill.settings import Count, Positive, Precision, Rate, Section
 
 
 def _known_goal(goal: str) -> str:
@@ -16,7 +16,7 @@ def _known_goal(goal: str) -> str:
     metric, _, calls = goal.rpartition("@")
     if not (metric and re.fullmatch(r"[1-9][0-9]{0,9}", calls)):
         raise ValueError(f"got {goal!r}; needs METRIC@NFE, as in frechet-pixels@2")
-    return f"{known(METRICS)(metric)}@{calls}"
+    return f"{METRICS.check(metric)}@{calls}"
 
 
 class CheckpointSection(Section):
@@ -113,7 +113,7 @@ def precision_of_teacher(section: TrainingSection) -> Precision:
 class GanSection(Section):
     """CTM's GAN loss, on from step `start`: then every other step trains the discriminator instead of the student."""
 
-    discriminator: Annotated[str, AfterValidator(known(DISCRIMINATORS))] = "small"
+    discriminator: Annotated[str, AfterValidator(DISCRIMINATORS.check)] = "small"
     start: Annotated[int, Field(ge=0)] = 0
     learning_rate: Positive = 2e-3
     augment: list[Literal["color", "translation", "cutout"]] = ["color", "translation", "cutout"]
