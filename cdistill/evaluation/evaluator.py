@@ -164,13 +164,10 @@ def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureN
         StoppedError: A signal came while weights were fetched.
     """
     source = reference.source
-    if names:
-        chosen = {name: METRICS.get(name)(network) for name in names}
-    elif source is None:  # there are statistics of the data and no data
-        chosen = {name: METRICS.get(name)(network) for name in ("fid", "teacher-mse")}
-    else:
-        known: dict[str, Metric] = {name: METRICS.get(name)(network) for name in METRICS.names()}
-        chosen = {name: metric for name, metric in known.items() if metric.applies(source)}
+    wanted = names or (METRICS.names() if source else ("fid", "teacher-mse"))  # of the data, or of their statistics
+    chosen: dict[str, Metric] = {name: METRICS.get(name)(network) for name in wanted}
+    if not names and source is not None:
+        chosen = {name: metric for name, metric in chosen.items() if metric.applies(source)}
     usable, failure = {}, None
     for name, metric in chosen.items():
         try:

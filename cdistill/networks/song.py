@@ -46,18 +46,6 @@ class FourierNoise(nn.Module):
         return fourier_embedding(noise, self.freqs)
 
 
-class PositionalNoise(nn.Module):
-    """Sinusoids of c_noise with fixed frequencies."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, noise: Tensor) -> Tensor:
-        """Maps (B,) to (B, channels)."""
-        return positional_embedding(noise, self.channels)
-
-
 class SongUNet(UNet):
     """DDPM++ (the defaults) or NCSN++ (embedding "fourier", encoder "residual", taps [1,3,3,1], channel_mult_noise 2).
 
@@ -90,7 +78,9 @@ class SongUNet(UNet):
             scales=False, projects=True, taps=tuple(taps),
         )  # fmt: skip
         features, width = channel_mult_noise * model_channels, 4 * model_channels
-        self.map_noise = FourierNoise(features) if embedding == "fourier" else PositionalNoise(features)
+        self.map_noise = (
+            FourierNoise(features) if embedding == "fourier" else partial(positional_embedding, channels=features)
+        )
         self.map_label = style.linear(num_classes, features) if num_classes else None
         self.map_augment = style.linear(augment_dim, features, bias=False) if augment_dim else None
         self.map_layer0 = style.linear(features, width)

@@ -214,17 +214,12 @@ def generate(
     num_classes: int = 0,
     classes: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
-    advance: Callable[[int, str], None] = lambda count, note: None,
-    accelerator: Accelerator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Draws one sample for each seed and returns all, (n, ...), float64, and labels (n,) or None; see `stream`."""
     samples = torch.zeros(len(seeds), *shape, dtype=torch.float64)
     labels = torch.zeros(len(seeds), dtype=torch.int64) if num_classes else None
-    for drawn in stream(sampler, shape, seeds, num_classes, classes, device, advance, accelerator):
+    for drawn in stream(sampler, shape, seeds, num_classes, classes, device):
         samples[drawn.rows] = drawn.samples
         if labels is not None and drawn.labels is not None:
             labels[drawn.rows] = drawn.labels
-    if accelerator and accelerator.num_processes > 1:
-        samples = accelerator.reduce(samples.to(accelerator.device), "sum").cpu()
-        labels = None if labels is None else accelerator.reduce(labels.to(accelerator.device), "sum").cpu()
     return samples, labels
