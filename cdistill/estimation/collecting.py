@@ -97,13 +97,9 @@ class Collection:
         self.progress = Progress(shape, path, identity, self.rank, self.world)
 
     def run(self, advance: Advance = lambda count, note: None) -> GroupSums:
-        """Sums up all samples, or as many as the target error needs.
+        """Sums up all samples, or as many as the target error needs; `advance` is told of (sample, timestep) pairs.
 
-        `advance` is told the (sample, timestep) pairs that were finished since the last call.
-
-        Raises:
-            StoppedError: A signal came; the file of the unfinished sums holds all that was done.
-            CdistillError: The teacher's outputs are not finite.
+        StoppedError: A signal came; the file holds what was done. CdistillError: The teacher's outputs are not finite.
         """
         progress = self.progress
         if self.accelerator and self.world > 1:  # all resume in the earliest round

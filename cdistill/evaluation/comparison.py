@@ -32,9 +32,7 @@ def compare(first: Evaluation, second: Evaluation) -> Pair:
     """Compares what two evaluations have in common: the same student or images, NFE and metric; paired by seed.
 
     The metrics must be of the same feature network, and the error to the teacher is of the same teacher or left out.
-
-    Raises:
-        RecipeError: They are of other seeds or data, or have no metric in common.
+    RecipeError: They are of other seeds or data, or have no metric in common.
     """
     before, now = first.to_dict(), second.to_dict()
     for key in _ALIKE:

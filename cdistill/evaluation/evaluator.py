@@ -157,11 +157,8 @@ class Evaluator:
 def choose_metrics(names: Sequence[str], reference: Reference, network: FeatureNetwork) -> dict[str, Metric]:
     """Returns the metrics called `names`, or all that apply to this kind of data when none is named.
 
-    One that cannot be computed here is named on stderr, with what to do, and left out.
-
-    Raises:
-        CdistillError: None of those that are named can be computed.
-        StoppedError: A signal came while weights were fetched.
+    One that cannot be computed here is named on stderr, with what to do, and left out; CdistillError if all that are
+    named are.
     """
     source = reference.source
     wanted = names or (METRICS.names() if source else ("fid", "teacher-mse"))  # of the data, or of their statistics

@@ -32,14 +32,8 @@ Result = TypeVar("Result")
 class Reference:
     """What samples are compared with.
 
-    A file of statistics replaces the data wherever its network may be the one that is asked for; the data themselves
-    serve for what it does not hold.
-
-    Args:
-        source: Real data.
-        stats: File of statistics, see `cdistill.evaluation.statistics_files`.
-        accelerator: Shares the work of feature networks among its processes.
-        keep: How many features of the data are kept: so many of a fixed random choice, which depends on their number.
+    A file of statistics, `stats`, replaces the data, `source`, wherever its network may be the one that is asked for;
+    the data serve for what it does not hold. So many features of theirs as `keep` are kept, of a fixed random choice.
     """
 
     def __init__(
@@ -123,11 +117,8 @@ def measure(
 ) -> Statistics:
     """Returns the statistics of all the data in one pass, holding one part of them at a time.
 
-    Every process takes its turn at parts of a fixed size; their sums are merged in a fixed order.
-
-    Raises:
-        CdistillError: Fewer than two samples, or features that are not finite.
-        StoppedError: A signal came.
+    Every process takes its turn at parts of a fixed size; their sums are merged in a fixed order. CdistillError of
+    fewer than two samples, or features that are not finite.
     """
     if len(source) < 2:
         raise CdistillError(f"data {source.name!r}: got {len(source)} samples; statistics need at least 2")

@@ -70,9 +70,7 @@ class _Persistent:
 def read_network(path: Path) -> EDMNetwork | dict[Any, Any]:
     """Reads a network of EDM (.pkl, or a training state .pt), or else the dict that a torch file holds.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is damaged, unsafe, or neither.
+    MissingAssetError: There is no such file. CorruptFileError: It is damaged, unsafe, or neither.
     """
     with naming(path):
         value = _read(map_file(path))

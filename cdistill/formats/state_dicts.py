@@ -75,8 +75,7 @@ def state_dict_kind(keys: Collection[object]) -> Kind:
 def guided_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the arguments of :class:`cdistill.networks.adm.ADMUNet`, with "network", read off the shapes.
 
-    Raises:
-        CorruptFileError: It is not a class-conditional U-Net for ImageNet-64.
+    CorruptFileError: It is not a class-conditional U-Net for ImageNet-64.
     """
     try:
         width = state["time_embed.0.weight"].shape[1]
@@ -103,8 +102,7 @@ def guided_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def guided_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors under the names and in the layouts of an :class:`EDMDenoiser` around an ADM, in float32.
 
-    Raises:
-        CorruptFileError: A key that such a U-Net does not have.
+    CorruptFileError: A key that such a U-Net does not have.
     """
     tensors: dict[str, Tensor] = {}
     for key, tensor in state.items():

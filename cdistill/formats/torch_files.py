@@ -62,9 +62,7 @@ def read_torch_file(path: Path) -> Any:
 
     An OrderedDict becomes a dict; a text of 64 KiB or more stays a `LongText`.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is damaged, or holds anything else.
+    MissingAssetError: There is no such file. CorruptFileError: It is damaged, or holds anything else.
     """
     with naming(path):
         data = map_file(path)
@@ -77,9 +75,7 @@ def read_torch_file(path: Path) -> Any:
 def map_file(path: Path) -> memoryview:
     """Returns the content of a file without reading it yet; the file must not be cut while it is used.
 
-    Raises:
-        MissingAssetError: There is no such file, but nothing, a folder or a device; or it cannot be opened.
-        CorruptFileError: It is empty.
+    MissingAssetError: It cannot be opened: nothing is there, a folder or a device. CorruptFileError: It is empty.
     """
     if path.exists() and not path.is_file():
         what = "folder" if path.is_dir() else "device"

@@ -77,11 +77,7 @@ _ANY: TypeAdapter[SongDescription | ADMDescription] = TypeAdapter(
 
 
 def describe(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a network's description with every default filled in.
-
-    Raises:
-        ValueError: It describes no network; the message names what is wrong.
-    """
+    """Returns a network's description with every default filled in; ValueError, which names what is wrong, if none."""
     try:
         return _ANY.validate_python(dict(architecture)).model_dump()
     except ValidationError as error:
@@ -90,12 +86,9 @@ def describe(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDenoiser:
-    """Builds an untrained denoiser; `sigma_data` is the standard deviation of the data, positive.
+    """Builds an untrained denoiser for data of standard deviation `sigma_data`; ValueError if that is no network.
 
     `architecture` has "network" ("song" or "adm"), the arguments of its class, and "s_branch" for a student's network.
-
-    Raises:
-        ValueError: That describes no network.
     """
     arguments = describe(architecture)
     if isinstance(sigma_data, bool) or not isinstance(sigma_data, int | float) or not 0 < sigma_data <= _LARGEST_SIGMA:
@@ -111,11 +104,8 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
 def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: Mapping[str, Tensor]) -> EDMDenoiser:
     """Builds a denoiser around `tensors`, float32, which it takes over without a copy.
 
-    Nothing is allocated for a description that does not fit the tensors.
-
-    Raises:
-        ValueError: That describes no network.
-        RuntimeError: The tensors do not fit it, are not float32, or a filter is not the one it names.
+    Nothing is allocated for a description that does not fit the tensors, which is a RuntimeError, as other types and
+    filters than the named ones are; ValueError if it describes no network.
     """
     if other := {str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}:
         raise RuntimeError(f"weights in {', '.join(sorted(other))}; float32 is needed")

@@ -39,8 +39,7 @@ def invert(sampler: TimedSampler, x: Tensor, labels: Tensor | None = None) -> In
     A teacher's ODE is solved upwards by Heun's method on the same times, whatever its solver: the way back differs from
     the way down by both solvers' errors. A student's jumps are solved one by one, see `invert_jump`.
 
-    Raises:
-        RecipeError: The sampler draws fresh noise, so that many points lead to the same sample.
+    RecipeError: The sampler draws fresh noise, so that many points lead to the same sample.
     """
     if sampler.fresh_noise:
         raise RecipeError(f"invert: got {type(sampler).__name__}, which draws fresh noise; only 'ctm' has an inverse")

@@ -36,11 +36,8 @@ _FIRST_SEED = {"train": 2**30, "heldout": 2**31}
 def open_data(name: str | None, split: str, teacher: Teacher, accelerator: Accelerator) -> Source:
     """Returns the data for a teacher: a registered source, a file, or samples of the teacher itself.
 
-    `name` is in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data.
-
-    Raises:
-        RecipeError: The teacher names no data of its own.
-        MismatchError: It does not fit the teacher.
+    `name` is in the registry, a path, "teacher" or "teacher:COUNT"; None for the teacher's own data, or RecipeError if
+    it has none. MismatchError: They do not fit the teacher.
     """
     chosen = name or teacher.data
     if not chosen:

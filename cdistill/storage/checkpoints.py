@@ -42,12 +42,9 @@ def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], kind: str, header: Mapping[str, Any]) -> None:
-    """Writes one file atomically: a reader finds the old file or the whole new one.
+    """Writes one file atomically, a reader finds the old file or the new one; DiskFullError if it did not fit.
 
     The tensors are stored contiguous, in their own types, beside `header`, JSON values, and `kind`, what the file is.
-
-    Raises:
-        DiskFullError: It did not fit; the old file is untouched.
     """
     whole = {**header, "kind": kind, "schema": SCHEMA}
     ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

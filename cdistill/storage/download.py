@@ -43,9 +43,7 @@ class FetchError(Exception):
 def reach(address: str) -> None:
     """Returns once the server of an address, or the proxy in front of it, accepts a connection.
 
-    Raises:
-        FetchError: None was accepted in `BUDGET` seconds, or the environment forbids to ask.
-        StoppedError: A signal came.
+    FetchError: None was accepted in `BUDGET` seconds, or the environment forbids to ask.
     """
     from requests.utils import get_environ_proxies, select_proxy
 

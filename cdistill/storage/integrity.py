@@ -76,11 +76,9 @@ def is_shallow(value: Any) -> bool:
 
 
 def read_layout(path: Path) -> Layout:
-    """Reads where the tensors of a safetensors file are.
+    """Reads where the tensors of a safetensors file are; MissingAssetError if there is none.
 
-    Raises:
-        MissingAssetError: There is no such file.
-        CorruptFileError: It is truncated, or its header is not one that safetensors writes.
+    CorruptFileError: It is truncated, or its header is not one that safetensors writes.
     """
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; give the path of a file that cdistill made, or of a run")
@@ -103,8 +101,7 @@ def read_layout(path: Path) -> Layout:
 def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
     """Returns the header of a file made here, and its digest, once that is the one stated; `kind` is for messages.
 
-    Raises:
-        CorruptFileError: It was not made by cdistill, was altered, or is of a newer schema.
+    CorruptFileError: It was not made by cdistill, was altered, or is of a newer schema.
     """
     header, stated = own_header(layout.path, layout.metadata, kind)
     digest = layout_digest(layout, canonical(header))
@@ -115,8 +112,7 @@ def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
 def own_header(path: Path, metadata: Mapping[str, str], kind: str = "") -> tuple[dict[str, Any], object]:
     """Returns the header in the metadata of a file made here, and the digest stated there, which is not yet compared.
 
-    Raises:
-        CorruptFileError: It was not made by cdistill, or the header is damaged.
+    CorruptFileError: It was not made by cdistill, or the header is damaged.
     """
     try:
         stated = json.loads(metadata.get("cdistill", "null"))
@@ -160,8 +156,7 @@ def layout_digest(layout: Layout, text: str) -> str:
 def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float, ...]]:
     """Reads some rows of a tensor of one or two dimensions; only these are read.
 
-    Raises:
-        CorruptFileError: There is no such tensor of float64, float32, int64 or int32, or not so many rows.
+    CorruptFileError: There is no such tensor of float64, float32, int64 or int32, or not so many rows.
     """
     entry = layout.entries.get(name)
     if entry is None or entry.dtype not in NUMBERS or len(entry.shape) not in (1, 2):
@@ -179,9 +174,7 @@ def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float,
 def check_manifest(folder: Path) -> list[str]:
     """Returns the names of a checkpoint's files.
 
-    Raises:
-        CorruptFileError: One of them does not have the digest in the manifest; the message names the checkpoint from
-            which training can resume.
+    CorruptFileError: One has not the digest in the manifest; it names the checkpoint from which training can resume.
     """
     others = [path.name for path in list_checkpoints(folder.parent) if path.name != folder.name]
     advice = f"remove this folder to resume from {others[-1]}" if others else "remove this folder to start again"

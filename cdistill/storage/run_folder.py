@@ -126,8 +126,7 @@ class RunFolder:
     def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
         """Returns the checkpoint that is `wanted`: "last", "best" (see `best_step`) or the number of its steps.
 
-        Raises:
-            MissingAssetError: There is none of that step, or none that was evaluated; the message lists what there is.
+        MissingAssetError: There is none of that step, or none that was evaluated; it lists what there is.
         """
         last = self.latest_checkpoint()
         if wanted == "last":
@@ -181,12 +180,7 @@ class RunRecord:
 
 
 def read_run(folder: RunFolder) -> RunRecord:
-    """Reads a run, finished or not. Needs no torch, and reads no tensors.
-
-    Raises:
-        MissingAssetError: There is no run in the folder.
-        CorruptFileError: One of its files is damaged or too large.
-    """
+    """Reads a run, finished or not, but no tensors; MissingAssetError if there is none, CorruptFileError if damaged."""
     if not folder.recipe.is_file():
         raise MissingAssetError(
             f"{folder.path}: no run here, {folder.recipe.name} is missing; name the folder of a run"

@@ -169,8 +169,7 @@ def _from_openai(state: dict[str, Tensor], flavour: str | None) -> Foreign:
 def unet_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the description of a DDPM++, NCSN++ or ADM, read off the names and shapes of its weights in EDM's naming.
 
-    Raises:
-        LookupError, ArithmeticError, TypeError, ValueError, RuntimeError: They are not those of one.
+    LookupError, ArithmeticError, TypeError, ValueError, RuntimeError: They are not those of one.
     """
     pattern = re.compile(r"model\.enc\.(\d{1,4})x\1_block(\d{1,3})\.conv0\.weight")
     blocks = [match for key in state if (match := pattern.fullmatch(key))]

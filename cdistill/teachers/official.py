@@ -96,9 +96,7 @@ OFFICIAL: Mapping[str, Official] = {
 def find_weights(teacher: str, weights: Path | None = None) -> Path | None:
     """Returns the file of a teacher's weights before anything heavy is imported; None if it needs no such file.
 
-    Raises:
-        MissingAssetError: The file is not there; the message says which, and where to put it.
-        RecipeError: No such teacher, or weights for one that is a file.
+    MissingAssetError: It is not there; RecipeError: no such teacher, or weights for one that is a file.
     """
     is_path = Path(teacher).suffix in WEIGHT_SUFFIXES
     if not is_path:
