@@ -61,10 +61,8 @@ class Collection:
 
     The data are walked through in a shuffled order, as often as it takes; the processes of `accelerator` share whole
     chunks, and the sums are those of one process to float64 rounding. `paired` draws pairs x_0 + t z, x_0 - t z for an
-    estimator that does not need them, too. Unfinished sums are kept beside `path`, see `Progress`.
-
-    Raises:
-        RecipeError: The precision does not suit the estimator.
+    estimator that does not need them, too. Unfinished sums are kept beside `path`, see `Progress`. RecipeError if the
+    precision does not suit the estimator.
     """
 
     def __init__(

@@ -33,10 +33,8 @@ class Evaluator:
     """Measures samplers on the same seeds as a recipe's section says; `accelerator` shares the work.
 
     `teacher`, on the accelerator's device, is whose trajectories `teacher-mse` compares with; `source` are real data,
-    None where the section names statistics of them.
-
-    Raises:
-        CdistillError: What is asked for cannot be measured, or a file that it needs is missing; nothing is drawn yet.
+    None where the section names statistics of them. CdistillError, before anything is drawn, if what is asked for
+    cannot be measured.
     """
 
     def __init__(

@@ -107,19 +107,18 @@ def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
     return Estimate(distance, _influence(features, own.mean, shift, scale), _splits(features, real))
 
 
-def _moments_of(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the moments of some rows (k,) without a copy of all of them."""
-    return streamed_moments(features[part] for part in rows.split(_BLOCK))
-
-
 def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
     """Returns the mean distance of two halves of the samples for several splits, see `estimates`; None of too few."""
     if len(features) < 4:
         return None
     count = SPLITS if features.shape[1] <= LARGE else SPLITS_LARGE
     halves = random_halves(len(features), count)
-    distances = [[_couple(gaussian(*_moments_of(features, half)), real)[0] for half in pair] for pair in halves]
-    return torch.tensor(distances, dtype=torch.float64).mean(1)
+
+    def distance(rows: Tensor) -> float:
+        own = streamed_moments(features[part] for part in rows.split(_BLOCK))  # without a copy of all of them
+        return _couple(gaussian(*own), real)[0]
+
+    return torch.tensor([[distance(half) for half in pair] for pair in halves], dtype=torch.float64).mean(1)
 
 
 def _influence(features: Tensor, mean: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

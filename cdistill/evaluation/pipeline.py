@@ -38,10 +38,7 @@ def evaluate_networks(
     """Measures the teacher, the student before training and the student, as far as there are such.
 
     All networks are on the evaluator's device. Without times in `choice`, the students' sampler, it runs at each NFE of
-    the evaluator's section; `facts` is what else the record says.
-
-    Raises:
-        RecipeError: Samplers that cannot be built; nothing is drawn yet.
+    the evaluator's section; `facts` is what else the record says. RecipeError before anything is drawn.
     """
     baselines = _baselines(evaluator)
     if student is None:

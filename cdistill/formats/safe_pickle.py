@@ -42,9 +42,7 @@ def read_pickle(
 
     `names` are "module.name" -> function of the argument tuple that makes a plain value, or None: no call is allowed;
     `persistent` gives the value of a persistent id, of which there are none without it.
-
-    Raises:
-        CorruptFileError: Anything else stands there; the message says at which byte.
+    CorruptFileError, with the byte at which it stands, for anything else.
     """
     value, end = read_pickle_at(data, 0, names, persistent, budget)
     if end != len(data):
@@ -258,10 +256,6 @@ def _integer(data: memoryview) -> int:
     return int.from_bytes(data, "little", signed=True)
 
 
-def _line_integer(line: bytes) -> int | bool:
-    return line == b"01" if line in (b"00", b"01") else int(line)
-
-
 _ESCAPED = re.compile(rb"""(?:[^\\]++|\\(?:x[0-9a-fA-F]{2}|[\\'"nrt]))*+""")  # as Python 2 wrote byte strings
 
 
@@ -307,11 +301,6 @@ def _frame(m: _Machine) -> None:
     m.frame_end = m.place + length
 
 
-def _stack_global(m: _Machine) -> None:
-    name = m.pop()
-    m.global_name(m.pop(), name)
-
-
 def _persistent(m: _Machine) -> None:
     if m.persistent is None:
         raise CorruptFileError("it refers to something outside of the pickle")
@@ -334,7 +323,7 @@ _BY_NAME: dict[str, _Handler] = {
     "BINFLOAT": _number(">d"),
     "LONG1": _counted("<B", _integer),
     "LONG4": _counted("<i", _integer),
-    "INT": _on_line(_line_integer),
+    "INT": _on_line(lambda line: line == b"01" if line in (b"00", b"01") else int(line)),
     "LONG": _on_line(lambda line: int(line.removesuffix(b"L"))),
     "FLOAT": _on_line(float),
     "STRING": _on_line(_line_bytes),
@@ -370,7 +359,7 @@ _BY_NAME: dict[str, _Handler] = {
     "LONG_BINPUT": _indexed("<I", _Machine.put),
     "MEMOIZE": lambda m: m.put(len(m.memo)),
     "GLOBAL": lambda m: m.global_name(decoded(memoryview(m.line())), decoded(memoryview(m.line()))),
-    "STACK_GLOBAL": _stack_global,
+    "STACK_GLOBAL": lambda m: m.global_name(*[m.pop(), m.pop()][::-1]),
     "REDUCE": _Machine.reduce,
     "NEWOBJ": _Machine.reduce,
     "BUILD": _Machine.build,

@@ -234,7 +234,8 @@ def _read_legacy(source: LongBytes, names: Names, budget: Budget) -> Any:
     data = source.open()
     place = _check_head(data, budget)
     announced: dict[str, tuple[torch.dtype, int]] = {}
-    quiet = {**names, **{name: _nothing for name in names if name.startswith(("torch._utils.", "torch.storage."))}}
+    tensors = [name for name in names if name.startswith(("torch._utils.", "torch.storage."))]
+    quiet: Names = {**names, **dict.fromkeys(tensors, lambda arguments: None)}
 
     def announce(value: Any) -> None:
         dtype, key, numel = _persistent_id(value)
@@ -279,7 +280,3 @@ def _find_storages(
     if place != len(data):
         raise CorruptFileError(f"{len(data) - place} bytes follow the last storage")
     return storages
-
-
-def _nothing(arguments: tuple[Any, ...]) -> None:
-    """Stands for tensors in the first reading."""

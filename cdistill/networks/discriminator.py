@@ -136,11 +136,7 @@ class VGG16Discriminator(Discriminator):
 
     The heads look at the maps themselves, without the random mixing of channels and scales of that paper; CTM has them
     on DeiT and EfficientNet-lite0. The VGG-16, with the published weights unless `layers` are given, is no submodule:
-    it is moved with the heads, but neither trained, nor saved, nor counted with them.
-
-    Raises:
-        MissingAssetError: The weights are not in the asset folder; the message says where to put them.
-        CorruptFileError: The file there is not the published one.
+    it is moved with the heads, but neither trained, nor saved, nor counted with them. Errors as `Asset.find`.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, layers: nn.Sequential | None = None) -> None:

@@ -78,12 +78,8 @@ class TimedSampler(ABC):
 class StudentSampler(TimedSampler):
     """Jumps t_n -> s_n <= t_{n+1}, each followed by noise sqrt(t_{n+1}^2 - s_n^2) z up to t_{n+1}; k calls for k steps.
 
-    Attributes:
-        eps_only: Whether it works for preconditionings that jump to eps only: s_n = eps for every n.
-
-    Raises:
-        RecipeError: The preconditioning jumps to eps only and the sampler does not; or `gamma` is missing, not allowed
-            or outside [0, 1].
+    `eps_only` ones work for preconditionings that jump to eps only: s_n = eps for every n. RecipeError if another is
+    for such a preconditioning, or if `gamma` is missing, not allowed or outside [0, 1].
     """
 
     draws_from = "student"

@@ -66,11 +66,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
     """Returns samples of the teacher as data: 50,000 for "teacher", or "teacher:COUNT"; "heldout" are others.
 
     uint8 images, rounded as EDM writes them, or float64 vectors, with the labels that were drawn for them. They are not
-    mirrored: of these data there are as many as one likes.
-
-    Raises:
-        RecipeError: Fewer than two samples, or too many.
-        StoppedError: A signal came; finished samples are kept.
+    mirrored: of these data there are as many as one likes. After a StoppedError finished samples are kept.
     """
     count = teacher_data_count(name)
     seeds = range(_FIRST_SEED[split], _FIRST_SEED[split] + count)
@@ -83,10 +79,8 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
 def teacher_endpoints(teacher: Teacher, seeds: range, accelerator: Accelerator) -> SampleStore:
     """Returns a store with the endpoints of the teacher's trajectories from the noise of `seeds`; see its `rows`.
 
-    Images are float32, vectors float64; the seeds are consecutive. All processes call it together.
-
-    Raises:
-        StoppedError: A signal came; finished samples are kept.
+    Images are float32, vectors float64; the seeds are consecutive. All processes call it together. After a StoppedError
+    finished samples are kept.
     """
     identity = {
         "teacher": teacher.digest, "device": accelerator.device.type, "torch": torch.__version__,

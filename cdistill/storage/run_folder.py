@@ -155,7 +155,8 @@ class RunFolder:
             return None
         there = {step_of(path) for path in list_checkpoints(self.checkpoints)}
         candidates = {step: values[goal] for step, values in measured.items() if step in there and goal in values}
-        sign = -1 if _higher_is_better(records[-1], goal) else 1
+        metric = records[-1].get("metrics", {}).get(goal.rpartition("@")[0], {})
+        sign = -1 if metric.get("better") == "higher" else 1
         finite = {step: sign * value for step, value in candidates.items() if math.isfinite(value)}
         return min(finite, key=lambda step: (finite[step], step), default=None)
 
@@ -271,11 +272,6 @@ def _values(record: dict[str, Any]) -> dict[str, float]:
     return {
         f"{metric}@{row['nfe']}": value for row in record.get("rows", []) for metric, value in row["values"].items()
     }
-
-
-def _higher_is_better(record: dict[str, Any], goal: str) -> bool:
-    """Whether an evaluation's record says so of the metric in METRIC@NFE."""
-    return bool(record.get("metrics", {}).get(goal.rpartition("@")[0], {}).get("better") == "higher")
 
 
 def _parse(line: str) -> dict[str, Any] | None:
