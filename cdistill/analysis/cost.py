@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.networks.denoiser import Denoiser, count_parameters, freeze
 from cdistill.networks.discriminator import Discriminator
-from cdistill.objectives.base import Objective, make_objective
+from cdistill.objectives.base import Objective, StepCost, make_objective
 from cdistill.objectives.distances import Distance
 from cdistill.objectives.settings import ObjectiveSection
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
@@ -102,9 +102,15 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     objective = make_objective(recipe.objective, teacher.sample_shape, meta=True)
     student = on_meta(teacher.student(objective.takes_s, section.dropout))
     teaching, learning = network_cost(teacher), network_cost(student)
-    frozen, comparing = input_cost(freeze(deepcopy(student))), distance_cost(objective.distance, teacher.sample_shape)
-    forwards = objective.cost()
-    losses = 1 + recipe.objective.dsm + (recipe.gan is not None)
+    frozen = input_cost(freeze(deepcopy(student)))
+    phases = _phases(recipe, teacher.sample_shape)
+    compared = [(share, distance_cost(each.distance, teacher.sample_shape)) for share, each in phases]
+    costs = [(share, each.cost(), each.section.dsm) for share, each in phases]
+    forwards = StepCost(
+        *(sum(share * getattr(cost, key) for share, cost, _ in costs) for key in ("teacher", "target", "frozen"))
+    )
+    trained = sum(share * (cost.student + dsm) for share, cost, dsm in costs)
+    losses = 1 + any(dsm for *_, dsm in costs) + (recipe.gan is not None)
     copies = losses + (1 if objective.target_rate in (None, section.ema_rate) else 2)
     kept = learning.saved + (frozen.saved if forwards.frozen else 0)
     # Beside the teacher by which the student is judged there is the one that runs.
@@ -115,15 +121,15 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     discriminating, judging, judge_bytes, judge_saved = gan_cost(
         recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes
     )
-    followed, kept_bytes = _trajectories(recipe, objective, teacher.sample_shape)
+    followed, kept_bytes = _trajectories(recipe, [each for _, each in phases], teacher.sample_shape)
     fakes = discriminating * (1 + forwards.frozen)
     parts = [
         ("teacher (Heun's solver)", forwards.teacher, teaching.forward),
         ("targets, no gradient", forwards.target, learning.forward),
         ("targets, gradient to the input", forwards.frozen, _both(frozen)),
-        ("student, with gradient", forwards.student + recipe.objective.dsm, _both(learning)),
+        ("student, with gradient", trained, _both(learning)),
     ]
-    distances = (1 - discriminating) * (2 * comparing.forward + comparing.backward)
+    distances = (1 - discriminating) * sum(share * (2 * cost.forward + cost.backward) for share, cost in compared)
     return Plan(
         parts=[
             *[Part(name, (1 - discriminating) * n, (1 - discriminating) * n * flop) for name, n, flop in parts],
@@ -138,7 +144,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         state_bytes=teaching_bytes * count_parameters(teacher)
         + _state_bytes(student, copies, section.precision, devices)
         + judge_bytes,
-        activation_bytes=_SHRINKS[section.precision] * kept + comparing.saved + judge_saved,
+        activation_bytes=_SHRINKS[section.precision] * kept + max(cost.saved for _, cost in compared) + judge_saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
         estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
@@ -149,15 +155,22 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     )
 
 
+def _phases(recipe: DistillRecipe, shape: tuple[int, ...]) -> list[tuple[float, Objective[ObjectiveSection]]]:
+    """Returns the objective, and that of the warm-up, with the share of the steps that each has."""
+    early = recipe.warmup.iterations / recipe.training.iterations if recipe.warmup else 0.0
+    phases = [(1 - early, make_objective(recipe.objective, shape, meta=True))]
+    return phases + ([(early, make_objective(recipe.warmup, shape, meta=True))] if recipe.warmup else [])
+
+
 def _trajectories(
-    recipe: DistillRecipe, objective: Objective[ObjectiveSection], shape: tuple[int, ...]
+    recipe: DistillRecipe, objectives: Sequence[Objective[ObjectiveSection]], shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """Counts the kept trajectories of a recipe: forwards of following them, and bytes; 0 where none are read."""
     section = recipe.trajectories
-    reads = [*objective.stored, *(make_objective(recipe.warmup, shape, meta=True).stored if recipe.warmup else ())]
-    if not reads or objective.grid is None:
+    grids = [objective.grid for objective in objectives if objective.stored and objective.grid is not None]
+    if not grids:
         return 0.0, 0.0
-    last, kept = max(section.levels, default=len(objective.grid) - 1), len(section.levels) or len(objective.grid)
+    last, kept = max(section.levels, default=len(grids[0]) - 1), len(section.levels) or len(grids[0])
     count = -(-section.count // SHARD) * SHARD
     size = count * kept * math.prod(shape) * (2 if section.precision == "fp16" else 4)
     return count * 2.0 * last * section.substeps, float(size)

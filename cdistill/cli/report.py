@@ -49,7 +49,10 @@ def reproduce(
     context: typer.Context,
     claims: Annotated[
         list[str] | None,
-        typer.Argument(help="acceleration, one-step, bcm, alignment, gan, mixture, or letters a to f; all by default."),
+        typer.Argument(
+            help="acceleration, one-step, bcm, alignment, gan, mixture, or letters a to f; all by default. Or cheaper: "
+            "what exact targets save, beyond the paper."
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller budgets: under 15 minutes on two cores.")] = False,
     experiments: Annotated[
@@ -85,6 +88,9 @@ def reproduce(
     if quick:
         refuse(context, "--quick is an experiment of its own; leave it out", "experiments")
     refuse(context, "--dry-run trains nothing" if dry_run else "goes with --dry-run", "jobs" if dry_run else "tflops")
+    if claims == ["cheaper"]:
+        refuse(context, "goes with the paper's claims; leave it out", "experiments", "dry_run", "tflops")
+        return _cheaper("cheaper-quick" if quick else "cheaper", data, seeds, jobs, processes, out, as_json)
     kind = "quick" if quick else experiments or "embedded"
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
@@ -103,7 +109,25 @@ def reproduce(
             record = workflow.reproduce(request, jobs)
         for table in [trials_table(record)] if dry_run else verdict_tables(record):
             console.table(*table)
-    finish(as_json, record, text)
+    return finish(as_json, record, text)
+
+
+def _cheaper(
+    kind: str, data: str | None, seeds: int, jobs: int | None, processes: int, out: Path | None, as_json: bool
+) -> None:
+    """Runs the study of what exact targets save, and prints its tables."""
+    from cdistill.workflows.reproduce.cheaper import choose_data
+
+    chosen, folder = choose_data(kind, data), out or Path(f"reproduction-{kind}")
+    start()
+    from cdistill.workflows.reproduce.cheaper import study, tables
+    from cdistill.workflows.reproduce.jobs import Request
+
+    with console.json_only(as_json):
+        record = study(Request([], kind, chosen, seeds, processes, folder), jobs)
+        for table in tables(record):
+            console.table(*table)
+    finish(as_json, record, f"results: {folder / 'cheaper.md'}   numbers: {folder / 'cheaper.json'}")
 
 
 @section_options("section", EstimationSection, "samples", "seed")

@@ -10,17 +10,17 @@ Images and vectors are stored as x_t / sqrt(t^2 + sigma_data^2), of unit varianc
 
 import hashlib
 import json
+import mmap
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.data import Source
@@ -74,7 +74,8 @@ class TrajectoryStore:
         self.scales = (self.levels**2 + sigma_data**2).sqrt()
         self.dtype = np.dtype(np.float16 if identity["precision"] == "fp16" else np.float32)
         self.digest = ""
-        self._points: list[NDArray[Any]] = []
+        self._torch_dtype = torch.float16 if identity["precision"] == "fp16" else torch.float32
+        self._shards: list[_Mapped] = []
         self._labels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -113,7 +114,7 @@ class TrajectoryStore:
         kept = len(self.shards) - len(missing)
         if kept:
             say(f"{self.folder}: resumes after {kept * SHARD:,} of {len(self.shards) * SHARD:,} trajectories")
-        about = {"teacher": teacher.name, **self.identity}
+        about = {"teacher": teacher.name, "seconds": 0, **self.identity, **read_json(self.folder / "about.json")}
         write_text(self.folder / "about.json", json.dumps(about, indent=1, sort_keys=True))
         total = len(self.shards) * SHARD
         with progress(total, f"trajectories of {teacher.name}", "trajectory", kept * SHARD) as advance:
@@ -159,7 +160,7 @@ class TrajectoryStore:
         if int(bad):
             raise CorruptFileError(f"{self.folder}: another process found a damaged shard; see its message")
         mapped = [self._map(path) for path in paths]
-        self._points = [points for points, _, _ in mapped]
+        self._shards = [shard for shard, _, _ in mapped]
         if self.identity["classes"] is not None:
             self._labels = torch.cat([labels for _, labels, _ in mapped])
         self.digest = hashlib.sha256("".join(text for _, _, text in mapped).encode()).hexdigest()
@@ -182,11 +183,15 @@ class TrajectoryStore:
         if not torch.equal(self.levels[places], levels):
             wrong = float(levels[self.levels[places] != levels][0])
             raise CdistillError(f"trajectories.levels: noise level {wrong:.6g} is not kept; name its index too")
-        out = np.empty((len(places), *self.shape), self.dtype)
-        numbers = zip(trajectories.tolist(), places.tolist(), strict=True)
-        for row, (trajectory, place) in enumerate(numbers):
-            out[row] = self._points[trajectory // SHARD][trajectory % SHARD, place]
-        x = torch.from_numpy(out).float()
+        size = int(np.prod(self.shape)) * self.dtype.itemsize
+        wanted = [
+            (self._shards[trajectory // SHARD], (trajectory % SHARD * len(self.levels) + place) * size)
+            for trajectory, place in zip(trajectories.tolist(), places.tolist(), strict=True)
+        ]
+        for shard, offset in wanted:  # all at once: a disk answers many questions in the time of one
+            shard.expect(offset, size)
+        data = b"".join(shard.read(offset, size) for shard, offset in wanted)
+        x = torch.frombuffer(bytearray(data), dtype=self._torch_dtype).float().reshape(-1, *self.shape)
         return x * broadcast(self.scales[places], x)
 
     def labels(self, trajectories: Tensor) -> Tensor | None:
@@ -211,11 +216,29 @@ class TrajectoryStore:
             with lock.acquire(timeout=0):
                 if path.is_file():
                     return False
+                begun = time.monotonic()
                 self._follow(path, teacher, accelerator.device, classes, finished)
+                self._remember(time.monotonic() - begun, accelerator.device)
         except Timeout:
             return False
         path.with_suffix(".lock").unlink(missing_ok=True)
         return True
+
+    def _remember(self, seconds: float, device: torch.device) -> None:
+        """Adds the time of a shard to ``about.json``: seconds of a core, or of a GPU."""
+        about = self.folder / "about.json"
+        with FileLock(about.with_suffix(".lock")):
+            record = read_json(about)
+            cores = torch.get_num_threads() if device.type == "cpu" else 1
+            record["seconds"] = round(record.get("seconds", 0) + seconds * cores, 3)
+            write_text(about, json.dumps(record, indent=1, sort_keys=True))
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of a core, or of a GPU, that all M trajectories took; None if it is not known."""
+        whole = read_json(self.folder / "about.json").get("seconds")
+        there = len(list(self.folder.glob("[0-9]*.safetensors"))) * SHARD
+        return whole * self.count / there if isinstance(whole, int | float) and there else None
 
     def _follow(
         self,
@@ -244,8 +267,7 @@ class TrajectoryStore:
                 x = solve(heun_step, lambda point, t: teacher.denoiser(point, t, None, labels), x, stretch)
             return torch.stack(stops, 1)
 
-        dtype = torch.float16 if self.dtype == np.float16 else torch.float32
-        points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=dtype)
+        points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=self._torch_dtype)
         labels = torch.zeros(SHARD, dtype=torch.int64)
         done = 0
         for drawn in stream(follow, self.shape, seeds, teacher.denoiser.num_classes, chosen, device):
@@ -267,17 +289,17 @@ class TrajectoryStore:
                 f"{path}: trajectories of another teacher or other settings; remove it, and it is followed again"
             )
 
-    def _map(self, path: Path) -> tuple[NDArray[Any], Tensor, str]:
-        """Maps a verified shard; returns its points, its labels and its checksum."""
+    def _map(self, path: Path) -> tuple["_Mapped", Tensor, str]:
+        """Maps a verified shard; returns it, its labels and its checksum."""
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
-        offset = 8 + size
-        shape = (SHARD, len(self.levels), *self.shape)
-        points = np.memmap(path, self.dtype, "r", offset + header["points"]["data_offsets"][0], shape)
-        labels = np.fromfile(path, np.int64, SHARD, offset=offset + header["labels"]["data_offsets"][0])
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        begin = 8 + size + header["points"]["data_offsets"][0]
+        mapped.madvise(mmap.MADV_RANDOM)
+        labels = np.fromfile(path, np.int64, SHARD, offset=8 + size + header["labels"]["data_offsets"][0])
         checksum = json.loads(header["__metadata__"]["cdistill"])["sha256"]
-        return np.asarray(points), torch.from_numpy(labels), checksum
+        return _Mapped(mapped, begin), torch.from_numpy(labels), checksum
 
     def _check_disk(self, shards: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -287,6 +309,22 @@ class TrajectoryStore:
                 f"{self.folder}: {needed / 2**30:.2f} GiB of trajectories to write, {free / 2**30:.2f} GiB free; free "
                 "some room, set $CDISTILL_ASSETS to a folder on a larger disk, or lower trajectories.count"
             )
+
+
+class _Mapped(NamedTuple):
+    """A shard in memory."""
+
+    file: mmap.mmap
+    begin: int  # byte where its points begin
+
+    def expect(self, offset: int, size: int) -> None:
+        """Asks the system to read some bytes of the points soon."""
+        start = (self.begin + offset) // mmap.PAGESIZE * mmap.PAGESIZE
+        self.file.madvise(mmap.MADV_WILLNEED, start, self.begin + offset + size - start)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Returns bytes of the points."""
+        return self.file[self.begin + offset : self.begin + offset + size]
 
 
 def _draw_classes(shares: Sequence[float], first: int) -> list[int]:

@@ -91,7 +91,7 @@ def summary(store: TrajectoryStore) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in store.shards)
     return {
         "folder": str(store.folder), "trajectories": len(store), "levels": store.levels.tolist(),
-        "bytes": size, "sha256": store.digest,
+        "bytes": size, "seconds": store.seconds, "sha256": store.digest,
     }  # fmt: skip
 
 

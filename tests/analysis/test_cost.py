@@ -114,14 +114,14 @@ def test_plans_are_json_for_machines(name, capsys):
 
 
 def fast_plan(*overrides: str) -> Plan:
-    return plan(load_any_recipe(shipped_recipes()["digits"], overrides), 1)
+    return plan(load_any_recipe(shipped_recipes()["digits-paper"], overrides), 1)
 
 
 @pytest.mark.slow
 def test_coefficients_cost_what_the_estimator_that_suits_the_teacher_does():
     """`forward` a forward pass a pair; `autodiff` three more, whose vector-Jacobian products go to the input alone."""
     asked = ["estimation.estimator='autodiff'"]
-    for name, overrides, passes in (("digits", [], 1), ("digits", asked, 4), ("cifar10", [], 4)):
+    for name, overrides, passes in (("digits-paper", [], 1), ("digits-paper", asked, 4), ("cifar10", [], 4)):
         recipe = load_any_recipe(shipped_recipes()[name], overrides)
         found, section = plan(recipe, 1), recipe.estimation
         forward = found.parts[0].flop / found.parts[0].forwards

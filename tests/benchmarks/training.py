@@ -23,12 +23,15 @@ from cdistill.data import Source
 from cdistill.data.source import from_uint8
 from cdistill.networks.denoiser import EDMDenoiser, count_parameters, freeze
 from cdistill.objectives.base import Batch
-from cdistill.objectives.ctm import CTM, CTMSection, draw_ctm_times
+from cdistill.objectives.ctm import CTM, CTMSection
 from cdistill.objectives.distances import L2, Distance
 from cdistill.objectives.lpips import LPIPS
+from cdistill.objectives.pairs import draw_ctm_times
+from cdistill.objectives.regression import Regression, RegressionSection
 from cdistill.preconditionings import make_preconditioning
 from cdistill.runtime.processes import set_threads
 from cdistill.runtime.randomness import generator
+from cdistill.sampling.trajectories import TrajectoryStore
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, Report, finish, read
@@ -102,9 +105,14 @@ def make_task(
     batch_size: int,
     kind: type[Distillation] = Distillation,
     distance: Distance | None = None,
+    store: TrajectoryStore | None = None,
+    regression: RegressionSection | None = None,
     **options: Any,
 ) -> Distillation:
-    """Returns a task of the paper's numbers; every saving that is an option is off, unless `options` say otherwise."""
+    """Returns a task of the paper's numbers; every saving that is an option is off, unless `options` say otherwise.
+
+    With a store its objective reads it: CTM, or the regression.
+    """
     plain = {"compile": False, "channels_last": False, "teacher_precision": "fp32", "precision": "fp32"}
     values = {**plain, **options}
     own = {key: value for key, value in values.items() if key in CTMSection.model_fields}
@@ -112,9 +120,13 @@ def make_task(
     AcceleratorState._reset_state()  # it is one for the whole process, and only of one precision
     precision = {"fp32": "no"}.get(section.precision, section.precision)
     accelerator = Accelerator(cpu=not next(teacher.parameters()).is_cuda, mixed_precision=precision)
-    objective = CTM(CTMSection(distance="l2", **own), teacher.sample_shape)
+    own |= {} if store is None else {"targets": "store"}
+    objective: CTM | Regression = CTM(CTMSection(distance="l2", **own), teacher.sample_shape)
+    if regression is not None:
+        objective = Regression(regression, teacher.sample_shape)
     objective.distance = distance or objective.distance
-    return kind(teacher, make_preconditioning("ctm"), objective, images(), accelerator, section, seed=0)
+    form = make_preconditioning("ctm")
+    return kind(teacher, form, objective, images(), accelerator, section, seed=0, store=store)
 
 
 def steps_of(wanted: list[int]) -> list[int]:

@@ -141,7 +141,7 @@ def test_a_recipe_with_three_errors_shows_all_three(fails, tmp_path):
 def test_coefficients_of_another_teacher_are_refused_by_hash(fails):
     sets = [part for value in FAST for part in ("--set", value)]
     assert run([*ESTIMATE, "--out", "m.safetensors"]) == 0
-    arguments = ["distill", "--recipe", "digits", *sets, "--set", "preconditioning.coefficients=m.safetensors"]
+    arguments = ["distill", "--recipe", "digits-paper", *sets, "--set", "preconditioning.coefficients=m.safetensors"]
     code, text = fails(*arguments)
     assert code == 4
     assert "made for teacher 'mixture-1d'" in text
@@ -169,7 +169,7 @@ def test_damaged_and_foreign_coefficient_files_are_refused(fails, tmp_path):
 
 def test_lpips_without_its_backbone_says_what_to_put_where(fails, tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "assets"))
-    code, text = fails("distill", "--recipe", "digits", "--set", "objective.distance=lpips")
+    code, text = fails("distill", "--recipe", "digits-paper", "--set", "objective.distance=lpips")
     assert code == 3
     assert str(tmp_path / "assets" / "vgg16-397923af.pth") in text
 
@@ -241,7 +241,7 @@ def test_the_same_estimation_gives_the_same_file(tmp_path):
 def digits_run(capsys):
     """A tiny run on the digits, trained in this process."""
     sets = [part for value in [*FAST, "training.iterations=4", "evaluation.every=2"] for part in ("--set", value)]
-    assert run(["distill", "--recipe", "digits", *sets]) == 0
+    assert run(["distill", "--recipe", "digits-paper", *sets]) == 0
     return capsys.readouterr()
 
 
@@ -300,7 +300,7 @@ def test_train_teacher_makes_a_teacher_that_every_command_takes(capsys, tmp_path
     teacher = "runs/teacher-digits/teacher.safetensors"
     assert run(["sample", "--teacher", teacher, "--seeds", "0-3"]) == 0
     short = [part for value in [*FAST, "training.iterations=2", f"teacher={teacher}"] for part in ("--set", value)]
-    assert run(["distill", "--recipe", "digits", *short]) == 0
+    assert run(["distill", "--recipe", "digits-paper", *short]) == 0
 
 
 @pytest.mark.slow

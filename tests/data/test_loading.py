@@ -536,7 +536,7 @@ def test_a_run_finds_its_data_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "here")
     write_zip(Path("x.zip"), members(random_images(20, 8, 1), [k % 10 for k in range(20)]))
     sets = ["data=x.zip", "training.iterations=2", "training.batch_size=8", "evaluation.metrics=['frechet-pixels']"]
-    assert run(fast_distill(tmp_path / "run", *sets, recipe="digits")) == 0
+    assert run(fast_distill(tmp_path / "run", *sets, recipe="digits-paper")) == 0
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "here" / "x.zip") in (tmp_path / "run" / "recipe.resolved.toml").read_text()
     assert run(["evaluate", "--run", "run", "--nfe", "1", "--samples", "16"]) == 0

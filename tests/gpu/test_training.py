@@ -221,7 +221,7 @@ def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients)
 def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision, accumulation, monkeypatch):
     """Within a factor of 2, without what compilation saves: the digits' own network, and all need the last jump."""
     size, few = 1024, {"precision": precision, "accumulation": accumulation}
-    recipe = load_recipe(shipped_recipes()["digits"], DistillRecipe)
+    recipe = load_recipe(shipped_recipes()["digits-paper"], DistillRecipe)
     training = recipe.training.model_copy(update={"batch_size": size, **few})
     planned = plan(recipe.model_copy(update={"training": training}), 1).device_bytes
     torch.cuda.empty_cache()
@@ -243,7 +243,7 @@ def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision,
 
 def distill(out, *more: str) -> int:
     sets = [part for value in (*FAST, "training.precision=fp16", *more) for part in ("--set", value)]
-    return run(["distill", "--recipe", "digits", "--out", str(out), *sets])
+    return run(["distill", "--recipe", "digits-paper", "--out", str(out), *sets])
 
 
 def test_the_digits_are_distilled_in_fp16(tmp_path):

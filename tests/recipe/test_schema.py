@@ -194,8 +194,8 @@ def test_a_recipe_extends_another(recipe, tmp_path):
     found = load_recipe(child, DistillRecipe)
     assert (found.teacher, found.seed) == ("digits", 4)
     assert (found.training.iterations, found.training.batch_size) == (10, 16)
-    child.write_text('extends = "digits"\n[preconditioning]\nname = "ctm"\n')
-    assert differences(load_recipe(Path("digits"), DistillRecipe), load_recipe(child, DistillRecipe)) == [
+    child.write_text('extends = "digits-paper"\n[preconditioning]\nname = "ctm"\n')
+    assert differences(load_recipe(Path("digits-paper"), DistillRecipe), load_recipe(child, DistillRecipe)) == [
         "preconditioning.name: 'analytic' -> 'ctm'"
     ]
 
@@ -249,7 +249,7 @@ def test_networks_that_do_not_fit_are_refused(change, tmp_path):
 
 @pytest.mark.parametrize("name", ["digits", "patches"])
 def test_the_twins_differ_in_the_preconditioning_only(name):
-    first, second = (load_recipe(Path(n), DistillRecipe) for n in (name, f"{name}-ctm"))
+    first, second = (load_recipe(Path(n), DistillRecipe) for n in (f"{name}-paper", f"{name}-ctm"))
     assert differences(first, second) == ["preconditioning.name: 'analytic' -> 'ctm'"]
 
 

@@ -479,7 +479,7 @@ def test_samples_that_fit_are_drawn_on_the_gpu_without_waiting(monkeypatch):
 
 
 def micro_recipe(**values) -> DistillRecipe:
-    recipe = load_recipe(shipped_recipes()["digits"], DistillRecipe)
+    recipe = load_recipe(shipped_recipes()["digits-paper"], DistillRecipe)
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": 24, **values})})
 
 

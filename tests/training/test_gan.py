@@ -525,7 +525,7 @@ def test_the_plan_counts_the_discriminator_by_hand():
 
 
 def test_the_plan_of_a_recipe_has_the_discriminators_part():
-    plain, gan = (plan(load_any_recipe(shipped_recipes()[name]), 1) for name in ("digits", "digits-gan"))
+    plain, gan = (plan(load_any_recipe(shipped_recipes()[name]), 1) for name in ("digits-paper", "digits-gan"))
     parts, others = ({part.name: part for part in found.parts} for found in (gan, plain))
     assert others["discriminator"].flop == 0
     assert parts["discriminator"].flop > 0

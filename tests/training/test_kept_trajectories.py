@@ -146,7 +146,7 @@ def test_a_run_resumes_exactly_and_keeps_to_its_trajectories(name, tmp_path, mon
 
 def test_a_recipe_checks_its_warm_up():
     assert OBJECTIVES.get("regression").section_type
-    recipe = load_recipe(Path("digits"), DistillRecipe, ["warmup.name=regression", "warmup.iterations=20"])
+    recipe = load_recipe(Path("digits-paper"), DistillRecipe, ["warmup.name=regression", "warmup.iterations=20"])
     assert (recipe.warmup.name, recipe.warmup.dsm, recipe.warmup.pairs) == ("regression", False, "mixed")
     bad = {
         "warmup.iterations=20": r"warmup.max_ode_steps: unknown key",
@@ -155,9 +155,9 @@ def test_a_recipe_checks_its_warm_up():
     for override, message in bad.items():
         more = ["warmup.max_ode_steps=3"] if "unknown" in message else []
         with pytest.raises(RecipeError, match=message):
-            load_recipe(Path("digits"), DistillRecipe, ["warmup.name=regression", override, *more])
+            load_recipe(Path("digits-paper"), DistillRecipe, ["warmup.name=regression", override, *more])
     with pytest.raises(RecipeError, match=r"warmup.name: 'regression-to-eps' trains another kind of student"):
-        load_recipe(Path("digits"), DistillRecipe, ["warmup.name=regression-to-eps", "warmup.iterations=2"])
+        load_recipe(Path("digits-paper"), DistillRecipe, ["warmup.name=regression-to-eps", "warmup.iterations=2"])
 
 
 def test_both_objectives_must_read_the_same_grid(tmp_path, monkeypatch):

@@ -488,7 +488,7 @@ class Starts:
     def __call__(self, *values: str) -> str:
         """Starts, and returns the estimator that the coefficients come from."""
         options = [part for value in [*FAST, "estimation.timesteps=6", *values] for part in ("--set", value)]
-        assert run(["-q", "distill", "--recipe", "digits", "--out", "run", *options]) == 75
+        assert run(["-q", "distill", "--recipe", "digits-paper", "--out", "run", *options]) == 75
         estimator: str = load_coefficients(Path("run/coefficients.safetensors"))[2]["estimator"]
         return estimator
 

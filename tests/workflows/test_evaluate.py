@@ -25,9 +25,9 @@ def folder(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.chdir(path)
     patch.setenv("CDISTILL_ASSETS", str(path / "assets"))
-    for name in ("digits", "digits-ctm"):
+    for name in ("digits-paper", "digits-ctm"):
         sets = [part for value in [*FAST, *MORE] for part in ("--set", value)]
-        assert run(["-q", "distill", "--recipe", name, *sets]) == 0
+        assert run(["-q", "distill", "--recipe", name, "--out", f"runs/{name.removesuffix('-paper')}", *sets]) == 0
     yield path
     patch.undo()
 
@@ -90,7 +90,7 @@ def test_two_runs_are_compared_on_the_same_seeds(folder, capsys):
 
 def test_what_was_not_measured_alike_is_not_compared(folder, capsys):
     sets = [part for value in [*FAST, *MORE, "evaluation.samples=32"] for part in ("--set", value)]
-    assert run(["-q", "distill", "--recipe", "digits", "--out", "runs/few", *sets]) == 0
+    assert run(["-q", "distill", "--recipe", "digits-paper", "--out", "runs/few", *sets]) == 0
     code, text = refused(capsys, "runs/digits", "runs/few")
     assert (code, "runs/few, step 4: samples is 32, that of runs/digits, step 4 64" in text) == (2, True)
 

@@ -17,6 +17,9 @@ from cdistill.recipe.schema import DistillRecipe
 NFE = (1, 2, 3, 5, 8, 10)
 ALIGNMENT = "teacher-mse"  # the metric of how closely a student follows its teacher
 _OF_OBJECTIVE = {"distance", "dsm", "max_ode_steps", "points", "target", "target_rate"}  # of what data sets change
+_ROLLOUT = {"objective.targets": '"rollout"'}
+_REGRESSION = {"objective.name": '"regression"', "objective.pairs": '"ctm"'}
+_UNIFORM = {**_REGRESSION, "objective.pairs": '"uniform"'}
 _CM = {"objective.name": "cm", "objective.dsm": "false", "objective.target_rate": "0.0"}  # as cifar10-cond-cm
 
 
@@ -40,6 +43,17 @@ ARMS = {
     "cm-analytic": Arm("CM + Analytic", "analytic", _CM),
     "gan-ctm": Arm("CTM + GAN", "ctm", gan=True),
     "gan-analytic": Arm("Analytic + GAN", "analytic", gan=True),
+    # Of `reproduce cheaper`: each has what the one before it has, up to "forms".
+    "published": Arm("CTM as published", "ctm", _ROLLOUT),
+    "published-rate": Arm("CTM as published, higher rate", "ctm", _ROLLOUT),
+    "store": Arm("+ targets from the store", "ctm", {"objective.targets": '"store"'}),
+    "regression": Arm("+ regression", "ctm", {**_REGRESSION, "objective.dsm": "true"}),
+    "no-dsm": Arm("+ no DSM", "ctm", _REGRESSION),
+    "uniform": Arm("+ uniform pairs", "ctm", _UNIFORM),
+    "cheap": Arm("+ rate and batch: all together", "ctm", _UNIFORM),
+    "cheap-mixed": Arm("all together, mixed pairs", "ctm", {**_UNIFORM, "objective.pairs": '"mixed"'}),
+    "cheap-forward": Arm("all together, Analytic forward", "analytic-forward", _UNIFORM),
+    "cheap-least-squares": Arm("all together, least squares", "least-squares", _UNIFORM),
 }
 TRAJECTORY = ("ctm", "analytic", "analytic-forward", "analytic-bounded", "bcm")
 CONSISTENCY = ("cm", "cm-analytic")
@@ -58,6 +72,7 @@ class DataSet:
     samples: int  # images of an evaluation; each seed of the training has its own
     cost: float = 1.0  # of a training step, in steps of the digits; for the time left
     threads: int = 1  # of a training, so that results do not depend on how many run at once; 0 for all that there are
+    own: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # arm -> what it changes on these data alone
 
     @property
     def teacher(self) -> str:
@@ -83,13 +98,14 @@ class Trial:
         """The recipe's changed values, as ``--set`` takes them."""
         arm = ARMS[self.arm]
         own = {
+            "evaluation.nfe": str(list(NFE)),
             **self.data.changes,
             "seed": str(self.seed),
             "preconditioning.name": arm.preconditioning,
-            "evaluation.nfe": str(list(NFE)),
             "evaluation.samples": str(self.data.samples),
             "evaluation.first_seed": str(self.seed * self.data.samples),
             **arm.changes,
+            **self.data.own.get(self.arm, {}),
         }
         if arm.gan:
             begin = int(own["training.iterations"]) // 3
@@ -124,7 +140,7 @@ def _mixture(name: str, arms: Sequence[str], iterations: int = 1600, batch_size:
 
 def _images(name: str, arms: Sequence[str], iterations: int = 240, batch_size: int = 64, **more: str) -> DataSet:
     cost = {"digits": 1.0, "patches": 1.9}[name] * batch_size / 64
-    return DataSet(name, name, _budget(iterations, batch_size, **more), "frechet-pixels", arms, 500, cost)
+    return DataSet(name, f"{name}-paper", _budget(iterations, batch_size, **more), "frechet-pixels", arms, 500, cost)
 
 
 def _real(name: str) -> DataSet:

@@ -48,7 +48,9 @@ class Request:
 
     @property
     def trials(self) -> list[Trial]:
-        """The trainings that the claims need, seed by seed."""
+        """The trainings that the claims need, seed by seed; all arms of a study that judges none."""
+        if not self.letters:
+            return trials(self.data, self.seeds)
         arms = {data.name: arms_of(self.letters, data.arms) for data in self.data}
         return [trial for trial in trials(self.data, self.seeds) if trial.arm in arms[trial.data.name]]
 

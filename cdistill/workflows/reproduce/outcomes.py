@@ -170,7 +170,7 @@ class Outcomes:
         for ours, theirs in self.pairs(arm, baseline, nfe, metric):
             if min(value for _, value in [*ours, *theirs]) <= 0:
                 continue
-            goal = _mean(theirs[-_LAST:])
+            goal = late_goal(theirs)
             if crossing(ours, goal, logarithmic=True) is None:
                 goal = _mean(ours[-_LAST:])
             at, own = (crossing(points, goal, logarithmic=True) for points in (ours, theirs))
@@ -197,6 +197,11 @@ class Outcomes:
             seed: one.teacher[metric] for (_, seed), one in self.by_trial.items() if one.teacher.get(metric, 0) > 0
         }
         return geometric(list(values.values())) if values else None
+
+
+def late_goal(points: Points) -> float:
+    """Returns what counts as the final value of a curve: the geometric mean of its last three evaluations."""
+    return _mean(points[-_LAST:])
 
 
 def late_mean(points: Points) -> float:
