@@ -89,8 +89,7 @@ def reproduce(
         refuse(context, "--quick is an experiment of its own; leave it out", "experiments")
     refuse(context, "--dry-run trains nothing" if dry_run else "goes with --dry-run", "jobs" if dry_run else "tflops")
     if claims == ["cheaper"]:
-        refuse(context, "goes with the paper's claims; leave it out", "experiments", "dry_run", "tflops")
-        return _cheaper("cheaper-quick" if quick else "cheaper", data, seeds, jobs, processes, out, as_json)
+        return _cheaper(context, quick, data, seeds, jobs, processes, out, as_json)
     kind = "quick" if quick else experiments or "embedded"
     letters, chosen = choose_claims(claims or []), choose_data(kind, data)
     folder = out or Path("reproduction" if kind == "embedded" else f"reproduction-{kind}")
@@ -100,24 +99,31 @@ def reproduce(
     from cdistill.workflows.reproduce.page import trials_table, verdict_tables
 
     request = Request(letters, kind, chosen, seeds, processes, folder)
-    text = f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}"
     with console.json_only(as_json):
-        if dry_run:
-            record = workflow.list_trials(request, tflops or (TFLOPS if kind == "table-2" else None))
-            text = "\n".join(shlex.join(trial["command"]) for trial in record["trials"])
-        else:
-            record = workflow.reproduce(request, jobs)
+        rate = tflops or (TFLOPS if kind == "table-2" else None)
+        record = workflow.list_trials(request, rate) if dry_run else workflow.reproduce(request, jobs)
         for table in [trials_table(record)] if dry_run else verdict_tables(record):
             console.table(*table)
-    return finish(as_json, record, text)
+    written = f"results: {folder / 'reproduction.md'}   numbers: {folder / 'reproduction.json'}"
+    commands = [shlex.join(trial["command"]) for trial in record["trials"]] if dry_run else [written]
+    return finish(as_json, record, "\n".join(commands))
 
 
 def _cheaper(
-    kind: str, data: str | None, seeds: int, jobs: int | None, processes: int, out: Path | None, as_json: bool
+    context: typer.Context,
+    quick: bool,
+    data: str | None,
+    seeds: int,
+    jobs: int | None,
+    processes: int,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Runs the study of what exact targets save, and prints its tables."""
     from cdistill.workflows.reproduce.cheaper import choose_data
 
+    refuse(context, "goes with the paper's claims; leave it out", "experiments", "dry_run", "tflops")
+    kind = "cheaper-quick" if quick else "cheaper"
     chosen, folder = choose_data(kind, data), out or Path(f"reproduction-{kind}")
     start()
     from cdistill.workflows.reproduce.cheaper import study, tables

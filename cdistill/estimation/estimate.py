@@ -109,7 +109,7 @@ class CoefficientEstimate:
         row, column = divmod(place, len(self.fit.t))
         largest = compact(float(self.fit.g.flatten()[place]), float(self.fit.g_error.flatten()[place]))
         return (
-            f"f and g by least squares, {len(self.fit.t)} noise levels, {self.header['trajectories']} trajectories; "
+            f"f and g by least squares at {len(self.fit.t)} levels, {self.header['fit_trajectories']} trajectories; "
             f"largest g: {largest}, from {float(self.fit.t[row]):.4g} to {float(self.fit.t[column]):.4g}"
         )
 

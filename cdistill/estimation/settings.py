@@ -46,8 +46,8 @@ class EstimationSection(Section):
         Literal["analytic", "least-squares"],
         Field(description="analytic: l and s alone; least-squares: f and g themselves, too, along trajectories."),
     ] = "analytic"
-    trajectories: Annotated[
-        int, Field(ge=32, description="For least-squares: trajectories that f and g are fitted to.")
+    fit_trajectories: Annotated[
+        int, Field(ge=32, description="Of least-squares: trajectories that f and g are fitted to.")
     ] = 512
 
     @model_validator(mode="before")

@@ -135,7 +135,7 @@ def _estimate(
 
 def _fit(teacher: Teacher, settings: EstimationSection, accelerator: Accelerator) -> Fit:
     """Fits f and g to trajectories of the teacher, of other noise than any evaluation's."""
-    count = settings.trajectories
+    count = settings.fit_trajectories
     with progress(count, "f and g by least squares", "trajectory") as advance:
         seed = _FIT_SEED // count + settings.seed
         moments = collect_moments(
@@ -156,7 +156,7 @@ def _identity(teacher: Teacher, source: Source, settings: EstimationSection, pai
     digests = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
     name = teacher.estimator if settings.estimator == "auto" else settings.estimator
     pairs = paired or ESTIMATORS.get(name).paired
-    fit = set() if settings.form == "least-squares" else {"form", "trajectories"}  # as version 0.1 wrote it
+    fit = set() if settings.form == "least-squares" else {"form", "fit_trajectories"}  # as version 0.1 wrote it
     return {**digests, **settings.model_dump(exclude=fit), "estimator": name, "paired": pairs}
 
 

@@ -134,17 +134,17 @@ def test_evaluations_are_counted_as_the_loop_makes_them():
     sets = ["training.iterations=100", "evaluation.nfe=[1,2]", "evaluation.samples=10"]
     none, two = (fast_plan(*sets, f"evaluation.every={every}").evaluation for every in (0, 99))
     student = (two - none) / (2 * 3 * 10)
-    assert none == pytest.approx(10 * (2 * 3 * student + 34 * teacher_forward("digits")))
+    assert none == pytest.approx(10 * (2 * 3 * student + 34 * teacher_forward("digits-paper")))
 
 
 def teacher_forward(name: str) -> float:
-    part = plan(load_any_recipe(shipped_recipes()[name]), 1).parts[0]
+    part = plan(load_any_recipe(shipped_recipes()[name], ["objective.name=ctm"]), 1).parts[0]
     return part.flop / part.forwards
 
 
 def test_data_drawn_from_the_teacher_are_counted():
     assert fast_plan().data == 0
-    assert fast_plan("data=teacher:100").data == pytest.approx(100 * 34 * teacher_forward("digits"))
+    assert fast_plan("data=teacher:100").data == pytest.approx(100 * 34 * teacher_forward("digits-paper"))
 
 
 def test_hours_are_work_over_throughput():

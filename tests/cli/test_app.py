@@ -199,7 +199,7 @@ def test_version_and_help(capsys):
 def test_ls_show_and_cp(capsys, tmp_path):
     assert run(["ls", "preconditionings", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "preconditionings": ["analytic", "analytic-bounded", "analytic-forward", "bcm", "cm", "ctm"]
+        "preconditionings": ["analytic", "analytic-bounded", "analytic-forward", "bcm", "cm", "ctm", "least-squares"]
     }
     assert run(["show", "digits"]) == 0
     assert "cdistill distill --recipe digits" in capsys.readouterr().out

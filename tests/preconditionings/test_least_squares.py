@@ -19,7 +19,7 @@ from cdistill.workflows.estimate import estimate_coefficients, is_estimate
 @pytest.fixture(scope="module")
 def estimate(tmp_path_factory):
     path = tmp_path_factory.mktemp("fit") / "coefficients.safetensors"
-    values = {"samples": 64, "timesteps": 24, "form": "least-squares", "trajectories": 64}
+    values = {"samples": 64, "timesteps": 24, "form": "least-squares", "fit_trajectories": 64}
     return path, estimate_coefficients("mixture-narrow", out=path, **values)
 
 
@@ -80,7 +80,7 @@ def test_a_file_holds_the_fit_with_its_errors(estimate):
     assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(table.fit, made.fit, strict=True))
     assert bool((table.fit.f_error[0, 1:] > 0).all())
     preconditioning = load_preconditioning("least-squares", load_teacher("mixture-narrow"), path)
-    assert preconditioning.provenance["trajectories"] == 64
+    assert preconditioning.provenance["fit_trajectories"] == 64
     assert load_preconditioning("analytic", None, path)  # one file for all
 
 
@@ -109,9 +109,9 @@ def test_estimates_with_and_without_a_fit_are_told_apart(estimate):
     teacher = load_teacher("mixture-narrow")
     source = open_data(None, "train", teacher, Accelerator(cpu=True))
     plain = EstimationSection(samples=64, timesteps=24)
-    fitted = plain.model_copy(update={"form": "least-squares", "trajectories": 64})
+    fitted = plain.model_copy(update={"form": "least-squares", "fit_trajectories": 64})
     assert is_estimate(path, teacher, source, fitted)
-    assert not is_estimate(path, teacher, source, fitted.model_copy(update={"trajectories": 128}))
+    assert not is_estimate(path, teacher, source, fitted.model_copy(update={"fit_trajectories": 128}))
     assert is_estimate(path, teacher, source, plain)  # l and s are in it all the same
 
 

@@ -63,7 +63,7 @@ def test_a_small_study_from_the_command_line(tmp_path, monkeypatch, capsys):
     }  # fmt: skip
     changes = {
         **data.changes, "trajectories.count": "256", "estimation.samples": "32", "estimation.timesteps": "16",
-        "estimation.trajectories": "32", "evaluation.nfe": "[1, 2]",
+        "estimation.fit_trajectories": "32", "evaluation.nfe": "[1, 2]",
     }  # fmt: skip
     arms = ("published", "cheap", "cheap-least-squares")
     tiny = replace(data, arms=arms, samples=64, changes=changes, own={k: {**data.own[k], **small} for k in arms})
