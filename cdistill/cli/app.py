@@ -79,7 +79,6 @@ def build(wanted: str | None = None) -> typer.Typer:
 
 
 def _load(target: str) -> Callable[..., None]:
-    """Imports the function of a command."""
     module, function = target.split(":")
     command: Callable[..., None] = getattr(import_module(f"cdistill.cli.{module}"), function)
     return command
@@ -96,7 +95,6 @@ def _stub(target: str) -> Callable[..., None]:
 
 
 def _print_version(wanted: bool) -> None:
-    """Prints the version and stops, if it is wanted."""
     if wanted:
         console.out.print(f"cdistill {__version__}", highlight=False)
         raise typer.Exit

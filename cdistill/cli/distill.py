@@ -112,24 +112,20 @@ def plan(
 
     chosen = load_any_recipe(recipe, override)
     start()
-    from cdistill.workflows.plan import as_record, plan, print_plan
-
-    cost = plan(chosen, devices)
-    if as_json:
-        return finish(True, as_record(cost, devices, tflops), "")
-    return print_plan(cost, devices, tflops)
+    _print_cost(chosen, devices, as_json, tflops, with_recipe=False)
 
 
-def _print_cost(recipe: Any, devices: int, as_json: bool) -> None:
-    """Prints a resolved recipe and what it costs."""
+def _print_cost(recipe: Any, devices: int, as_json: bool, tflops: float = TFLOPS, with_recipe: bool = True) -> None:
     from cdistill.recipe.files import to_toml
     from cdistill.workflows.plan import as_record, plan, print_plan
 
     cost = plan(recipe, devices)
     if as_json:
-        return finish(True, {**recipe.model_dump(), "plan": as_record(cost, devices, TFLOPS)}, "")
-    console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
-    return print_plan(cost, devices, TFLOPS)
+        record = as_record(cost, devices, tflops)
+        return finish(True, {**recipe.model_dump(), "plan": record} if with_recipe else record, "")
+    if with_recipe:
+        console.out.print(to_toml(recipe), highlight=False, markup=False, soft_wrap=True)
+    return print_plan(cost, devices, tflops)
 
 
 def _run_folder(recipe: Path, out: Path | None, resume: str) -> Path:

@@ -60,7 +60,6 @@ def estimate_coeffs(
 def _estimate(
     teacher: str, weights: Path | None, data: str | None, section: EstimationSection, file: Path, picture: Path
 ) -> dict[str, Any]:
-    """Estimates, prints the table and draws it; returns the record."""
     from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients
 
     estimate = estimate_coefficients(teacher, data, section, weights=weights, out=file)
@@ -75,7 +74,6 @@ def _estimate(
 def _compare(
     teacher: str, weights: Path | None, data: str | None, section: EstimationSection, file: Path, picture: Path
 ) -> dict[str, Any]:
-    """Runs every estimator, prints how far they differ and draws it; returns the record."""
     from cdistill.workflows.estimate import compare_estimators, draw_comparison, file_of
 
     comparison = compare_estimators(teacher, data, section, weights=weights, out=file)

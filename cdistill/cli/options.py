@@ -233,27 +233,19 @@ def _parsed(name: str, value: Any, field: FieldInfo) -> Any:
     return numbers(value) if name == "levels" else names_of(value)
 
 
-def _known_sampler(name: str | None) -> str | None:
-    """Checks the name of a sampler; None is the default one."""
-    return None if name is None else SAMPLERS.check(name)
-
-
 def _known_step(text: str) -> str:
-    """Checks which checkpoint of a run is meant."""
     if text not in ("last", "best") and not re.fullmatch("[0-9]{1,18}", text):
         raise RecipeError(f"--step: got {text!r}; needs last, best or the number of a step")
     return text
 
 
 def _micro_batch_size(text: str | None) -> str | None:
-    """Checks a number of images, or "auto"."""
     if text is None or text == "auto" or (text.isdecimal() and int(text)):
         return text
     raise RecipeError(f"--micro-batch: got {text!r}; needs a number of images, or auto")
 
 
 def _finite(rate: float | None) -> float | None:
-    """Checks a rate."""
     if rate is not None and not rate < float("inf"):
         raise RecipeError(f"--tflops: got {rate}; needs a number")
     return rate
@@ -294,7 +286,7 @@ SamplerOption = Annotated[
     str | None,
     typer.Option(
         "--sampler",
-        callback=_known_sampler,
+        callback=lambda name: name and SAMPLERS.check(name),
         help="A name (cdistill ls samplers); by default the student's own, and heun for a teacher.",
         rich_help_panel=SAMPLER,
     ),

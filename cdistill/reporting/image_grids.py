@@ -3,27 +3,20 @@
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cdistill.reporting.reading import Pictures, Run
-from cdistill.sampling.image_grids import tile
+from cdistill.sampling.image_grids import as_ranges, tile
 
 _SIDE = 32  # small images are enlarged to about this many pixels
 MOST = 64  # images of a grid
 
 
-class Grid(NamedTuple):
-    """A picture of many samples: the sampler, what it shows in words, the PNG, its size in pixels."""
-
-    label: str
-    alt: str
-    uri: str
-    width: int
-    height: int
-
+Grid = dict[str, Any]
+"""A picture of many samples: `label`, the sampler; `alt`, what it shows in words; `uri`, the PNG; size in pixels."""
 
 Comparison = tuple[str, list[Sequence[int]], list[Grid]]
 """(what the samplers have in common, seeds of each row of images, grids: the teacher's first)."""
@@ -74,20 +67,8 @@ def _draw(label: str, whose: str, images: NDArray[np.uint8], seeds: Sequence[int
     picture = tile(images[: len(seeds)], columns, side=_SIDE)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
-    alt = f"{len(seeds)} samples of {whose}, seeds {_spans(seeds)}, row by row, {columns} in a row"
-    return Grid(label, alt, data_uri(stream.getvalue()), picture.width, picture.height)
-
-
-def _spans(numbers: Sequence[int]) -> str:
-    """Writes numbers, stretches of them in short.
-
-    >>> _spans([0, 1, 2, 3, 7])
-    '0-3, 7'
-    """
-    stretches: list[list[int]] = []
-    for number in numbers:
-        if stretches and number == stretches[-1][-1] + 1:
-            stretches[-1].append(number)
-        else:
-            stretches.append([number])
-    return ", ".join(f"{one[0]}-{one[-1]}" if len(one) > 1 else str(one[0]) for one in stretches)
+    alt = (
+        f"{len(seeds)} samples of {whose}, seeds {as_ranges(seeds).replace(',', ', ')}, row by row, {columns} in a row"
+    )
+    uri = data_uri(stream.getvalue())
+    return {"label": label, "alt": alt, "uri": uri, "width": picture.width, "height": picture.height}

@@ -18,7 +18,7 @@ PAIRS = 6
 _RECIPE = 1 << 16  # characters of a recipe that are parsed
 _UNLIMITED = 1 << 30
 _DIGEST = re.compile("[0-9a-f]{64}")
-_NOTHING: tuple[Any, ...] = (None, "", {}, [])
+NOTHING: tuple[Any, ...] = (None, "", {}, [])
 
 _KINDS = {
     "coefficients": "coefficients of a teacher",
@@ -36,7 +36,6 @@ _KEYS = {
     "made_with": "versions",
 }  # fmt: skip
 _HIDDEN = ("kind", "schema", "teacher_sha256", "data_sha256")
-_NETWORKS = {"adm": "ADM", "song": "DDPM++"}
 
 
 def print_record(record: Mapping[str, Any], full: bool) -> None:
@@ -46,56 +45,51 @@ def print_record(record: Mapping[str, Any], full: bool) -> None:
         record: Of a file, a checkpoint or a run.
         full: Whether to print every tensor, noise level and the whole recipe.
     """
+    page = _file_rows if "tensors" in record else _run_rows if record["kind"] == "run" else _checkpoint_rows
+    facts(printable(str(record["file"])), page(record, full))
     if "tensors" in record:
-        print_file(record, full)
+        if record["kind"] == "coefficients":
+            _print_columns(record["table"], record["pairs"], full)
+        _print_tensors(record["tensors"], full)
+        recipe = (record["header"] or {}).get("recipe")
+        if full and isinstance(recipe, str):
+            facts("recipe", [[printable(line, _UNLIMITED)] for line in recipe.splitlines()])
     elif record["kind"] == "run":
-        print_run(record, full)
+        _print_results(record["results"])
+        of_checkpoints = [file for folder in record["checkpoints"] for file in folder["files"]]
+        _print_files(record["file"], [*record["files"], *of_checkpoints])
+        if full:
+            facts("recipe", [[printable(str(key)), _show(value, full)] for key, value in record["recipe"].items()])
     else:
-        print_checkpoint(record, full)
+        _print_files(record["file"], record["files"])
+        for file in record["files"] if full else []:
+            _print_tensors(file["tensors"], full)
 
 
-def print_file(record: Mapping[str, Any], full: bool) -> None:
-    """Prints the page of a file."""
-    header = record["header"] or {}
+def _file_rows(record: Mapping[str, Any], full: bool) -> list[list[str]]:
     types = sorted({tensor["dtype"] for tensor in record["tensors"]})
-    rows = [
+    return [
         ["what", _what(record)],
         ["size", f"{record['bytes']:,} bytes"],
         ["checksum", f"ok, sha256 {_show(record['sha256'], full)}" if record["checksum"] else "none"],
         *([["weights", f"sha256 {_show(record['weights_sha256'], full)}"]] if "weights_sha256" in record else []),
-        *provenance(header, full),
+        *provenance(record["header"] or {}, full),
         *[[f"metadata {printable(key, 40)}", _show(text, full)] for key, text in record["metadata"].items()],
         ["tensors", f"{len(record['tensors'])}, {record['numbers']:,} numbers, {', '.join(types) or 'empty'}"],
     ]
-    facts(printable(record["file"]), rows)
-    if record["kind"] == "coefficients":
-        _print_table(record["table"], full)
-        _print_pairs(record["pairs"], full)
-    _print_tensors(record["tensors"], full)
-    if full and isinstance(header.get("recipe"), str):
-        facts("recipe", [[printable(line, _UNLIMITED)] for line in header["recipe"].splitlines()])
 
 
-def print_checkpoint(record: Mapping[str, Any], full: bool) -> None:
-    """Prints the page of a checkpoint."""
-    state = record["state"]
-    rows = [
-        ["what", "a training's checkpoint"],
-        ["checksum", "ok, of every file"],
-        *[[printable(str(key), 40), _show(value, full)] for key, value in state.items() if value is not None],
+def _checkpoint_rows(record: Mapping[str, Any], full: bool) -> list[list[str]]:
+    state = [
+        [printable(str(key), 40), _show(value, full)] for key, value in record["state"].items() if value is not None
     ]
-    facts(printable(record["file"]), rows)
-    _print_files(record["file"], record["files"])
-    if full:
-        for file in record["files"]:
-            _print_tensors(file["tensors"], full)
+    return [["what", "a training's checkpoint"], ["checksum", "ok, of every file"], *state]
 
 
-def print_run(record: Mapping[str, Any], full: bool) -> None:
-    """Prints the page of a run."""
-    status, recipe, environment = record["status"], record["recipe"], record["environment"]
-    values = flatten(recipe)
+def _run_rows(record: Mapping[str, Any], full: bool) -> list[list[str]]:
+    status, environment, values = record["status"], record["environment"], flatten(record["recipe"])
     asked = {
+        **{key: status.get(key) for key in ("state", "step", "error", "time")},
         **{key: values.get(key) for key in ("teacher", "data", "seed")},
         "objective": values.get("objective.name", values.get("training.method")),  # the latter in version 0.1
         "preconditioning": values.get("preconditioning.name"),
@@ -104,19 +98,12 @@ def print_run(record: Mapping[str, Any], full: bool) -> None:
     }
     last = {key: value for key, value in record["last"].items() if not isinstance(value, dict | list)}
     steps = [folder["state"].get("step") for folder in record["checkpoints"]]
-    rows = [
+    return [
         ["what", f"a run ({_show(status.get('kind', 'of unknown kind'), full)})"],
-        *[[key, _show(status[key], full)] for key in ("state", "step", "error", "time") if status.get(key) is not None],
         *[[key, _show(value, full)] for key, value in asked.items() if value is not None],
         *([["checkpoints", f"step {_show(steps, full)}; checksums ok"]] if steps else []),
         *([["last line of metrics", _show(last, full)]] if last else []),
     ]
-    facts(printable(record["file"]), rows)
-    _print_results(record["results"])
-    of_checkpoints = [file for folder in record["checkpoints"] for file in folder["files"]]
-    _print_files(record["file"], [*record["files"], *of_checkpoints])
-    if full:
-        facts("recipe", [[printable(str(key)), _show(value, full)] for key, value in recipe.items()])
 
 
 def read_toml(text: str) -> dict[str, Any]:
@@ -131,16 +118,15 @@ def read_toml(text: str) -> dict[str, Any]:
 
 def provenance(header: Mapping[str, Any], full: bool) -> list[list[str]]:
     """Returns the facts of a header as rows, those that matter most first."""
-    special = {"architecture": _architecture, "recipe": _recipe}
     keys = [key for key in _KEYS if key in header]
     keys += [key for key in header if key not in _KEYS and key not in _HIDDEN]
     rows = []
     for key in keys:
-        text = special.get(key, _show)(header[key], full)
+        text = (_recipe if key == "recipe" else _show)(header[key], full)
         digest = header.get(f"{key}_sha256")
         if isinstance(digest, str):
             text += f", sha256 {_show(digest, full)}"
-        if header[key] not in _NOTHING:
+        if header[key] not in NOTHING:
             rows.append([(_KEYS[key] or key) if key in _KEYS else f"header {printable(key, 40)}", text])
     return rows
 
@@ -156,12 +142,13 @@ def _what(record: Mapping[str, Any]) -> str:
 
 def _show(value: Any, full: bool) -> str:
     """Returns a value of a header in one line, its digests by their first 12 digits unless `full`."""
-    return printable(_flat(value, full), _UNLIMITED if full else 160)
+    return printable(flat(value, full), _UNLIMITED if full else 160)
 
 
-def _flat(value: Any, full: bool = False) -> str:
+def flat(value: Any, full: bool = False) -> str:
+    """Returns a value of a record in one line, its digests by their first 12 digits unless `full`."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_nested(item, full)}" for key, item in value.items() if item not in _NOTHING)
+        return ", ".join(f"{key} {_nested(item, full)}" for key, item in value.items() if item not in NOTHING)
     if isinstance(value, list):
         return ", ".join(_nested(item, full) for item in value)
     if isinstance(value, float):
@@ -170,25 +157,7 @@ def _flat(value: Any, full: bool = False) -> str:
 
 
 def _nested(value: Any, full: bool = False) -> str:
-    return f"({_flat(value, full)})" if isinstance(value, dict | list) else _flat(value, full)
-
-
-def _architecture(value: Any, full: bool) -> str:
-    if full or not isinstance(value, dict) or not value.get("network"):
-        return _show(value, full)
-    kind = _flat(value["network"])
-    name = "NCSN++" if value.get("encoder") == "residual" else _NETWORKS.get(kind, kind)
-    side, classes = _flat(value.get("resolution")), value.get("num_classes")
-    parts = [
-        name,
-        f"images {_flat(value.get('channels'))} x {side} x {side}",
-        f"{_flat(classes)} classes" if classes else "unconditional",
-        f"{_flat(value.get('model_channels'))} channels times {_nested(value.get('channel_mult'))}",
-        f"blocks {_flat(value.get('num_blocks'))}",
-        f"attention at {_nested(value.get('attn_resolutions'))}",
-        *(["with a branch for s"] if value.get("s_branch") else []),
-    ]
-    return printable(", ".join(parts), 160)
+    return f"({flat(value, full)})" if isinstance(value, dict | list) else flat(value, full)
 
 
 def _recipe(value: Any, full: bool) -> str:
@@ -204,24 +173,25 @@ def _chosen(count: int, most: int) -> list[int]:
     return sorted({round(k * (count - 1) / (most - 1)) for k in range(most)}) if count > most else list(range(count))
 
 
-def _print_table(columns: Mapping[str, Sequence[float]] | None, full: bool) -> None:
-    if columns is None:
-        return facts("coefficients", [["t, l and s", "missing, or of shapes that make no table"]])
-    count = len(columns["t"])
-    rows = range(count) if full else _chosen(count, LEVELS)
-    digits = {"t": ".4g", "l": ".5f", "l_error": ".1e", "s": ".4f", "s_error": ".1e"}
+def _print_columns(levels: Mapping[str, Any] | None, pairs: Mapping[str, Any] | None, full: bool) -> None:
+    if levels is None:
+        facts("coefficients", [["t, l and s", "missing, or of shapes that make no table"]])
+    else:
+        count = len(levels["t"])
+        rows = range(count) if full else _chosen(count, LEVELS)
+        digits = {"t": ".4g", "l": ".5f", "l_error": ".1e", "s": ".4f", "s_error": ".1e"}
+        _print_rows("{} of {} noise levels", levels, rows, digits)
+    if pairs is not None:
+        count = len(pairs["t"])
+        title = "{} of {} jumps of the analytic preconditioning, with standard errors"
+        digits = dict.fromkeys(("t", "s", "f", "f_error", "g", "g_error"), ".5g")
+        _print_rows(title, pairs, range(count if full else min(count, PAIRS)), digits)
+
+
+def _print_rows(title: str, columns: Mapping[str, Any], rows: Sequence[int], digits: Mapping[str, str]) -> None:
     shown = [name for name in digits if name in columns]
     cells = [[format(columns[name][row], digits[name]) for name in shown] for row in rows]
-    return table(f"{len(cells)} of {count} noise levels", shown, cells)
-
-
-def _print_pairs(columns: Mapping[str, Sequence[float]] | None, full: bool) -> None:
-    if columns is None:
-        return
-    count = len(columns["t"])
-    shown = [name for name in ("t", "s", "f", "f_error", "g", "g_error") if name in columns]
-    cells = [[f"{columns[name][row]:.5g}" for name in shown] for row in range(count if full else min(count, PAIRS))]
-    table(f"{len(cells)} of {count} jumps of the analytic preconditioning, with standard errors", shown, cells)
+    table(title.format(len(rows), len(columns["t"])), shown, cells)
 
 
 def _print_tensors(tensors: Sequence[Mapping[str, Any]], full: bool) -> None:

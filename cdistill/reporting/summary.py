@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cdistill.evaluation.records import TEACHER, Evaluation
+from cdistill.reporting.inspect_view import NOTHING, flat
 from cdistill.reporting.reading import Run
 
-_NOTHING: tuple[Any, ...] = (None, "", {}, [])
 _OWN = ("kind", "schema")  # of a file's header: the format's, not the numbers'
 
 Provenance = tuple[str, str, list[tuple[str, str]]]
@@ -130,12 +130,4 @@ def _hardware(machine: Mapping[str, Any]) -> str:
 
 
 def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(key.replace("_", " "), _text(value)) for key, value in facts.items() if value not in _NOTHING]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_text, value))
-    return str(value)
+    return [(key.replace("_", " "), flat(value, full=True)) for key, value in facts.items() if value not in NOTHING]

@@ -1,4 +1,4 @@
-"""Many small images in one picture; needs no torch."""
+"""Many small images in one picture, and their seeds in words; needs no torch."""
 
 import math
 from collections.abc import Sequence
@@ -40,3 +40,14 @@ def _with_labels(picture: Image.Image, labels: Sequence[str], height: int) -> Im
     for row, label in enumerate(labels):
         draw.text((5, int((row + 0.5) * height)), label, "black", font, anchor="lm")
     return wider
+
+
+def as_ranges(numbers: Sequence[int]) -> str:
+    """Writes numbers in their order as the command line takes them.
+
+    >>> as_ranges([0, 1, 2, 7, 5, 6])
+    '0-2,7,5-6'
+    """
+    array = np.array(numbers)
+    stretches = np.split(array, np.flatnonzero(np.diff(array) != 1) + 1)
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in stretches)

@@ -83,7 +83,7 @@ class PreconditioningComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything as JSON; what is not finite becomes null."""
-        return {
+        record = {
             **self.facts,
             "levels": self.levels.tolist(),
             "ranking": [asdict(place) for place in self.ranks],
@@ -91,6 +91,8 @@ class PreconditioningComparison:
             "forms": {score.name: _as_json(score) for score in self.scores},
             "bound": _as_json(self.bound),
         }
+        plain: dict[str, Any] = json.loads(json.dumps(record), parse_constant=lambda name: None)
+        return plain
 
     def save(self, folder: Path) -> None:
         """Writes ``compare.json`` and the heat maps ``compare.png``."""
@@ -224,27 +226,19 @@ def _take_part(
 
 
 def _as_json(score: Score) -> dict[str, Any]:
-    matrices = {name: _finite(getattr(score, name).tolist()) for name in ("gap", "jump_error", "f", "g")}
-    numbers = {"mean_gap": score.mean_gap, "mean_jump_error": score.mean_jump_error}
     return {
-        **{name: _number(number) for name, number in numbers.items()},
+        "mean_gap": _number(score.mean_gap),
+        "mean_jump_error": _number(score.mean_jump_error),
         "ends": {str(calls): _number(number) for calls, number in score.ends.items()},
-        "geometric_mean": _finite(math.exp(float(score.overall[0]))),
-        "max_f": _finite(_largest(score.f)),
-        "max_g": _finite(_largest(score.g)),
-        **matrices,
+        "geometric_mean": math.exp(float(score.overall[0])),
+        "max_f": _largest(score.f),
+        "max_g": _largest(score.g),
+        **{name: getattr(score, name).tolist() for name in ("gap", "jump_error", "f", "g")},
     }
 
 
 def _number(number: Number) -> dict[str, Any]:
-    return {"value": _finite(number[0]), "standard_error": _finite(number[1])}
-
-
-def _finite(values: Any) -> Any:
-    """Returns numbers, in lists of any depth, with None for those that JSON has no word for."""
-    if isinstance(values, list):
-        return [_finite(value) for value in values]
-    return values if math.isfinite(values) else None
+    return {"value": number[0], "standard_error": number[1]}
 
 
 def percent(ratio: Number) -> Number:

@@ -45,12 +45,10 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
         whole = plan(_divided(recipe, 1), processes)
         parts = plan(_divided(recipe, own), processes)
 
-        def fits(count: int) -> bool:
-            return replace(whole if count == 1 else parts, micro_batch=own // count).device_bytes <= limit
-    else:
-
-        def fits(count: int) -> bool:
+    def fits(count: int) -> bool:
+        if wanted != "auto":
             return own // count <= int(wanted)
+        return replace(whole if count == 1 else parts, micro_batch=own // count).device_bytes <= limit
 
     fewest = torch.tensor([fewest_micro_batches(own, fits)], device=accelerator.device)
     count = int(accelerator.gather(fewest).max())

@@ -20,6 +20,7 @@ from cdistill.registry import WRITERS
 from cdistill.runtime.console import Table, say
 from cdistill.runtime.processes import let_main, versions
 from cdistill.sampling.drawing import chunks_together
+from cdistill.sampling.image_grids import as_ranges
 from cdistill.sampling.sample_store import SampleStore
 from cdistill.sampling.samplers import SamplerChoice, make_samplers
 from cdistill.sampling.writers import Samples, Writer
@@ -161,17 +162,6 @@ def load_network(
     say(f"{run.path}: step {student.step}")
     facts = run_facts(run, student.recipe, student.step, student.denoiser)
     return student.denoiser, student.preconditioning, facts
-
-
-def as_ranges(numbers: Sequence[int]) -> str:
-    """Writes numbers in their order as the command line takes them.
-
-    >>> as_ranges([0, 1, 2, 7, 5, 6])
-    '0-2,7,5-6'
-    """
-    array = np.array(numbers)
-    stretches = np.split(array, np.flatnonzero(np.diff(array) != 1) + 1)
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in stretches)
 
 
 def _digest(numbers: Sequence[int]) -> str:

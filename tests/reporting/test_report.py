@@ -19,7 +19,7 @@ from PIL import Image
 
 from cdistill.cli.app import run
 from cdistill.evaluation.records import Row
-from cdistill.reporting import charts, curves, image_grids, page, panels, summary, tables
+from cdistill.reporting import charts, curves, page, panels, summary, tables
 from cdistill.reporting.panels import Line, Panel
 from cdistill.reporting.reading import read_run
 from cdistill.reporting.tables import BEST, FIRST, best
@@ -96,7 +96,7 @@ def pixels(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
 
 
-@pytest.mark.parametrize("module", [page, panels, image_grids, curves, summary, tables], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [page, curves, summary, tables], ids=lambda m: m.__name__)
 def test_doctests(module):
     found = doctest.testmod(module)
     assert found.failed == 0

@@ -393,7 +393,7 @@ def test_json_is_the_whole_record(file, capsys):
 
 def test_the_page_of_a_teacher(capsys):
     text = inspected(capsys, ASSETS / "digits.safetensors")
-    assert "DDPM++, images 1 x 8 x 8, 10 classes, 24 channels times (1, 2), blocks 1, attention at (4)" in text
+    assert "attn_resolutions (4), channel_mult (1, 2), channels 1" in text
     assert "data digits, seed 0 (whole with --full)" in text
     assert "... and 128 more; --full prints all" in text
     assert "learning_rate" not in text

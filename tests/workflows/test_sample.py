@@ -18,11 +18,11 @@ from cdistill.runtime import signals as stopping
 from cdistill.runtime.processes import _free_port
 from cdistill.sampling import sample_store
 from cdistill.sampling.drawing import generate
+from cdistill.sampling.image_grids import as_ranges
 from cdistill.sampling.samplers import make_sampler
 from cdistill.storage.checkpoints import load_tensors, save_tensors, tensor_digest
 from cdistill.storage.run_folder import held
 from cdistill.teachers.official import OFFICIAL
-from cdistill.workflows.sample import as_ranges
 from cdistill.workflows.students import load_converted
 from tests.conftest import environment
 from tests.edm_teacher import random_denoiser
