@@ -1,4 +1,4 @@
-"""The paper's Figures 2 to 6 and the study's picture, from the outcomes of trials."""
+"""The paper's Figures 2 to 6, from the outcomes of trials."""
 
 from collections.abc import Sequence
 
@@ -8,45 +8,30 @@ from matplotlib.figure import Figure
 from cdistill.preconditionings import Preconditioning, load_preconditioning
 from cdistill.reporting.curves import Points
 from cdistill.reporting.figures import draw_heat_maps
-from cdistill.reporting.panels import (
-    STYLE,
-    Line,
-    Panel,
-    add_legend,
-    colour_of,
-    draw_panels,
-    grid,
-    in_rows,
-    log_values,
-    save_figure,
-    style_of,
-)
+from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure, style_of
 from cdistill.schedule import EPS, log_uniform_grid
 from cdistill.teachers import load_teacher
-from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
+from cdistill.workflows.reproduce.experiments import ARMS, CONSISTENCY, GAN, TRAJECTORY, DataSet
 from cdistill.workflows.reproduce.jobs import Request
-from cdistill.workflows.reproduce.outcomes import DISTANCE, Comparison, Outcomes
+from cdistill.workflows.reproduce.outcomes import Outcomes
 
-_EDGE = 3.0  # of the study's picture
 _SAME_COLOUR = 6  # between styles that differ in dashes and markers only
-_SHAPES = "osD^v<>Ph*"
 
 
-def draw_all(request: Request, outcomes: Sequence[Outcomes], comparisons: Sequence[Comparison]) -> list[str]:
-    """Draws Figures 2 to 6 and the study's; returns the names of all that are there, Figure 7 too."""
+def draw_all(request: Request, outcomes: Sequence[Outcomes]) -> list[str]:
+    """Draws Figures 2 to 6; returns the names of all that are there, Figure 7 too."""
     figures = {
         "figure-2": _single_step(request, outcomes),
         "figure-3": _curves("Fig. 3: two steps", outcomes, TRAJECTORY[:-1], (2,)),
         "figure-4": _heat_maps(request),
         "figure-5": _curves("Fig. 5: BCM's preconditioning", outcomes, ("ctm", "bcm"), (1, 2)),
         "figure-6": _curves("Fig. 6: with the GAN loss", outcomes, GAN, (1, 2)),
-        "study": draw_study(comparisons) if comparisons else None,
     }
     folder = request.out / "figures"
     for name, figure in figures.items():
         if figure is not None:
             save_figure(figure, folder / f"{name}.png")
-    return sorted(path.stem for path in folder.glob("*.png") if "seed" not in path.stem)
+    return sorted(path.stem for path in folder.glob("figure-?.png"))
 
 
 def panel(outcomes: Outcomes, arms: Sequence[str], nfe: int) -> Panel:
@@ -120,41 +105,3 @@ def load_all(request: Request, data: DataSet, names: Sequence[str]) -> dict[str,
     """Returns preconditionings with the coefficients of a data set's teacher."""
     teacher = load_teacher(data.teacher)
     return {name: load_preconditioning(name, teacher, request.coefficients(data.teacher)) for name in names}
-
-
-@STYLE
-def draw_study(comparisons: Sequence[Comparison]) -> Figure:
-    """Draws ratios in the second half of the training against those before it, from 2 NFE on.
-
-    A colour is a preconditioning, a shape a data set; what lies beyond a factor of `_EDGE` is drawn at the edge.
-    """
-    title = f"before and in the second half of the training, over CTM (beyond {_EDGE:g} times: at the edge)"
-    figure, ((left, right),) = grid(title, 1, 2, (5.5, 4.4))
-    shown = [one for one in comparisons if one.nfe > 1]
-    shapes = dict(zip(dict.fromkeys(one.data for one in shown), _SHAPES, strict=False))
-    for axis, heading, kind in ((left, ALIGNMENT, ALIGNMENT), (right, "distance to the data", DISTANCE)):
-        for one in (one for one in shown if one.kind == kind):
-            low, middle, high = (_clip(value) for value in (one.after.low, one.after.value, one.after.high))
-            axis.errorbar(
-                _clip(one.scores["untrained MSE"]), middle, [[middle - low], [high - middle]],
-                marker=shapes[one.data], color=colour_of(one.preconditioning), ls="", ms=5, lw=0.7,
-            )  # fmt: skip
-        axis.axhline(1, color="0.6", lw=0.8)
-        axis.axvline(1, color="0.6", lw=0.8)
-        axis.set_xlim(0.94 / _EDGE, 1.06 * _EDGE)
-        axis.set_ylim(0.94 / _EDGE, 1.06 * _EDGE)
-        log_values(axis)
-        log_values(axis, horizontal=True)
-        axis.set_xlabel("untrained, over CTM: MSE to the teacher")
-        axis.set_ylabel("trained, over CTM")
-        axis.set_title(f"{heading}, 2 to 10 NFE")
-    for name, shape in shapes.items():
-        left.plot([], [], ls="", marker=shape, color="0.4", label=name)
-    for name in dict.fromkeys(one.preconditioning for one in shown):
-        left.plot([], [], lw=4, color=colour_of(name), label=name)
-    add_legend(figure, [left])
-    return figure
-
-
-def _clip(value: float) -> float:
-    return min(max(value, 1 / _EDGE), _EDGE)

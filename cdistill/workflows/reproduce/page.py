@@ -6,7 +6,7 @@ from typing import Any
 from cdistill.workflows.plan import duration, scaled
 from cdistill.workflows.reproduce.claims import CLAIMS, MARGIN, Finding, by_data, conclusions
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, NFE, TRAJECTORY
-from cdistill.workflows.reproduce.outcomes import DISTANCE, Comparison, Outcomes, Ratio, predict
+from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes, Ratio, predict
 
 Table = tuple[str, list[str], list[list[str]], str | None]
 """(title, columns, rows, caption)."""
@@ -18,7 +18,6 @@ _CAPTIONS = {
     "figure-5": "BCM's preconditioning (Fig. 5)",
     "figure-6": "With the GAN loss (Fig. 6)",
     "figure-7": "The 1-D mixture: the teacher's trajectories and those of untrained 3-step students (Fig. 7)",
-    "study": "Before and in the second half of the training",
 }
 _METHOD = f"""Figures are ratios of an arm's value to its baseline's, with 95 % intervals over the seeds; below 1 is
 better, but for iterations, where 2 is twice as fast. Unless they say "untrained" or "iterations", they are averaged
@@ -56,7 +55,7 @@ def write_page(
         "## Analytic over CTM, in the second half of the training", _ratios(outcomes),
         "## Iterations until CTM's final value at 2 NFE", _speeds(outcomes),
         "## On which data do they differ, and does the score before training predict it?",
-        _study(spans, comparisons), _predictions(comparisons), _tally(comparisons),
+        _study(spans, comparisons), _predictions(comparisons),
         "## Figures", *[f"{_CAPTIONS[name]}:\n\n![{_CAPTIONS[name]}](figures/{name}.png)" for name in figures],
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -147,20 +146,6 @@ def _study(spans: Mapping[str, float], comparisons: Sequence[Comparison]) -> str
         "second half of the training", "untrained MSE right?",
     ]  # fmt: skip
     return markdown_table(columns, rows)
-
-
-def _tally(comparisons: Sequence[Comparison]) -> str:
-    rows = []
-    for name in dict.fromkeys(one.preconditioning for one in comparisons):
-        for kind in (ALIGNMENT, DISTANCE):
-            mine = [one for one in comparisons if one.preconditioning == name and one.nfe > 1 and one.kind == kind]
-            better, worse = sum(one.after.high < 1 for one in mine), sum(one.after.low > 1 for one in mine)
-            rows.append([name, kind, str(better), str(worse), str(len(mine) - better - worse)])
-    if not rows:
-        return ""
-    text = "Over CTM in the second half of the training, over the same comparisons:"
-    columns = ["preconditioning", "metric", "better", "worse", "not distinguishable"]
-    return text + "\n\n" + markdown_table(columns, rows)
 
 
 def _predictions(comparisons: Sequence[Comparison]) -> str:

@@ -84,7 +84,7 @@ def conclude(request: Request) -> dict[str, Any]:
     ]
     files = {data.name: request.coefficients(data.teacher) for data in request.data}
     spans = {name: decades(load_coefficients(file)[0]) for name, file in files.items() if file.is_file()}
-    pictures = draw_all(request, outcomes, comparisons)
+    pictures = draw_all(request, outcomes)
     record = as_record(request, outcomes, findings, comparisons)
     write_text(request.out / "reproduction.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     title = f"Experiments `{request.kind}`; every training is a folder in `runs`, its command stands in the JSON."
