@@ -4,7 +4,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -123,12 +123,7 @@ def typed(context: typer.Context) -> dict[str, str]:
 
 
 def refuse(context: typer.Context, reason: str, *names: str) -> None:
-    """Refuses options that would do nothing.
-
-    Args:
-        context: Of the command.
-        reason: Why they would do nothing.
-        names: Of the parameters.
+    """Refuses options that would do nothing, called `names`, for a `reason`.
 
     Raises:
         RecipeError: One of them was typed.
@@ -253,25 +248,14 @@ def _finite(rate: float | None) -> float | None:
 
 RECIPE, SAMPLER, RUNNING = "Recipe", "Sampler", "Execution"
 
-RecipeOption = Annotated[
-    Path, typer.Option("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.", rich_help_panel=RECIPE)
-]
-SetOption = Annotated[
-    list[str],
-    typer.Option("--set", help="Override, as in --set training.iterations=100; repeatable.", rich_help_panel=RECIPE),
-]
+_recipe, _sampler, _running = (partial(typer.Option, rich_help_panel=panel) for panel in (RECIPE, SAMPLER, RUNNING))
+RecipeOption = Annotated[Path, _recipe("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
+SetOption = Annotated[list[str], _recipe("--set", help="Override, as in --set training.iterations=100; repeatable.")]
 ResumeOption = Annotated[
     str, typer.Option(help="auto: resume a stopped run; never: refuse a folder with a run; or the folder of a run.")
 ]
-MicroBatchOption = Annotated[
-    str | None,
-    typer.Option(
-        callback=_micro_batch_size,
-        metavar="N|auto",
-        help="Images that a device works on at once; auto: as many as fit. The recipe's accumulation by default.",
-        rich_help_panel=RUNNING,
-    ),
-]
+MICRO_BATCH = "Images that a device works on at once; auto: as many as fit. The recipe's accumulation by default."
+MicroBatchOption = Annotated[str | None, _running(callback=_micro_batch_size, metavar="N|auto", help=MICRO_BATCH)]
 TeacherOption = Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
@@ -282,30 +266,15 @@ RunOption = Annotated[
 StepOption = Annotated[
     str, typer.Option("--step", callback=_known_step, help="Checkpoint of the run: last, best, or a step.")
 ]
+SAMPLER_NAME = "A name (cdistill ls samplers); by default the student's own, and heun for a teacher."
 SamplerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--sampler",
-        callback=lambda name: name and SAMPLERS.check(name),
-        help="A name (cdistill ls samplers); by default the student's own, and heun for a teacher.",
-        rich_help_panel=SAMPLER,
-    ),
+    str | None, _sampler("--sampler", callback=lambda name: name and SAMPLERS.check(name), help=SAMPLER_NAME)
 ]
 TimesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--times",
-        help="Noise levels in place of --nfe: 80,2.5,0.002, or 2.5 without the ends.",
-        rich_help_panel=SAMPLER,
-    ),
+    str | None, _sampler("--times", help="Noise levels in place of --nfe: 80,2.5,0.002, or 2.5 without the ends.")
 ]
 GammaOption = Annotated[
-    float | None,
-    typer.Option(
-        "--gamma",
-        help="Fresh noise of the sampler gamma: from 0, none, as ctm, to 1, all, as cm.",
-        rich_help_panel=SAMPLER,
-    ),
+    float | None, _sampler("--gamma", help="Fresh noise of the sampler gamma: from 0, none, as ctm, to 1, all, as cm.")
 ]
 TflopsOption = Annotated[
     float,

@@ -38,12 +38,7 @@ def draw_coefficients(
 ) -> Figure:
     """Draws l and s_coef, f and g to eps and to a middle level (Fig. 2c), and g(t, s) as heat maps (Fig. 4).
 
-    Bands are two standard errors.
-
-    Args:
-        title: Heading.
-        estimate: l and s with their errors.
-        preconditionings: By name; the first two get heat maps.
+    Bands are two standard errors. The first two preconditionings get heat maps.
     """
     figure, axes = grid(f"{title} (bands: 2 standard errors)", 2, 3, (4.8, 3.4))
     table = estimate.coefficients
@@ -81,12 +76,7 @@ def _jumps(
 
 @STYLE
 def draw_estimates(title: str, estimates: Mapping[str, CoefficientEstimate]) -> Figure:
-    """Draws l and s_coef by several estimators from the same samples, and their differences from the first.
-
-    Args:
-        title: Heading.
-        estimates: Name -> estimate, from the same samples in the same groups.
-    """
+    """Draws l and s_coef by several estimators, and their differences from the first; all have the same samples."""
     first, reference = next(iter(estimates.items()))
     values: dict[str, list[Line]] = {"l": [], "s": []}
     differences: dict[str, list[Line]] = {"l": [], "s": []}

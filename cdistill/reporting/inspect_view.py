@@ -39,12 +39,7 @@ _HIDDEN = ("kind", "schema", "teacher_sha256", "data_sha256")
 
 
 def print_record(record: Mapping[str, Any], full: bool) -> None:
-    """Prints what `cdistill.workflows.inspection.inspect` returned.
-
-    Args:
-        record: Of a file, a checkpoint or a run.
-        full: Whether to print every tensor, noise level and the whole recipe.
-    """
+    """Prints what `cdistill.workflows.inspection.inspect` returned; if `full`, every tensor and the whole recipe."""
     page = _file_rows if "tensors" in record else _run_rows if record["kind"] == "run" else _checkpoint_rows
     facts(printable(str(record["file"])), page(record, full))
     if "tensors" in record:

@@ -22,12 +22,7 @@ _NAME = re.compile("[^A-Za-z0-9]+")
 
 
 def render(runs: Sequence[Run], pairs: Sequence[Pair] = ()) -> str:
-    """Returns the page about runs; the same files give the same page.
-
-    Args:
-        runs: At least one, with different names.
-        pairs: Runs that were compared on the same seeds.
-    """
+    """Returns the page about runs with different names; the same files give the same page."""
     environment = Environment(
         loader=PackageLoader("cdistill.reporting"),
         autoescape=True,

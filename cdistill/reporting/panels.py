@@ -167,12 +167,7 @@ def add_legend(figure: Figure, axes: Sequence[Axes]) -> None:
 
 @STYLE
 def draw_panels(title: str, rows: Sequence[Sequence[Panel]]) -> Figure:
-    """Returns a figure of rows of panels with one legend.
-
-    Args:
-        title: Heading of all.
-        rows: At least one panel each.
-    """
+    """Returns a figure of rows of panels, at least one in each, with one legend."""
     figure, axes = grid(title, len(rows), max(map(len, rows)))
     for line, panels in zip(axes, rows, strict=True):
         for axis, panel in zip(line, panels, strict=False):

@@ -8,7 +8,7 @@ samples at the same number of network calls, and, squared, the mean consistency 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -146,17 +146,19 @@ class Outcomes:
 
     def before(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns the ratio of two arms' figures before any training."""
-        pairs = self.pairs(arm, baseline, nfe, metric)
-        begun = [(ours[0][1], theirs[0][1]) for ours, theirs in pairs if ours[0][0] == theirs[0][0] == 0]
-        return _ratio(begun, self._lost(arm, nfe))
+        return self._ratio(arm, baseline, nfe, metric, lambda points: points[0][1] if points[0][0] == 0 else 0.0)
 
     def late(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns the ratio of two arms' figures, averaged over the evaluations in the second half of the training.
 
         One evaluation depends on the last steps' luck more than on the method.
         """
-        pairs = self.pairs(arm, baseline, nfe, metric)
-        return _ratio([(late_mean(ours), late_mean(theirs)) for ours, theirs in pairs], self._lost(arm, nfe))
+        return self._ratio(arm, baseline, nfe, metric, late_mean)
+
+    def _ratio(self, arm: str, baseline: str, nfe: int, metric: str, figure: Callable[[Points], float]) -> Ratio | None:
+        pairs = [(figure(ours), figure(theirs)) for ours, theirs in self.pairs(arm, baseline, nfe, metric)]
+        values = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
+        return geometric(values, lost=self._lost(arm, nfe)) if values else None
 
     def speed(self, arm: str, baseline: str, nfe: int, metric: str) -> Ratio | None:
         """Returns how many times fewer iterations an arm needs to reach the baseline's final value.
@@ -218,11 +220,6 @@ def _mean(points: Points) -> float:
     return math.exp(mean(map(math.log, values))) if min(values) > 0 else 0.0
 
 
-def _ratio(pairs: Iterable[tuple[float, float]], lost: bool) -> Ratio | None:
-    values = [ours / theirs for ours, theirs in pairs if ours > 0 and theirs > 0]
-    return geometric(values, lost=lost) if values else None
-
-
 @dataclass(frozen=True)
 class Comparison:
     """A preconditioning compared with CTM's on one data set."""
@@ -247,12 +244,7 @@ class Comparison:
 
 
 def compare(outcomes: Outcomes, before: Mapping[str, Any]) -> list[Comparison]:
-    """Compares preconditionings with CTM's before and after the training.
-
-    Args:
-        outcomes: The trained students of a data set.
-        before: What `cdistill compare` wrote about its teacher.
-    """
+    """Compares preconditionings with CTM's after the training, and `before` it by what `cdistill compare` wrote."""
     comparisons = []
     for name in COMPARED:
         for metric in (ALIGNMENT, outcomes.data.metric):

@@ -153,9 +153,7 @@ def _as_json(ratio: Ratio) -> dict[str, Any]:
 def list_trials(request: Request, tflops: float | None) -> dict[str, Any]:
     """Returns what each training costs, what came out so far, and its command, as JSON.
 
-    Args:
-        request: What is asked for.
-        tflops: TFLOP/s that each device sustains; None where it is not known.
+    Hours follow from the TFLOP/s that each device sustains, where that is known.
     """
     devices = request.processes
     costs = {
