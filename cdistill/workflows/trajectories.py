@@ -15,8 +15,9 @@ from cdistill.sampling.teacher_data import open_data
 from cdistill.sampling.trajectories import TrajectoryStore, open_trajectories, stored_trajectories
 from cdistill.schedule import rho_grid
 from cdistill.settings import check_section
-from cdistill.teachers import Teacher, load_teacher
+from cdistill.teachers import Teacher
 from cdistill.training.loop import make_accelerator
+from cdistill.workflows.estimate import open_teacher
 
 
 def follow_trajectories(
@@ -52,12 +53,7 @@ def follow_trajectories(
     """
     settings = settings or check_section(fields, TrajectoriesSection, "follow_trajectories")
     accelerator = accelerator or make_accelerator("fp32")
-    loaded = (
-        teacher
-        if isinstance(teacher, Teacher)
-        else load_teacher(str(teacher), None if weights is None else Path(weights))
-    )
-    loaded.denoiser.to(accelerator.device)
+    loaded = open_teacher(teacher, None if weights is None else Path(weights), accelerator)
     source = open_data(data, "train", loaded, accelerator) if loaded.denoiser.num_classes else None
     return open_trajectories(settings, rho_grid(points), loaded, source, accelerator)
 
@@ -73,8 +69,7 @@ def follow_for_recipe(recipe: DistillRecipe, changes: dict[str, Any]) -> Traject
         RecipeError: Neither its objective nor its warm-up reads any.
     """
     accelerator = make_accelerator("fp32")
-    teacher = load_teacher(recipe.teacher, recipe.weights_path)
-    teacher.denoiser.to(accelerator.device)
+    teacher = open_teacher(recipe.teacher, recipe.weights_path, accelerator)
     sections = [recipe.objective, *([recipe.warmup] if recipe.warmup else [])]
     readers = [made for made in (make_objective(section, teacher.shape) for section in sections) if made.stored]
     if not readers or readers[0].grid is None:
