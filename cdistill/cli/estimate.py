@@ -7,6 +7,7 @@ import typer
 
 from cdistill.cli.execution import finish, start
 from cdistill.cli.options import (
+    DataOption,
     JsonOption,
     ProcessesOption,
     TeacherOption,
@@ -26,9 +27,7 @@ def estimate_coeffs(
     context: typer.Context,
     teacher: TeacherOption,
     weights: WeightsOption = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data source, the path of one, or 'teacher'; the teacher's own by default.")
-    ] = None,
+    data: DataOption = None,
     section: EstimationSection,
     compare: Annotated[
         bool, typer.Option("--compare", help="Run every estimator on the same samples and print how far they differ.")

@@ -9,6 +9,7 @@ from cdistill.cli.execution import finish, start
 from cdistill.cli.options import (
     LARGEST,
     MOST,
+    DataOption,
     GammaOption,
     JsonOption,
     ProcessesOption,
@@ -145,9 +146,7 @@ def compare(
     context: typer.Context,
     teacher: TeacherOption,
     weights: WeightsOption = None,
-    data: Annotated[
-        str | None, typer.Option(help="Data that coefficients are estimated on; the teacher's own by default.")
-    ] = None,
+    data: DataOption = None,
     nfe: Annotated[str, typer.Option(help="Network calls of the untrained students.")] = "1,2,3,5",
     preconditionings: Annotated[str | None, typer.Option(help="Names with commas; all by default.")] = None,
     coefficients: Annotated[Path | None, typer.Option(help="A coefficient file; estimated by default.")] = None,

@@ -257,6 +257,10 @@ ResumeOption = Annotated[
 MICRO_BATCH = "Images that a device works on at once; auto: as many as fit. The recipe's accumulation by default."
 MicroBatchOption = Annotated[str | None, _running(callback=_micro_batch_size, metavar="N|auto", help=MICRO_BATCH)]
 TeacherOption = Annotated[str, typer.Option(help="A teacher's name (cdistill ls teachers) or its file.")]
+DataOption = Annotated[
+    str | None,
+    typer.Option(help="Data that coefficients are estimated on, or 'teacher'; the teacher's own by default."),
+]
 WeightsOption = Annotated[
     Path | None, typer.Option(help="File of the teacher's weights; looked for and downloaded by default.")
 ]

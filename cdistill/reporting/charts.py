@@ -46,7 +46,7 @@ def by_calls(runs: Sequence[Run]) -> list[Group]:
                     lines.append(_line(label, [(row.nfe, row) for row in rows if row.nfe], metric, len(lines)))
         levels = _levels([(run.name, evaluation) for run, evaluation in shown], metric)
         places = sorted({x for line in lines for x, _ in line.points})
-        panels += _panel(title, "NFE", lines, x_log=True, ticks=_apart(places), levels=levels)
+        panels += _panel(title, "NFE", lines, x_log=True, ticks=places, levels=levels)
     return _group("Metrics against network calls", _interval_note([one for _, one in shown]), panels)
 
 
@@ -194,12 +194,3 @@ def _interval_note(evaluations: Sequence[Evaluation]) -> str:
     levels = sorted({one.level for one in evaluations if one.level is not None})
     stated = ", ".join(f"{100 * level:g} %" for level in levels)
     return f"Bars and bands: {stated} intervals." if levels else "Bars and bands: intervals."
-
-
-def _apart(places: Sequence[float]) -> list[float]:
-    """Returns those of ascending positive places that are far enough from each other for their texts."""
-    kept: list[float] = []
-    for place in places:
-        if not kept or place >= 1.15 * kept[-1]:
-            kept.append(place)
-    return kept
