@@ -16,7 +16,6 @@ from cdistill.schedule import rho_grid
 class RegressionSection(GridSection):
     """Settings of the regression from any t to any s."""
 
-    dsm: bool = Field(default=False, description="Keep D(x, t, t) a denoiser by denoising score matching.")
     distance: DistanceName = Field(
         default="l2", description="d(x, y) of the loss; of noisy points, so none that needs images."
     )
@@ -77,16 +76,10 @@ class Regression(Objective[RegressionSection]):
         return StepCost(teacher=0, target=0, frozen=0)
 
 
-class RegressionToEpsSection(GridSection):
-    """Settings of the regression from any t to eps."""
-
-    dsm: bool = Field(default=False, description="Keep D(x, t, t) a denoiser by denoising score matching.")
-
-
-class RegressionToEps(Objective[RegressionToEpsSection]):
+class RegressionToEps(Objective[GridSection]):
     """d(f_theta(x_t; t->eps), x_eps), t uniform over the grid: the targets are images, so that d may be perceptual."""
 
-    section_type = RegressionToEpsSection
+    section_type = GridSection
     takes_s = False
     takes_gan = True
     sampler = "cm"

@@ -8,6 +8,7 @@ from cdistill.registry import DISTANCES, OBJECTIVES
 from cdistill.settings import Count, Section
 
 DistanceName = Annotated[str, AfterValidator(DISTANCES.check)]
+DSM = "Keep D(x, t, t) a denoiser by denoising score matching."
 Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Count], Field(min_length=1)]
 """Which (t, s) a student is trained on, see `cdistill.objectives.pairs`."""
 
@@ -19,18 +20,20 @@ class ObjectiveSection(Section):
         default="ctm", description="What the student satisfies."
     )
     distance: DistanceName = Field(default="lpips", description="d(x, y) of the loss.")
-    dsm: bool = Field(default=True, description="Keep D(x, t, t) a denoiser by denoising score matching.")
+    dsm: bool = Field(default=True, description=DSM)
 
 
 class GridSection(ObjectiveSection):
-    """Settings of an objective whose noise levels are those of a grid."""
+    """Settings of an objective on a grid of noise levels; without DSM, which exact targets do not need."""
 
+    dsm: bool = Field(default=False, description=DSM)
     points: Annotated[int, Field(ge=2)] = Field(default=18, description="N, noise levels of the time grid.")
 
 
 class SolverSection(GridSection):
     """Settings of an objective that compares with the teacher's solver."""
 
+    dsm: bool = Field(default=True, description=DSM)
     targets: Literal["rollout", "store"] = Field(
         default="rollout", description="Solve the teacher's ODE in every step, or read kept trajectories."
     )

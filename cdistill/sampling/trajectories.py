@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class TrajectoryStore:
         self.dtype = np.dtype(np.float16 if identity["precision"] == "fp16" else np.float32)
         self.digest = ""
         self._torch_dtype = torch.float16 if identity["precision"] == "fp16" else torch.float32
-        self._shards: list[_Mapped] = []
+        self._files: list[tuple[mmap.mmap, int]] = []  # and the byte where its points begin
         self._labels: Tensor | None = None
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class TrajectoryStore:
         if int(bad):
             raise CorruptFileError(f"{self.folder}: another process found a damaged shard; see its message")
         mapped = [self._map(path) for path in paths]
-        self._shards = [shard for shard, _, _ in mapped]
+        self._files = [file for file, _, _ in mapped]
         if self.identity["classes"] is not None:
             self._labels = torch.cat([labels for _, labels, _ in mapped])
         self.digest = hashlib.sha256("".join(text for _, _, text in mapped).encode()).hexdigest()
@@ -185,12 +185,14 @@ class TrajectoryStore:
             raise CdistillError(f"trajectories.levels: noise level {wrong:.6g} is not kept; name its index too")
         size = int(np.prod(self.shape)) * self.dtype.itemsize
         wanted = [
-            (self._shards[trajectory // SHARD], (trajectory % SHARD * len(self.levels) + place) * size)
+            (file, begin + (trajectory % SHARD * len(self.levels) + place) * size)
             for trajectory, place in zip(trajectories.tolist(), places.tolist(), strict=True)
+            for file, begin in [self._files[trajectory // SHARD]]
         ]
-        for shard, offset in wanted:  # all at once: a disk answers many questions in the time of one
-            shard.expect(offset, size)
-        data = b"".join(shard.read(offset, size) for shard, offset in wanted)
+        for file, offset in wanted:  # all at once: a disk answers many questions in the time of one
+            begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            file.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
+        data = b"".join(file[offset : offset + size] for file, offset in wanted)
         x = torch.frombuffer(bytearray(data), dtype=self._torch_dtype).float().reshape(-1, *self.shape)
         return x * broadcast(self.scales[places], x)
 
@@ -289,17 +291,16 @@ class TrajectoryStore:
                 f"{path}: trajectories of another teacher or other settings; remove it, and it is followed again"
             )
 
-    def _map(self, path: Path) -> tuple["_Mapped", Tensor, str]:
-        """Maps a verified shard; returns it, its labels and its checksum."""
+    def _map(self, path: Path) -> tuple[tuple[mmap.mmap, int], Tensor, str]:
+        """Maps a verified shard; returns it and where its points begin, its labels and its checksum."""
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        begin = 8 + size + header["points"]["data_offsets"][0]
         mapped.madvise(mmap.MADV_RANDOM)
+        begin = 8 + size + header["points"]["data_offsets"][0]
         labels = np.fromfile(path, np.int64, SHARD, offset=8 + size + header["labels"]["data_offsets"][0])
-        checksum = json.loads(header["__metadata__"]["cdistill"])["sha256"]
-        return _Mapped(mapped, begin), torch.from_numpy(labels), checksum
+        return (mapped, begin), torch.from_numpy(labels), json.loads(header["__metadata__"]["cdistill"])["sha256"]
 
     def _check_disk(self, shards: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -309,22 +310,6 @@ class TrajectoryStore:
                 f"{self.folder}: {needed / 2**30:.2f} GiB of trajectories to write, {free / 2**30:.2f} GiB free; free "
                 "some room, set $CDISTILL_ASSETS to a folder on a larger disk, or lower trajectories.count"
             )
-
-
-class _Mapped(NamedTuple):
-    """A shard in memory."""
-
-    file: mmap.mmap
-    begin: int  # byte where its points begin
-
-    def expect(self, offset: int, size: int) -> None:
-        """Asks the system to read some bytes of the points soon."""
-        start = (self.begin + offset) // mmap.PAGESIZE * mmap.PAGESIZE
-        self.file.madvise(mmap.MADV_WILLNEED, start, self.begin + offset + size - start)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Returns bytes of the points."""
-        return self.file[self.begin + offset : self.begin + offset + size]
 
 
 def _draw_classes(shares: Sequence[float], first: int) -> list[int]:
