@@ -11,6 +11,7 @@ Images and vectors are stored as x_t / sqrt(t^2 + sigma_data^2), of unit varianc
 import hashlib
 import json
 import mmap
+import resource
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -40,6 +41,7 @@ from cdistill.teachers import Teacher
 SHARD = 256  # trajectories; a kill -9 loses at most those that a process is following
 _KIND = "trajectories"
 _FIRST_SEED = {"train": 3 * 2**30, "heldout": 7 * 2**29}  # apart from those of samples; a generator keeps 32 bits
+_OTHER_FILES = 1024  # that a process may have open besides
 _POLL = 0.2  # seconds between looks at what other processes have finished
 
 
@@ -159,6 +161,7 @@ class TrajectoryStore:
             raise error
         if int(bad):
             raise CorruptFileError(f"{self.folder}: another process found a damaged shard; see its message")
+        _allow_open_files(len(paths))
         mapped = [self._map(path) for path in paths]
         self._files = [file for file, _, _ in mapped]
         if self.identity["classes"] is not None:
@@ -231,8 +234,9 @@ class TrajectoryStore:
         about = self.folder / "about.json"
         with FileLock(about.with_suffix(".lock")):
             record = read_json(about)
+            before = record.get("seconds")
             cores = torch.get_num_threads() if device.type == "cpu" else 1
-            record["seconds"] = round(record.get("seconds", 0) + seconds * cores, 3)
+            record["seconds"] = round((before if isinstance(before, int | float) else 0) + seconds * cores, 3)
             write_text(about, json.dumps(record, indent=1, sort_keys=True))
 
     @property
@@ -310,6 +314,15 @@ class TrajectoryStore:
                 f"{self.folder}: {needed / 2**30:.2f} GiB of trajectories to write, {free / 2**30:.2f} GiB free; free "
                 "some room, set $CDISTILL_ASSETS to a folder on a larger disk, or lower trajectories.count"
             )
+
+
+def _allow_open_files(more: int) -> None:
+    """Raises this process's limit of open files by as many as are mapped: Python keeps a mapped file open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = more + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _draw_classes(shares: Sequence[float], first: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Kept trajectories: what is in them, and what becomes of them when anything goes wrong."""
 
 import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +232,16 @@ def test_a_disk_that_is_too_small_is_reported_before_the_work(teacher, monkeypat
         DiskFullError, match=r"GiB of trajectories to write, 0\.00 GiB free; .* lower trajectories.count"
     ):
         opened(teacher)
+
+
+def test_more_shards_than_open_files_are_allowed(teacher):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        store = opened(teacher, count=100 * SHARD, levels=[0, 4])
+        assert len(store.points(torch.arange(0, 100 * SHARD, SHARD), GRID[[0]].expand(100))) == 100
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_teacher_that_leaves_the_finite_is_reported(teacher, monkeypatch):
