@@ -22,6 +22,7 @@ from cdistill.cli.options import (
     calls,
     preconditionings_of,
     refuse,
+    refuse_estimation,
     refuse_others,
     section_options,
     short_name,
@@ -165,6 +166,7 @@ def compare(
     from cdistill.teachers.official import find_weights
 
     names, counts = preconditionings_of(preconditionings), list(dict.fromkeys(calls(nfe)))
+    refuse_estimation(context, names, "coefficients", "data", "timesteps", "samples")
     if coefficients is not None:
         refuse(context, "--coefficients replaces the estimation; leave it out", "data", "timesteps", "samples")
     if (section.seed + 1) * trajectories > LARGEST:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -130,6 +130,12 @@ def refuse(context: typer.Context, reason: str, *names: str) -> None:
     """
     if idle := [text for name, text in typed(context).items() if name in names]:
         raise RecipeError(f"{', '.join(idle)}: {reason}")
+
+
+def refuse_estimation(context: typer.Context, preconditionings: Sequence[str], *names: str) -> None:
+    """Refuses options of the estimation of coefficients where no preconditioning needs any, see `refuse`."""
+    if not any(getattr(PRECONDITIONINGS.get(name), "needs_coefficients", True) for name in preconditionings):
+        refuse(context, "none of these preconditionings needs coefficients; leave it out", *names)
 
 
 def refuse_others(context: typer.Context, reason: str, *names: str) -> None:

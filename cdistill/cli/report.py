@@ -15,6 +15,7 @@ from cdistill.cli.options import (
     calls,
     preconditionings_of,
     refuse,
+    refuse_estimation,
     section_options,
     with_suffix,
 )
@@ -139,6 +140,7 @@ def _cheaper(
 @section_options("section", EstimationSection, "samples", "seed")
 def plot_trajectories(
     *,
+    context: typer.Context,
     preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
     nfe: Annotated[int, typer.Option(min=1, max=1000, help="Jumps of the students.")] = 3,
     count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
@@ -151,6 +153,7 @@ def plot_trajectories(
     Example:  cdistill plot trajectories --preconditionings ctm,analytic --nfe 3
     """
     names, picture = preconditionings_of(preconditionings), with_suffix(out, ".png")
+    refuse_estimation(context, names, "samples")
     start()
     from cdistill.workflows.plot import draw_trajectories, trajectory_table
 

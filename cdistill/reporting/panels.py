@@ -15,7 +15,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.reporting.curves import Points
@@ -109,7 +109,7 @@ def _scale(axis: Axes, panel: Panel) -> None:
         log_values(axis)
     else:
         axis.yaxis.set_major_locator(MaxNLocator(5))
-        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(_short))
     if panel.x_log:
         log_values(axis, horizontal=True)
     else:
@@ -140,10 +140,21 @@ def log_values(axis: Axes, horizontal: bool = False) -> None:
     )
     scale("log")
     low, high = sorted(limits())
-    steep = (1.0, 2.0, 5.0) if high < 200 * low else (1.0,)
+    steep = (1.0, 2.0, 5.0) if high < (20 if horizontal else 200) * low else (1.0,)
     ticks.set_major_locator(LogLocator(subs=steep, numticks=6) if high > 8 * low else MaxNLocator(5))
-    ticks.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    ticks.set_major_formatter(FuncFormatter(_short))
     ticks.set_minor_formatter(NullFormatter())
+
+
+def _short(value: float, _place: int | None = None) -> str:
+    """Writes a number as briefly as a tick needs.
+
+    >>> _short(0.30000000000000004), _short(25000), _short(1e-5), _short(80.0)
+    ('0.3', '25k', '1e-5', '80')
+    """
+    if 1e4 <= abs(value) < 1e7:
+        return f"{value / 1e6:.4g}M" if abs(value) >= 1e6 else f"{value / 1e3:.4g}k"
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def grid(

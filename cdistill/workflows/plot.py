@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdistill.data import load_source
+from cdistill.estimation.settings import EstimationSection
 from cdistill.evaluation.metrics import wasserstein_1d
 from cdistill.preconditionings import load_preconditioning
 from cdistill.reporting import figures
@@ -17,7 +18,7 @@ from cdistill.runtime.randomness import generator
 from cdistill.sampling.samplers import teacher_trajectories, trajectories
 from cdistill.schedule import T, rho_grid, sampling_grid
 from cdistill.teachers import load_teacher
-from cdistill.workflows.estimate import estimate_coefficients
+from cdistill.workflows.estimate import estimate_coefficients, with_fit
 
 _FINER = 80  # steps of the teacher's solver in one jump of the students: its error is far below theirs
 
@@ -41,7 +42,8 @@ def draw_trajectories(
         end points from the mixture.
     """
     teacher, source = load_teacher("mixture-1d"), load_source("mixture-1d")
-    coefficients = estimate_coefficients("mixture-1d", source, samples=samples, seed=seed).coefficients
+    settings = with_fit(EstimationSection(samples=samples, seed=seed), names)
+    coefficients = estimate_coefficients("mixture-1d", source, settings).coefficients
     x = torch.randn(count, 1, generator=generator(seed, "trajectories"), dtype=torch.float64) * T
     truth = teacher_trajectories(teacher.denoiser, _FINER * nfe + 1, x)
     times = {"teacher": rho_grid(_FINER * nfe + 1)}

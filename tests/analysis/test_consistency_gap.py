@@ -324,7 +324,7 @@ def test_compare_prints_a_table_and_estimates_once(plugins, tmp_path, monkeypatc
 
 def test_compare_on_labelled_images(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--nfe", "1,2", *TINY, "--trajectories", "20", "--preconditionings", "bcm,cm,ctm", "--json"]
+    arguments = ["--nfe", "1,2", *TINY[4:], "--trajectories", "20", "--preconditionings", "bcm,cm,ctm", "--json"]
     assert run(["compare", "--teacher", "digits", *arguments]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["coefficients"] is None

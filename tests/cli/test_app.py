@@ -321,3 +321,16 @@ def test_a_process_leaves_its_group_before_it_ends():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     assert run(["ls", "nothing"]) == 2
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--teacher", "mixture-1d", "--preconditionings", "ctm,bcm", "--samples", "64"],
+        ["compare", "--teacher", "mixture-1d", "--preconditionings", "ctm", "--coefficients", "x.safetensors"],
+        ["plot", "trajectories", "--preconditionings", "ctm", "--samples", "64"],
+    ],
+)
+def test_options_of_an_estimation_that_nothing_needs_are_refused(arguments, capsys):
+    assert run(arguments) == 2
+    assert "none of these preconditionings needs coefficients; leave it out" in capsys.readouterr().err
