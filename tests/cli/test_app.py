@@ -248,7 +248,7 @@ def digits_run(capsys):
 @pytest.mark.slow
 def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
     assert "untrained student" in digits_run.out
-    folder = tmp_path / "runs" / "digits"
+    folder = tmp_path / "runs" / "digits-paper"
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = [r["step"] for r in records if r["event"] == "evaluation"]
     assert measured == [0, 2, 4]
@@ -260,7 +260,7 @@ def test_distill_evaluate_and_sample_in_a_row(digits_run, capsys, tmp_path):
     assert run(["evaluate", "--nfe", "2,3", "--samples", "64", "--json"]) == 0
     captured = capsys.readouterr()
     record = json.loads(captured.out)
-    assert "runs/digits" in captured.err
+    assert "runs/digits-paper" in captured.err
     assert [(row["sampler"], row["nfe"]) for row in record["rows"]] == [
         ("teacher (Heun)", 34), ("untrained student", 2), ("untrained student", 3), ("student", 2), ("student", 3),
     ]  # fmt: skip
