@@ -1,5 +1,7 @@
 """Regression on kept trajectories of the teacher: exact targets, no moving average, no solver in the step."""
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -34,12 +36,12 @@ class Regression(Objective[RegressionSection]):
         RecipeError: The distance compares images, which noisy points are not.
     """
 
-    section_type = RegressionSection
+    section_type: ClassVar[type[GridSection]] = RegressionSection
     takes_gan = True
 
     def __init__(self, section: RegressionSection, sample_shape: tuple[int, ...], meta: bool = False) -> None:
         super().__init__(section, sample_shape, meta)
-        if self.distance.images_only:
+        if self.takes_s and self.distance.images_only:
             raise RecipeError(
                 f"objective.distance: {section.distance!r} compares images; the points of 'regression' are noisy: take "
                 "l2 or pseudo-huber, or objective.name 'regression-to-eps'"
@@ -76,23 +78,12 @@ class Regression(Objective[RegressionSection]):
         return StepCost(teacher=0, target=0, frozen=0)
 
 
-class RegressionToEps(Objective[GridSection]):
+class RegressionToEps(Regression):
     """d(f_theta(x_t; t->eps), x_eps), t uniform over the grid: the targets are images, so that d may be perceptual."""
 
     section_type = GridSection
     takes_s = False
-    takes_gan = True
     sampler = "cm"
-
-    @property
-    @override
-    def stored(self) -> tuple[str, ...]:
-        return ("s",)
-
-    @property
-    @override
-    def grid(self) -> Tensor:
-        return rho_grid(self.section.points)
 
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -100,15 +91,7 @@ class RegressionToEps(Objective[GridSection]):
         i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         return {"t": grid[i], "s": grid[-1].expand(size)}
 
-    @override
-    def target(self, batch: Batch, networks: Networks) -> Tensor:
-        return batch.points["s"]
-
     @property
     @override
     def law(self) -> Tensor:
         return to_eps_law(self.section.points)
-
-    @override
-    def cost(self) -> StepCost:
-        return StepCost(teacher=0, target=0, frozen=0)

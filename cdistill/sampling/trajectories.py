@@ -74,9 +74,8 @@ class TrajectoryStore:
         self.identity = json.loads(json.dumps(identity))  # as it comes back from a file
         self.levels = torch.tensor(identity["levels"], dtype=torch.float64)
         self.scales = (self.levels**2 + sigma_data**2).sqrt()
-        self.dtype = np.dtype(np.float16 if identity["precision"] == "fp16" else np.float32)
         self.digest = ""
-        self._torch_dtype = torch.float16 if identity["precision"] == "fp16" else torch.float32
+        self.dtype = torch.float16 if identity["precision"] == "fp16" else torch.float32
         self._files: list[tuple[mmap.mmap, int]] = []  # and the byte where its points begin
         self._labels: Tensor | None = None
 
@@ -196,7 +195,7 @@ class TrajectoryStore:
             begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
             file.madvise(mmap.MADV_WILLNEED, begin, offset + size - begin)
         data = b"".join(file[offset : offset + size] for file, offset in wanted)
-        x = torch.frombuffer(bytearray(data), dtype=self._torch_dtype).float().reshape(-1, *self.shape)
+        x = torch.frombuffer(bytearray(data), dtype=self.dtype).float().reshape(-1, *self.shape)
         return x * broadcast(self.scales[places], x)
 
     def labels(self, trajectories: Tensor) -> Tensor | None:
@@ -273,7 +272,7 @@ class TrajectoryStore:
                 x = solve(heun_step, lambda point, t: teacher.denoiser(point, t, None, labels), x, stretch)
             return torch.stack(stops, 1)
 
-        points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=self._torch_dtype)
+        points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=self.dtype)
         labels = torch.zeros(SHARD, dtype=torch.int64)
         done = 0
         for drawn in stream(follow, self.shape, seeds, teacher.denoiser.num_classes, chosen, device):

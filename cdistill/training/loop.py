@@ -98,7 +98,7 @@ class Counters:
 
     Attributes:
         skipped: Steps whose loss or gradient was not finite; they changed nothing.
-        in_a_row: How many of them came last, one behind the other, of each kind of step.
+        in_a_row: How many of them came last, one after the other, of each kind of step.
         attempt: How often the run went back to a checkpoint.
         returned_to: The step that it went back to last, or -1.
         latest: The last values of everything since the last line of the log; None stands for what is not finite.
@@ -286,20 +286,20 @@ def go_back(task: Task, folder: RunFolder, done: int, report: Report, counters: 
     Raises:
         DivergedError: There is none, or the run went back to it once already.
     """
-    told = f"step {done}: {counters.row()} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
+    skipped = f"step {done}: {counters.row()} steps in a row were skipped, {' and '.join(report.wrong)} not finite"
     there = list_checkpoints(folder.checkpoints)
     found = _due(there)
     advice = "start again with a lower training.learning_rate, or fp32, and another --out"
     if not found:
-        raise DivergedError(f"{told}; there is no checkpoint to go back to: {advice}")
+        raise DivergedError(f"{skipped}; there is no checkpoint to go back to: {advice}")
     if counters.returned_to == step_of(found[-1]):
-        raise DivergedError(f"{told}, after the run had gone back to {found[-1]} once; {advice}")
+        raise DivergedError(f"{skipped}, after the run had gone back to {found[-1]} once; {advice}")
     back, then = restore(task, found[-1])
     task.accelerator.wait_for_everyone()
     counters.attempt += 1
     counters.in_a_row, counters.returned_to, counters.latest = {}, back, then.latest
     task.attempt = counters.attempt
-    say(f"{folder.path}: {told}; goes back to step {back}, with other random numbers")
+    say(f"{folder.path}: {skipped}; goes back to step {back}, with other random numbers")
     if task.accelerator.is_main_process:
         for newer in there[there.index(found[-1]) + 1 :]:  # this run will not come there again
             remove_checkpoint(newer)

@@ -60,7 +60,7 @@ def draw_noise(seed: int, purpose: str, index: int, rows: slice, like: Tensor) -
         purpose: What the noise is for.
         index: Number of the step.
         rows: Global numbers of the samples, without a step.
-        like: One tensor of such samples (B, ...): its shape behind B and its type are used.
+        like: One tensor of such samples (B, ...): its shape after B and its type are used.
 
     Returns:
         (rows, ...), on the CPU.

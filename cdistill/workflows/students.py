@@ -30,7 +30,7 @@ class Student:
         preconditioning: f and g.
         teacher: The teacher that it was distilled from.
         recipe: The recipe of its run.
-        step: Training steps behind these weights.
+        step: Training steps that these weights have had.
     """
 
     denoiser: Denoiser

@@ -12,7 +12,6 @@ from cdistill.networks.denoiser import broadcast
 from cdistill.objectives.base import make_objective
 from cdistill.recipe.files import load_recipe
 from cdistill.recipe.schema import DistillRecipe
-from cdistill.registry import OBJECTIVES
 from cdistill.sampling.settings import TrajectoriesSection
 from cdistill.sampling.solvers import heun_step
 from cdistill.sampling.trajectories import open_trajectories
@@ -145,7 +144,6 @@ def test_a_run_resumes_exactly_and_keeps_to_its_trajectories(name, tmp_path, mon
 
 
 def test_a_recipe_checks_its_warm_up():
-    assert OBJECTIVES.get("regression").section_type
     recipe = load_recipe(Path("digits-paper"), DistillRecipe, ["warmup.name=regression", "warmup.iterations=20"])
     assert (recipe.warmup.name, recipe.warmup.dsm, recipe.warmup.pairs) == ("regression", False, "mixed")
     bad = {
