@@ -35,7 +35,7 @@ from cdistill.evaluation.settings import EvaluationSection
 from cdistill.runtime import console
 from cdistill.storage.run_folder import latest_run
 
-OVERRIDES = ("nfe", "samples", "first_seed", "metrics", "features", "reference", "split", "baselines")
+OVERRIDES = ("nfe", "samples", "first_seed", "classes", "metrics", "features", "reference", "split", "baselines")
 
 
 @section_options("changes", EvaluationSection, *OVERRIDES, overrides=True)

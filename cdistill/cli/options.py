@@ -18,6 +18,7 @@ from cdistill.settings import Section, check_section
 from cdistill.storage.run_folder import RunFolder, latest_run
 
 MOST = 10_000_000  # numbers in a list that a person types
+_RANGE = re.compile(r"\d+(-\d+)?")
 LARGEST = 2**32  # torch's generator on a CPU keeps 32 bits of a seed
 
 Command = Callable[..., None]
@@ -42,6 +43,16 @@ def numbers(text: str) -> list[int]:
     if not parsed:
         raise RecipeError(f"got {text!r}; an empty range")
     return parsed
+
+
+def class_names(text: str | None) -> list[str] | Literal["uniform"] | None:
+    """Parses classes by number, range or name, as in ``0-3,dog``; "uniform" and None stay."""
+    if text is None:
+        return None
+    if text == "uniform":
+        return "uniform"
+    parts = [part.strip() for part in text.split(",")]
+    return [name for part in parts for name in (map(str, numbers(part)) if _RANGE.fullmatch(part) else [part])]
 
 
 def calls(text: str) -> list[int]:

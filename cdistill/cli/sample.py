@@ -17,6 +17,7 @@ from cdistill.cli.options import (
     TimesOption,
     WeightsOption,
     calls,
+    class_names,
     distinct,
     numbers,
     refuse,
@@ -32,6 +33,10 @@ NfeOption = Annotated[
     typer.Option(help="Network calls: 2 or 1,2,5; 2 by default, 34 from a teacher.", rich_help_panel=SAMPLER),
 ]
 FORMATS = "grid (one PNG), png (a folder of SEED.png), zip (EDM's data set), npz or tar (WebDataset)."
+CLASSES = (
+    "Classes by number or name, repeated along the seeds: 3, 0-9 or cat,dog; or uniform, which draws all alike. By "
+    "default each seed draws its own, as often as in the data."
+)
 BATCH = (
     "Images of a network call on a GPU, rounded up to whole chunks of 16 or 64; 256 by default. It may change their "
     "last bits. On a CPU a call holds one chunk whatever N is, and nothing depends on it."
@@ -50,10 +55,13 @@ def sample(
     times: TimesOption = None,
     gamma: GammaOption = None,
     seeds: Annotated[str, typer.Option(help="One image for each: 0-63 or 1,5,7.")] = "0-63",
-    classes: Annotated[str | None, typer.Option(help="Classes, repeated along the seeds: 3 or 0-9.")] = None,
+    classes: Annotated[str | None, typer.Option(help=CLASSES)] = None,
     form: Annotated[str, typer.Option("--format", callback=WRITERS.check, help=FORMATS)] = "grid",
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
     batch_size: Annotated[int | None, typer.Option(min=1, help=BATCH)] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove pictures of other seeds from a folder that --format png fills.")
+    ] = False,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +69,7 @@ def sample(
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    wanted, drawn = distinct(numbers(seeds)), None if classes is None else numbers(classes)
+    wanted, drawn = distinct(numbers(seeds)), class_names(classes)
     counts = calls(nfe) if nfe else None
     chosen = _drawn_from(context, run, teacher, weights)
     start(processes)
@@ -72,6 +80,7 @@ def sample(
     written = run_sample(
         chosen, teacher=teacher, weights=weights, step=step, choice=SamplerChoice(sampler, None, times, gamma),
         nfe=counts, seeds=wanted, classes=drawn, output_format=form, out=out, batch_size=batch_size,
+        overwrite=overwrite,
     )  # fmt: skip
     finish(as_json, written.to_dict(), "\n".join(map(str, written.files)))
 

@@ -17,8 +17,8 @@ MOST_CLASSES = 1_000_000
 _SHARD = re.compile(r"\d{5}")
 
 
-def read_labels(images: Images) -> Tensor | None:
-    """Returns the class of every image, int64 (N,), or None if there are none.
+def read_labels(images: Images) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Returns the class of every image, int64 (N,), or None if there are none; and what the classes are called.
 
     ``dataset.json`` decides if it is there: ``{"labels": [[name, class], ...]}``, or null for no labels. Without it,
     images that all lie one level deep in two or more sub-folders have their sub-folder as class, in sorted order;
@@ -39,7 +39,7 @@ def read_labels(images: Images) -> Tensor | None:
     except (ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
         text = 'needs {"labels": [[name, class], ...]} or {"labels": null}'
         raise CorruptFileError(f"{where}: cannot be understood ({type(error).__name__}: {error}); {text}") from error
-    return None if given is None else _match(images.names, given, where)
+    return None if given is None else _match(images.names, given, where), ()
 
 
 def check_classes(labels: NDArray[Any], where: str, count: int = MOST_CLASSES) -> NDArray[np.int64]:
@@ -88,16 +88,16 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _folder_classes(images: Images) -> Tensor | None:
+def _folder_classes(images: Images) -> tuple[Tensor | None, tuple[str, ...]]:
     folders = [name.removeprefix("./").rpartition("/")[0] for name in images.names]
     distinct = sorted(set(folders))
     if len(distinct) < 2 or all(_SHARD.fullmatch(folder.rpartition("/")[2]) for folder in distinct):
-        return None
+        return None, ()
     if not all(distinct) or any("/" in folder for folder in distinct):
         say(
             f"{images.path}: no classes: {len(distinct)} folders ({_shown(distinct[-1])}, ...) are ignored; "
             "classes are folders at the top, with all the images right in them"
         )
-        return None
+        return None, ()
     number = {folder: k for k, folder in enumerate(distinct)}
-    return torch.tensor([number[folder] for folder in folders])
+    return torch.tensor([number[folder] for folder in folders]), tuple(distinct)

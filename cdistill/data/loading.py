@@ -74,11 +74,14 @@ def load_file(path: Path, split: str = "train") -> Source:
 
 
 def _load_images(images: Images) -> Source:
-    labels = read_labels(images)
+    labels, names = read_labels(images)
     digest = cache(partial(_digest, images))
     shape = tuple(images.decode([0])[0].shape)
     samples = hold_images(images.path, (len(images), *shape), lambda: _decode(images, shape), digest)
-    return Source(str(images.path), samples, labels, count_classes(labels), flips=True, content=digest)
+    return Source(
+        str(images.path), samples, labels, count_classes(labels), class_names=names, flips=True, content=digest,
+        lossy=images.lossy,
+    )  # fmt: skip
 
 
 def _decode(images: Images, shape: tuple[int, ...]) -> Iterator[Pixels]:

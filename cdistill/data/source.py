@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdistill.errors import CdistillError
+from cdistill.networks.classes import Classes
 
 QUANTISATION = "uint8 = clamp(127.5 x + 128)"  # what `to_uint8` does, as records of samples state it
 
@@ -37,8 +38,10 @@ class Source:
     samples: Tensor  # uint8 images (N, C, H, W), or float64 vectors (N, d); read only, they may be mapped from a file
     labels: Tensor | None = None  # class indices (N,), int64, or None, with 0 classes
     num_classes: int = 0
+    class_names: tuple[str, ...] = ()  # of all classes, or () where nothing says
     flips: bool = False  # whether a horizontally flipped sample is as good as the sample
     content: Callable[[], str] | None = None
+    lossy: bool = False  # whether images were stored with losses, as JPEG files are
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -47,6 +50,13 @@ class Source:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
         return tuple(self.samples.shape[1:])
+
+    @cached_property
+    def classes(self) -> Classes:
+        """The classes with their counts and names; none without labels."""
+        if self.labels is None:
+            return Classes()
+        return Classes(tuple(self.labels.cpu().bincount(minlength=self.num_classes).tolist()), self.class_names)
 
     @cached_property
     def digest(self) -> str:

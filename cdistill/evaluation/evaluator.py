@@ -18,6 +18,7 @@ from cdistill.evaluation.records import SCHEMA, TEACHER, Evaluation, Row
 from cdistill.evaluation.references import Reference
 from cdistill.evaluation.settings import EvaluationSection
 from cdistill.evaluation.statistics_files import find_statistics
+from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import chunk_size
 from cdistill.registry import FEATURES, METRICS
 from cdistill.runtime.console import progress, say
@@ -34,19 +35,21 @@ class Evaluator:
 
     `teacher`, on the accelerator's device, is whose trajectories `teacher-mse` compares with; `source` are real data,
     None where the section names statistics of them. CdistillError, before anything is drawn, if what is asked for
-    cannot be measured.
+    cannot be measured. `classes` are drawn as often as they occur there, or all alike if the section says so.
     """
 
     def __init__(
         self,
         section: EvaluationSection,
         shape: tuple[int, ...],
-        num_classes: int,
+        classes: Classes,
         teacher: Teacher | None,
         source: Source | None,
         accelerator: Accelerator,
     ) -> None:
-        self.section, self.shape, self.num_classes = section, shape, num_classes
+        self.section, self.shape = section, shape
+        drawn = classes.alike() if section.classes == "uniform" else classes
+        self.shares, self.class_law = drawn.shares, drawn.law
         self.teacher, self.accelerator = teacher, accelerator
         self.seeds = range(section.first_seed, section.first_seed + section.samples)
         network = load_features(section.features)
@@ -64,7 +67,9 @@ class Evaluator:
     @cached_property
     def _endpoints(self) -> SampleStore | None:
         """The teacher's samples of these seeds; None without a teacher."""
-        return None if self.teacher is None else teacher_endpoints(self.teacher, self.seeds, self.accelerator)
+        if self.teacher is None:
+            return None
+        return teacher_endpoints(self.teacher, self.seeds, self.shares, self.accelerator)
 
     def teacher_endpoints(self, count: int) -> Tensor:
         """Returns the teacher's samples (n, ...) of the first `count` seeds."""
@@ -79,7 +84,7 @@ class Evaluator:
         errors = None if self._endpoints is None else torch.zeros(len(self.seeds), dtype=torch.float64)
         with progress(len(self.seeds), title, "img") as advance:
             for drawn in stream(
-                sampler, self.shape, self.seeds, self.num_classes,
+                sampler, self.shape, self.seeds, self.shares,
                 device=self.accelerator.device, advance=advance, accelerator=self.accelerator,
             ):  # fmt: skip
                 samples[drawn.rows] = to_uint8(drawn.samples) if images else drawn.samples
@@ -136,6 +141,7 @@ class Evaluator:
         source, teacher = self.reference.source, self.teacher
         return {
             "split": self.section.split,
+            "classes": self.class_law,
             "quantisation": QUANTISATION,
             "teacher": None if teacher is None else teacher.name,
             "teacher_sha256": None if teacher is None else teacher.digest,

@@ -33,6 +33,10 @@ class EvaluationSection(Section):
     first_seed: Annotated[
         int, Field(ge=0, lt=2**32, description="First seed of the samples; the others are the numbers after it.")
     ] = 0
+    classes: Annotated[
+        Literal["data", "uniform"],
+        Field(description="How often each class is drawn: as in the data, or all that occur there alike (uniform)."),
+    ] = "data"
     features: Annotated[
         str,
         AfterValidator(check_features),

@@ -6,7 +6,8 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +15,13 @@ from pathlib import Path
 import numpy as np
 from typing_extensions import override
 
-from cdistill.errors import CorruptFileError, MissingAssetError
-from cdistill.formats.images import SUFFIXES, Pixels, decode
+from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError
+from cdistill.formats.images import LOSSY, SUFFIXES, Pixels, decode
+from cdistill.runtime.console import say
 
 MOST_BYTES = 64 * 2**20  # of one image
 _LABELS = "dataset.json"
-_UNREAD = (".gif", ".tif", ".tiff", ".npy")  # pictures that are not read: better refused than left out unnoticed
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "heldout", "eval"}
 _ENCRYPTED = 1
 _METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
 
@@ -27,11 +29,16 @@ _METHODS = {zipfile.ZIP_STORED: False, zipfile.ZIP_DEFLATED: True}
 class Images(ABC):
     """Images in one file or folder `path`, by their sorted `names`, with "/" between folders.
 
-    Hidden files, and files that are no pictures, are left out.
+    Hidden files are left out, and so are files that are no pictures or of a kind that is not read, which a line counts.
     """
 
     path: Path
     names: list[str]
+
+    @property
+    def lossy(self) -> bool:
+        """Whether some images are of a kind that is as a rule compressed with losses."""
+        return any(SUFFIXES[suffix_of(name)] in LOSSY for name in self.names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -75,9 +82,10 @@ class ZipImages(Images):
         except Exception as error:  # zipfile raises several kinds on damaged directories
             raise CorruptFileError(f"{path}: not a valid zip archive ({error}); make or fetch it again") from error
         self._labels = next((_locate(path, member) for member in members if member.filename == _LABELS), None)
-        pictures = [member for member in members if not member.is_dir() and is_picture(path, member.filename)]
+        files = [member for member in members if not member.is_dir()]
+        pictures = [member for member in files if is_picture(path, member.filename)]
         self.names = [member.filename for member in pictures]
-        _check_names(path, self.names)
+        _check_names(path, self.names, [member.filename for member in files])
         # Numbers in an array: ImageNet has a million members.
         self._places = np.array([_locate(path, member) for member in pictures], dtype=np.int64)
 
@@ -110,8 +118,9 @@ class FolderImages(Images):
         self.path = path
         if not path.is_dir():
             raise MissingAssetError(f"{path}: no such folder; check the path")
-        self.names = sorted(name for name in _walk(path) if is_picture(path, name))
-        _check_names(path, self.names)
+        files = list(_walk(path))
+        self.names = sorted(name for name in files if is_picture(path, name))
+        _check_names(path, self.names, files)
 
     @override
     def read(self, indices: Sequence[int]) -> Generator[bytes]:
@@ -135,18 +144,25 @@ class FolderImages(Images):
 
 
 def is_picture(path: Path, name: str) -> bool:
-    """Whether a member is an image to read, by its name; CorruptFileError for one, or labels, that cannot be read."""
+    """Whether a member is an image to read, by its name; CorruptFileError for labels that would not be read."""
     folder, _, last = name.rpartition("/")
-    if any(step == "__MACOSX" or (step[:1] == "." and step not in (".", "..")) for step in name.split("/")):
+    if _is_hidden(name):
         return False
     if last == _LABELS and folder:
         raise CorruptFileError(f"{path}: {name!r}: labels must lie beside the folders, at the top; move everything up")
-    suffix = os.path.splitext(last)[1].lower()
-    if suffix in _UNREAD:
-        raise CorruptFileError(f"{path}: {name}: {suffix} is not read; allowed: {', '.join(SUFFIXES)}; convert it")
+    suffix = suffix_of(name)
     if suffix in SUFFIXES and not name.isprintable():
         raise CorruptFileError(f"{path}: {name!a}: characters that cannot be printed; rename it")
     return suffix in SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """Returns the end of a file's name from its last dot on, in small letters."""
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(step == "__MACOSX" or (step[:1] == "." and step not in (".", "..")) for step in name.split("/"))
 
 
 def _locate(path: Path, member: zipfile.ZipInfo) -> list[int]:
@@ -222,10 +238,30 @@ def _missing(path: Path, error: OSError) -> MissingAssetError:
     return MissingAssetError(f"{path}: cannot be read ({error.strerror or error}); check the path")
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Raises CorruptFileError unless there are names, each once."""
+def _check_names(path: Path, names: Sequence[str], files: Iterable[str]) -> None:
+    """Checks the names of the images, and counts the other `files` in a line.
+
+    Raises:
+        CorruptFileError: There are none, or one is stored twice.
+        MismatchError: Folders called train, test or the like divide them: which one is wanted must be said.
+    """
+    wanted = set(names)
+    left_out = Counter(suffix_of(name) or "no suffix" for name in files if _is_left_out(name, wanted))
+    unread = ", ".join(f"{count:,} {suffix if suffix.isprintable() else 'other'}" for suffix, count in left_out.items())
     if not names:
-        raise CorruptFileError(f"{path}: no images in it; allowed: {', '.join(SUFFIXES)}")
+        found = f" (holds {unread})" if unread else ""
+        raise CorruptFileError(f"{path}: no images in it{found}; allowed: {', '.join(SUFFIXES)}")
+    if unread:
+        say(f"{path}: {len(names):,} images; not read: {unread}")
+    tops = {name.removeprefix("./").partition("/")[0] for name in names}
+    if len(tops) > 1 and all(top.lower() in _SPLITS for top in tops):
+        folders = " and ".join(sorted(tops))
+        raise MismatchError(f"{path}: holds the folders {folders}: data and held-out data; give one of them, not both")
     for first, second in pairwise(names):
         if first == second:
             raise CorruptFileError(f"{path}: {first}: stored twice; pack the images again")
+
+
+def _is_left_out(name: str, wanted: Collection[str]) -> bool:
+    """Whether a file is neither an image to read, nor hidden, nor the labels."""
+    return not (name in wanted or name == _LABELS or _is_hidden(name))

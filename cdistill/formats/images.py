@@ -7,6 +7,7 @@ becomes RGB, and a grey image among RGB ones is repeated. Anything that would lo
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,17 @@ from PIL import Image
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError, brief
 
 Pixels = NDArray[np.uint8]
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".bmp": "BMP",
+    ".dib": "DIB", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".gif": "GIF", ".tif": "TIFF",
+    ".tiff": "TIFF", ".tga": "TGA", ".qoi": "QOI", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".avif": "AVIF",
+}  # fmt: skip
+"""Ends of the names of images that are read, and Pillow's decoder of each."""
+LOSSY = ("JPEG", "WEBP", "JPEG2000", "AVIF")  # whose pixels are as a rule not those that were stored
 MOST_PIXELS = 16 * 2**20
 _MOST_SCANS = 100  # of a progressive JPEG, each of which passes over all pixels; usual are ten
 _SCAN = b"\xff\xda"  # within pixels 0xff is followed by 0
 _BYTES, _BYTES_A_PIXEL = 2**18, 8  # of a file: for metadata, and for the pixels
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}
 
 
@@ -35,7 +41,7 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound of `_check` is lower
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(io.BytesIO(data), formats=_decoders())
         with image:
             wanted = _check(image, where, shape)
             _check_work(image, data, where)
@@ -47,6 +53,13 @@ def decode(data: bytes, where: str, shape: tuple[int, ...] | None = None) -> Pix
     except Exception as error:  # whatever Pillow raises on damaged data: a dozen kinds
         raise CorruptFileError(f"{where}: not a valid image ({brief(error)}); replace it") from error
     return pixels.reshape(wanted[1], wanted[2], wanted[0]).transpose(2, 0, 1)
+
+
+@cache
+def _decoders() -> list[str]:
+    """Returns which of these decoders Pillow was built with."""
+    Image.init()
+    return [name for name in dict.fromkeys(SUFFIXES.values()) if name in Image.OPEN]
 
 
 def _check(image: Image.Image, where: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from cdistill.networks.classes import Classes
 from cdistill.networks.unet import UNet
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -33,7 +34,12 @@ class Denoiser(nn.Module, ABC):
 
     sample_shape: tuple[int, ...]  # shape of one sample, (C, H, W) or (d,)
     sigma_data: float  # standard deviation of the data that the network was scaled for
-    num_classes: int = 0  # number of classes, 0 when unconditional
+    known_classes: Classes = Classes()  # that it takes as labels; none when unconditional
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 when unconditional."""
+        return len(self.known_classes)
 
     @abstractmethod
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -74,7 +80,7 @@ class EDMDenoiser(Denoiser):
         self.model = model
         self.sample_shape = sample_shape
         self.sigma_data = sigma_data
-        self.num_classes = num_classes
+        self.known_classes = Classes.unknown(num_classes)
 
     @override
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:

@@ -24,8 +24,20 @@ class NetworkSection(Section):
                 raise ValueError(f"model_channels: {width} channels make no {min(32, width // 4)} equal groups")
         return self
 
-    def check_side(self, side: int) -> None:
-        """Raises RecipeError unless images of `side` pixels can be halved as often, and attention has its place."""
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raises RecipeError unless the network takes images of `shape` (C, H, W), those of the data called `name`.
+
+        They are square, as those of all of EDM's networks; they can be halved as often as the network does, and
+        attention has its place.
+        """
+        if len(shape) != 3:
+            raise RecipeError(f"data: {name!r} has no images; a U-Net cannot be trained on it")
+        if shape[1] != shape[2]:
+            raise RecipeError(
+                f"data: {name!r} has images of {shape[2]}x{shape[1]} pixels; the networks take square ones: crop or "
+                "pad them all"
+            )
+        side = shape[2]
         levels = len(self.channel_mult)
         sides = [side >> level for level in range(levels)]
         if side % 2 ** (levels - 1):

@@ -62,7 +62,7 @@ class Drawn:
 
 
 def _draw(
-    shape: tuple[int, ...], num_classes: int, rows: Tensor, seeds: Tensor, classes: Tensor | None, turn: int
+    shape: tuple[int, ...], shares: Sequence[float], rows: Tensor, seeds: Tensor, classes: Tensor | None, turn: int
 ) -> Chunk:
     """Draws the noise and the labels, if they are not given, of all seeds of the chunk that has `seeds` (r,) in it."""
     size = chunk_size(shape)
@@ -71,17 +71,24 @@ def _draw(
     draws = [torch.Generator().manual_seed(chunk * size + k) for chunk in present.tolist() for k in range(size)]
     x = torch.stack([torch.randn(shape, generator=draw) for draw in draws]).double() * T
     labels = None
-    if num_classes:
-        labels = torch.stack([torch.randint(num_classes, (), generator=draw) for draw in draws])
+    if shares:
+        labels = torch.stack([_draw_class(shares, draw) for draw in draws])
         if classes is not None:
             labels[places] = classes
     return Chunk(rows, places, x, labels, draws, turn)
 
 
+def _draw_class(shares: Sequence[float], draw: torch.Generator) -> Tensor:
+    """Draws a class, int64 (), as EDM does where all occur equally often."""
+    if min(shares) == max(shares):
+        return torch.randint(len(shares), (), generator=draw)
+    return torch.multinomial(torch.tensor(shares, dtype=torch.float64), 1, generator=draw)[0]
+
+
 def draw_chunks(
     shape: tuple[int, ...],
     seeds: Sequence[int],
-    num_classes: int = 0,
+    shares: Sequence[float] = (),
     classes: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Chunk]:
@@ -90,14 +97,14 @@ def draw_chunks(
     Yields the chunks of this process with a wanted seed in them, the processes of `accelerator` taking turns; `classes`
     are in place of drawn ones. Arguments as `stream`.
     """
-    for draw in _plan(shape, seeds, num_classes, classes, accelerator, 1):
+    for draw in _plan(shape, seeds, shares, classes, accelerator, 1):
         yield draw()
 
 
 def _plan(
     shape: tuple[int, ...],
     seeds: Sequence[int],
-    num_classes: int,
+    shares: Sequence[float],
     classes: Sequence[int] | None,
     accelerator: Accelerator | None,
     together: int,
@@ -111,14 +118,14 @@ def _plan(
     for number in range(rank, len(groups), world):
         rows = groups[number]
         turn = sum(map(len, groups[number : number + world]))
-        yield partial(_draw, shape, num_classes, rows, wanted[rows], None if chosen is None else chosen[rows], turn)
+        yield partial(_draw, shape, shares, rows, wanted[rows], None if chosen is None else chosen[rows], turn)
 
 
 def stream(
     sampler: Sampler,
     shape: tuple[int, ...],
     seeds: Sequence[int],
-    num_classes: int = 0,
+    shares: Sequence[float] = (),
     classes: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     advance: Callable[[int, str], None] = lambda count, note: None,
@@ -134,7 +141,7 @@ def stream(
         sampler: What maps noise to samples.
         shape: Shape of one sample.
         seeds: Non-negative integers, in any order; a seed's sample is the same in every list.
-        num_classes: Number of classes, 0 when unconditional.
+        shares: How often each class is drawn, see `Classes.shares`; () when unconditional.
         classes: The class of each sample, in place of the drawn one.
         device: Where the network is.
         advance: Told the number of samples that all processes have finished.
@@ -144,7 +151,7 @@ def stream(
     Raises:
         StoppedError: A signal came; all that was begun has been yielded.
     """
-    plans = _plan(shape, seeds, num_classes, classes, accelerator, chunks_together(shape, device, batch_size))
+    plans = _plan(shape, seeds, shares, classes, accelerator, chunks_together(shape, device, batch_size))
     on_cpu = torch.device(device).type == "cpu"
 
     @torch.inference_mode()
@@ -211,14 +218,14 @@ def generate(
     sampler: Sampler,
     shape: tuple[int, ...],
     seeds: Sequence[int],
-    num_classes: int = 0,
+    shares: Sequence[float] = (),
     classes: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor | None]:
     """Draws one sample for each seed and returns all, (n, ...), float64, and labels (n,) or None; see `stream`."""
     samples = torch.zeros(len(seeds), *shape, dtype=torch.float64)
-    labels = torch.zeros(len(seeds), dtype=torch.int64) if num_classes else None
-    for drawn in stream(sampler, shape, seeds, num_classes, classes, device):
+    labels = torch.zeros(len(seeds), dtype=torch.int64) if shares else None
+    for drawn in stream(sampler, shape, seeds, shares, classes, device):
         samples[drawn.rows] = drawn.samples
         if labels is not None and drawn.labels is not None:
             labels[drawn.rows] = drawn.labels

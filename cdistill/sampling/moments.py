@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings.coefficients import Fit
 from cdistill.runtime import signals
@@ -75,6 +76,7 @@ def collect_moments(
     samplers: Mapping[Student, Sampler] = MappingProxyType({}),
     advance: Advance = lambda count, note: None,
     accelerator: Accelerator | None = None,
+    classes: Classes | None = None,
 ) -> Moments:
     """Follows the teacher's trajectories from T to eps by Heun's method and sums their inner products.
 
@@ -87,6 +89,7 @@ def collect_moments(
         samplers: Untrained students, whose end points are compared with those of the trajectories.
         advance: Called with the number of trajectories that were finished since the last call.
         accelerator: Shares whole chunks among its processes; the sums are those of one to float64 rounding.
+        classes: How often each class occurs in the data; as the teacher knows it if None.
 
     Raises:
         StoppedError: A signal came.
@@ -99,7 +102,9 @@ def collect_moments(
     ]
     device = next(iter(denoiser.state_dict().values())).device
     seeds = range(seed * count, (seed + 1) * count)
-    for chunk in draw_chunks(denoiser.sample_shape, seeds, denoiser.num_classes, accelerator=accelerator):
+    for chunk in draw_chunks(
+        denoiser.sample_shape, seeds, (classes or denoiser.known_classes).shares, accelerator=accelerator
+    ):
         signals.check("comparison")
         products = _chunk_products(denoiser, chunk, points, substeps, list(samplers.values()), device)
         for total, product in zip(totals, products, strict=True):

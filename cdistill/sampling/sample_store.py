@@ -79,7 +79,7 @@ class SampleStore:
         self,
         sampler: Sampler,
         seeds: Sequence[int],
-        num_classes: int,
+        shares: Sequence[float],
         accelerator: Accelerator,
         title: str,
         classes: Sequence[int] | None = None,
@@ -90,7 +90,7 @@ class SampleStore:
         Args:
             sampler: See `stream`, as for what follows.
             seeds: All wanted seeds, each once.
-            num_classes: Number of classes, 0 when unconditional.
+            shares: How often each class is drawn, () when unconditional.
             accelerator: Devices and processes.
             title: What the progress bar calls the samples.
             classes: The class of each seed, in place of the drawn one.
@@ -117,7 +117,7 @@ class SampleStore:
         with progress(len(seeds), title, "img", kept) as advance:
             try:
                 for drawn in stream(
-                    sampler, self.shape, wanted, num_classes, chosen, accelerator.device, advance, accelerator,
+                    sampler, self.shape, wanted, shares, chosen, accelerator.device, advance, accelerator,
                     batch_size,
                 ):  # fmt: skip
                     self._add(torch.tensor([wanted[k] for k in drawn.rows.tolist()]), drawn)

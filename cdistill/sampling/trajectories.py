@@ -275,7 +275,7 @@ class TrajectoryStore:
         points = torch.empty(SHARD, len(self.levels), *self.shape, dtype=self.dtype)
         labels = torch.zeros(SHARD, dtype=torch.int64)
         done = 0
-        for drawn in stream(follow, self.shape, seeds, teacher.denoiser.num_classes, chosen, device):
+        for drawn in stream(follow, self.shape, seeds, teacher.denoiser.known_classes.shares, chosen, device):
             points[drawn.rows] = drawn.samples.to(points.dtype)
             if drawn.labels is not None:
                 labels[drawn.rows] = drawn.labels

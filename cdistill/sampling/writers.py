@@ -7,11 +7,12 @@ A third party writes a subclass of :class:`Writer`, names it in the entry-point 
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,12 +24,12 @@ from PIL import Image
 from typing_extensions import override
 
 from cdistill.errors import CdistillError
-from cdistill.runtime.console import say
 from cdistill.sampling.image_grids import tile
 from cdistill.sampling.sample_store import Batch
 from cdistill.storage.files import disk_full, replacing
 
 _READABLE = 0o644
+_PICTURE = re.compile(r"\d{6,}\.png")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Writer(ABC):
     @abstractmethod
     def write(self, path: Path, samples: Samples) -> None:
         """Writes all samples; DiskFullError if they do not fit."""
+
+    def others(self, path: Path, seeds: Sequence[int]) -> list[str]:
+        """Returns what lies at `path` and would stay there beside the samples of `seeds`."""
+        return []
 
     def check(self, name: str, shape: tuple[int, ...], count: int) -> None:
         """Raises CdistillError if `count` samples of `shape` cannot be written; `name` is the format's own."""
@@ -82,10 +87,15 @@ class GridWriter(Writer):
 class FolderWriter(Writer):
     """``SEED.png``, six digits, in one folder: what EDM's generate.py writes, its fid.py and clean-fid read.
 
-    Other files in the folder stay; where the folder exists already, its files are replaced one by one.
+    Where the folder exists already, its files are replaced one by one, and pictures of other seeds are removed.
     """
 
     suffix: ClassVar[str] = ""
+
+    @override
+    def others(self, path: Path, seeds: Sequence[int]) -> list[str]:
+        names = {f"{seed:06d}.png" for seed in seeds}
+        return sorted(file.name for file in os.scandir(path) if file.name not in names) if path.is_dir() else []
 
     @override
     def write(self, path: Path, samples: Samples) -> None:
@@ -98,8 +108,16 @@ class FolderWriter(Writer):
                         (temporary / f"{seed:06d}.png").write_bytes(encode_png(image))
                 os.sync()
                 _move(temporary, path)
+                for name in self.others(path, samples.seeds.tolist()):
+                    if is_picture_of_seed(name):
+                        (path / name).unlink()
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_picture_of_seed(name: str) -> bool:
+    """Whether a file is called as a `FolderWriter` calls its pictures."""
+    return bool(_PICTURE.fullmatch(name))
 
 
 def _move(source: Path, target: Path) -> None:
@@ -107,9 +125,6 @@ def _move(source: Path, target: Path) -> None:
     if not target.is_dir():
         source.rename(target)
         return
-    others = {file.name for file in os.scandir(target)} - {file.name for file in os.scandir(source)}
-    if others:
-        say(f"{target}: {len(others)} other files stay in it")
     for file in os.scandir(source):
         os.replace(file.path, target / file.name)
 

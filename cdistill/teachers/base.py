@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from cdistill.networks.denoiser import Denoiser
 
-    # Architecture, sigma_data, weights, name of the data ("" if unknown) and licence, as a file states them.
-    _Contents = tuple[Mapping[str, Any], float, dict[str, Tensor], str, str]
+    # Architecture, sigma_data, weights, name of the data ("" if unknown), licence and classes, as a file states them.
+    _Contents = tuple[Mapping[str, Any], float, dict[str, Tensor], str, str, Any]
 
 UNKNOWN = "unknown"  # a licence that nothing states
 
@@ -88,6 +88,8 @@ def save_teacher(path: Path, teacher: Teacher, architecture: dict[str, Any], hea
     from cdistill.storage.checkpoints import save_tensors
 
     facts = {"architecture": architecture, "data": teacher.data, "sigma_data": teacher.denoiser.sigma_data}
+    if teacher.denoiser.num_classes:
+        facts["classes"] = teacher.denoiser.known_classes.to_dict()
     if teacher.licence != UNKNOWN:
         facts["licence"] = teacher.licence
     save_tensors(path, teacher.denoiser.state_dict(), "teacher", {**header, **facts})
@@ -100,13 +102,15 @@ def read_teacher(path: Path, name: str) -> tuple[Teacher, Mapping[str, Any]]:
     `load_teacher`, and MismatchError: It holds a student.
     """
     from cdistill.networks.architecture import load_denoiser
+    from cdistill.networks.classes import Classes
     from cdistill.networks.denoiser import freeze
 
     read = _read_ours if path.suffix == ".safetensors" else _read_foreign
-    architecture, sigma_data, tensors, data, licence = read(path)
+    architecture, sigma_data, tensors, data, licence, classes = read(path)
     try:
         denoiser = load_denoiser(architecture, sigma_data, tensors)
-    except (RuntimeError, TypeError, ValueError) as error:
+        denoiser.known_classes = Classes.parse(classes, denoiser.num_classes)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise CorruptFileError(f"{path}: its tensors do not fit its architecture ({brief(error)})") from error
     return Teacher(name, freeze(denoiser), data, licence), architecture
 
@@ -120,7 +124,8 @@ def _read_ours(path: Path) -> _Contents:
             raise CorruptFileError(f"{path}: made by an older cdistill; train it again, or convert it again")
         licence = header.get("licence")
         stated = licence if isinstance(licence, str) and licence else UNKNOWN
-        return header["architecture"], header["sigma_data"], tensors, str(header["data"]), stated
+        facts = header["architecture"], header["sigma_data"]
+        return *facts, tensors, str(header["data"]), stated, header.get("classes")
     except (KeyError, TypeError) as error:
         raise CorruptFileError(f"{path}: its header is not that of a teacher ({error}); make it again") from error
 
@@ -132,4 +137,4 @@ def _read_foreign(path: Path) -> _Contents:
     if foreign.preconditioning is not None:
         raise MismatchError(f"{path}: a student ({foreign.what}); a teacher is needed")
     data = official_data(foreign.architecture, path.name)
-    return foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence
+    return foreign.architecture, foreign.sigma_data, foreign.tensors, data, foreign.licence, None

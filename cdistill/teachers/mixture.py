@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from cdistill.data.source import Source
+from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser, broadcast, edm_coefficients, freeze, positional_embedding
 from cdistill.runtime.randomness import generator
 from cdistill.schedule import SIGMA_DATA
@@ -62,7 +63,9 @@ class MixtureDenoiser(Denoiser):
         self.register_buffer("classes", classes)
         self.sample_shape = (means.shape[1],)
         self.sigma_data = sigma_data
-        self.num_classes = 0 if classes is None else int(classes.max()) + 1
+        if classes is not None:
+            shares = torch.zeros(int(classes.max()) + 1, dtype=torch.float64).index_add(0, classes, self.weights)
+            self.known_classes = Classes(tuple((shares * DRAWS).round().long().tolist()))
 
     @override
     def forward(self, x: Tensor, t: Tensor, s: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -105,7 +108,7 @@ class MixtureStudent(Denoiser):
         self.teacher = freeze(teacher)
         self.sample_shape = teacher.sample_shape
         self.sigma_data = teacher.sigma_data
-        self.num_classes = teacher.num_classes
+        self.known_classes = teacher.known_classes
         self.frequencies = frequencies
         dim = self.sample_shape[0]
         self.hidden = nn.Sequential(

@@ -8,10 +8,12 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -41,12 +43,14 @@ class Task(ABC):
         accelerator: Devices and processes.
         identity: Digests of what the state depends on; a checkpoint with others is refused.
         images: Images a step, all processes together.
+        facts: What else a checkpoint says, JSON values.
         seed: Seed of the run.
         attempt: How often the run went back to a checkpoint; every attempt draws other numbers.
     """
 
     accelerator: Accelerator
     identity: dict[str, str]
+    facts: Mapping[str, Any] = MappingProxyType({})
     images: int
     seed: int
     attempt: int = 0
@@ -354,6 +358,7 @@ def save(task: Task, folder: RunFolder, done: int, counters: Counters, due: bool
         state = {
             "scaler": scaler.state_dict() if scaler is not None else None,
             "identity": task.identity,
+            **task.facts,
             "counters": asdict(counters),
             "due": due,
         }

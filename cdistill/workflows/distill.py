@@ -54,9 +54,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     recipe = with_absolute_paths(recipe)
     source = load_source(recipe.data)
     section, checkpoint = recipe.training, recipe.checkpoint
-    if len(source.shape) != 3:
-        raise RecipeError(f"data: {source.name!r} has no images; a U-Net cannot be trained on it")
-    recipe.network.check_side(source.shape[-1])
+    recipe.network.check_shape(source.name, source.shape)
     architecture = recipe.architecture(source.shape, source.num_classes)
     folder, path = RunFolder(out), out / "teacher.safetensors"
     accelerator = make_accelerator(section.precision)
@@ -64,7 +62,11 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
     with opened_run(folder, recipe, resume, accelerator), follow:
         torch.manual_seed(recipe.seed)
         denoiser = build_denoiser(architecture, section.sigma_data)
-        say(f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples")
+        denoiser.known_classes = source.classes
+        say(
+            f"teacher: {count_parameters(denoiser):,} parameters; data {source.name}: {len(source):,} samples"
+            f"{_uneven(source)}"
+        )
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
         task.identity = {"data_sha256": source.digest}
         train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
@@ -156,7 +158,7 @@ def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch:
     teacher.denoiser.to(accelerator.device)
     source = open_data(recipe.data, "train", teacher, accelerator)
     real = source if section.split == "train" else open_data(recipe.data, section.split, teacher, accelerator)
-    evaluator = Evaluator(section, teacher.shape, teacher.denoiser.num_classes, teacher, real, accelerator)
+    evaluator = Evaluator(section, teacher.shape, source.classes, teacher, real, accelerator)
     follow = tracking(recipe.logging, folder, recipe.model_dump(), accelerator)
     with opened_run(folder, recipe, resume, accelerator), follow:
         form = prepare_preconditioning(recipe, teacher, source, folder, accelerator)
@@ -167,7 +169,7 @@ def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch:
             f"{folder.path}: {recipe.objective.name}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.student):,}; "
             f"{accelerator.num_processes} x {accelerator.device.type}, {effective_precision(accelerator)}, "
-            f"{task.acceleration}"
+            f"{task.acceleration}{_uneven(source)}"
         )
 
         def evaluate_now(step: int) -> None:
@@ -190,6 +192,11 @@ def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch:
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return final
+
+
+def _uneven(source: Source) -> str:
+    """Returns how often classes occur that do not occur alike, for a line about a run."""
+    return f"; classes: {source.classes.law}" if source.classes.law not in ("", "alike") else ""
 
 
 def make_adversary(recipe: DistillRecipe, teacher: Teacher, accelerator: Accelerator) -> Adversary | None:
@@ -245,6 +252,7 @@ def make_task(
         warmup,
     )  # fmt: skip
     task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
+    task.facts = {"classes": source.classes.to_dict()} if len(source.classes) else {}
     if store is not None:
         task.identity["trajectory_store_sha256"] = store.digest
     return task

@@ -117,6 +117,7 @@ def _estimate(
     header = {
         "teacher": teacher.name,
         "data": source.name,
+        **({"classes": source.classes.to_dict()} if len(source.classes) else {}),
         **identity,
         "ran_in": collection.precision,
         "dim": sums.dim,
@@ -125,7 +126,7 @@ def _estimate(
     }
     estimate = solve(estimator, sums, teacher.denoiser.sigma_data, header)
     if settings.form == "least-squares":
-        estimate = replace(estimate, fit=_fit(teacher, settings, accelerator))
+        estimate = replace(estimate, fit=_fit(teacher, source, settings, accelerator))
     if accelerator.is_main_process and out is not None:
         estimate.save(out)
     accelerator.wait_for_everyone()
@@ -133,14 +134,15 @@ def _estimate(
     return estimate
 
 
-def _fit(teacher: Teacher, settings: EstimationSection, accelerator: Accelerator) -> Fit:
+def _fit(teacher: Teacher, source: Source, settings: EstimationSection, accelerator: Accelerator) -> Fit:
     """Fits f and g to trajectories of the teacher, of other noise than any evaluation's."""
     count = settings.fit_trajectories
     with progress(count, "f and g by least squares", "trajectory") as advance:
         seed = _FIT_SEED // count + settings.seed
         moments = collect_moments(
-            teacher.denoiser, _FIT_LEVELS, count, seed, _FIT_SUBSTEPS, advance=advance, accelerator=accelerator
-        )
+            teacher.denoiser, _FIT_LEVELS, count, seed, _FIT_SUBSTEPS, advance=advance, accelerator=accelerator,
+            classes=source.classes,
+        )  # fmt: skip
     return fit_f_and_g(moments)
 
 

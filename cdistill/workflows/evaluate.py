@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from cdistill.data import load_source
+from cdistill.data import Source, load_source
 from cdistill.errors import CorruptFileError, RecipeError
 from cdistill.evaluation.comparison import Repetition, compare, repetition
 from cdistill.evaluation.evaluator import Evaluator
@@ -19,6 +19,7 @@ from cdistill.evaluation.pipeline import evaluate_networks, save_evaluation
 from cdistill.evaluation.records import IMAGES, Comparisons, Evaluation, to_json
 from cdistill.evaluation.references import measure
 from cdistill.evaluation.statistics_files import file_facts, write_statistics
+from cdistill.networks.classes import Classes
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import versions
 from cdistill.sampling.samplers import SamplerChoice
@@ -148,14 +149,18 @@ def _check_common(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> Non
 def _measure(target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Evaluation:
     """Measures one target; writes the record and pictures if asked."""
     target.to(accelerator.device)
-    classes = 0 if target.network is None else target.network.num_classes
     source = target.source(accelerator)
+    classes = _classes(target, source)
     evaluator = Evaluator(target.section, target.shape, classes, target.teacher, source, accelerator)
     asked = replace(target.request, step=str(target.facts.get("step", target.request.step)))  # "last" may move on
     seeds = None if target.images is not None else f"{evaluator.seeds[0]}..{evaluator.seeds[-1]}"
     facts = {**target.facts, "seeds": seeds, "request": {"target": asdict(asked), "choice": asdict(choice)}}
     if target.images is not None:
         say(f"{target.title}: {len(target.images)} images")
+        if source is not None and source.lossy != target.images.lossy:
+            kinds = ("with losses (JPEG or the like)", "without (PNG or the like)")
+            these, data = kinds if target.images.lossy else kinds[::-1]
+            say(f"{target.title}: stored {these}, the data {data}: compression alone moves every distance")
         row = evaluator.measure(IMAGES, 0, SampleSet(target.images.samples[:], None, accelerator))
         evaluation = evaluator.evaluation([row], **facts, **evaluator.facts(), samplers={})
     else:
@@ -164,6 +169,15 @@ def _measure(target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerat
     if not write:
         return evaluation
     return save_evaluation(evaluator, evaluation, target.folder, _name(target, choice))
+
+
+def _classes(target: LoadedTarget, source: Source | None) -> Classes:
+    """Returns the classes to draw, as the network knows them, or else as the data to compare with have them."""
+    if target.network is None:
+        return Classes()
+    known = target.network.known_classes
+    unknown = known == Classes.unknown(len(known))
+    return source.classes if unknown and source is not None and len(source.classes) == len(known) else known
 
 
 def _name(target: LoadedTarget, choice: SamplerChoice) -> str:

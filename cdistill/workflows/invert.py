@@ -17,6 +17,7 @@ from cdistill.runtime import signals
 from cdistill.runtime.console import progress
 from cdistill.sampling.inversion import invert
 from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
+from cdistill.sampling.teacher_data import renumbered
 from cdistill.schedule import T
 from cdistill.storage.files import replacing
 from cdistill.storage.run_folder import RunFolder
@@ -116,7 +117,7 @@ def _invert_all(sampler: TimedSampler, source: Source, device: torch.device) -> 
 
 
 def _fit(source: Source, denoiser: Denoiser) -> Source:
-    classes = denoiser.num_classes
+    classes, source = denoiser.num_classes, renumbered(source, denoiser.known_classes, "the network")
     if source.shape != denoiser.sample_shape or (classes and not 0 < source.num_classes <= classes):
         raise MismatchError(
             f"{source.name}: images of shape {tuple(source.shape)}, {source.num_classes} classes; the network has "

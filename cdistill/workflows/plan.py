@@ -20,7 +20,7 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
     """Counts what a recipe costs on `devices` devices; no weights of EDM's teachers are needed for it."""
     if isinstance(recipe, TeacherRecipe):
         source = load_source(recipe.data)
-        recipe.network.check_side(source.shape[-1])
+        recipe.network.check_shape(source.name, source.shape)
         with torch.device("meta"):
             network = build_denoiser(recipe.architecture(source.shape, source.num_classes), 0.5)
         return plan_teacher(recipe, network, devices)

@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cdistill.data.source import QUANTISATION
 from cdistill.errors import RecipeError
+from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.registry import WRITERS
@@ -23,7 +24,7 @@ from cdistill.sampling.drawing import chunks_together
 from cdistill.sampling.image_grids import as_ranges
 from cdistill.sampling.sample_store import SampleStore
 from cdistill.sampling.samplers import SamplerChoice, make_samplers
-from cdistill.sampling.writers import Samples, Writer
+from cdistill.sampling.writers import Samples, Writer, is_picture_of_seed
 from cdistill.storage.checkpoints import tensor_digest
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
@@ -70,10 +71,11 @@ def sample(
     choice: SamplerChoice = _ANY,
     nfe: Sequence[int] | None = None,
     seeds: Sequence[int] = range(64),
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | str] | Literal["uniform"] | None = None,
     output_format: str = "grid",
     out: str | Path = "samples",
     batch_size: int | None = None,
+    overwrite: bool = False,
 ) -> SampleFiles:
     """Draws samples of a run's student or of a teacher with each sampler that is asked for, and writes them.
 
@@ -88,13 +90,15 @@ def sample(
         choice: The sampler; its `nfe` is not read.
         nfe: Numbers of network calls, one sampler for each; see `make_samplers`.
         seeds: One sample each; repeated ones are drawn once.
-        classes: Classes to draw, repeated along the seeds; None draws them from the seeds.
+        classes: Numbers or names, repeated along the seeds; "uniform" draws them from the seeds, all that occur in the
+            data alike, None as often as there.
         output_format: Name of a registered writer.
         out: Folder.
         batch_size: Images that a network call holds on a GPU.
+        overwrite: Whether pictures of other seeds that lie in a folder to be written are removed, not refused.
 
     Raises:
-        RecipeError: A class that the network does not have; or as `make_samplers`.
+        RecipeError: No such class, other files where samples are to lie, or as `make_samplers`.
         StoppedError: A signal came; finished samples are kept.
         RunLockedError: Another process writes the same files.
 
@@ -106,11 +110,13 @@ def sample(
     accelerator = make_accelerator("fp32")
     denoiser, preconditioning, facts = load_network(Path(run) if isinstance(run, str) else run, teacher, weights, step)
     samplers = make_samplers(denoiser, preconditioning, choice, nfe)
-    _check_classes(denoiser, classes)
+    known, numbers = _choose_classes(denoiser.known_classes, classes)
     shape, device = denoiser.sample_shape, accelerator.device
     writer.check(output_format, shape, len(seeds))
-    facts |= {"weights_sha256": tensor_digest(denoiser.state_dict()), "classes": classes and as_ranges(classes)}
-    chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
+    _check_places([out / f"{name}{writer.suffix}" for name in samplers], writer, seeds, overwrite)
+    drawn_classes = as_ranges(numbers) if numbers else known.law or None
+    facts |= {"weights_sha256": tensor_digest(denoiser.state_dict()), "classes": drawn_classes}
+    chosen = numbers and [numbers[k % len(numbers)] for k in range(len(seeds))]
     denoiser.to(device)
     how = {"precision": "fp32", "device": device.type, "versions": versions()}
     files, rates, stores = [], {}, []
@@ -120,15 +126,15 @@ def sample(
             lock = held(folder / "lock", f"{out / name}: another process samples to this place")
             let_main(partial(stack.enter_context, lock), folder, accelerator)
             identity = {
-                **facts, **how, "sampler": sampler.facts, "seeds": _digest(seeds), "classes": _digest(chosen or []),
-                "chunks": chunks_together(shape, device, batch_size),
+                **facts, **how, "sampler": sampler.facts, "seeds": _digest(seeds),
+                "classes": _digest(chosen or known.counts), "chunks": chunks_together(shape, device, batch_size),
             }  # fmt: skip
             store = SampleStore(folder, identity, shape)
             start = time.monotonic()
-            drawn = store.draw(sampler, seeds, denoiser.num_classes, accelerator, name, chosen, batch_size)
+            drawn = store.draw(sampler, seeds, known.shares, accelerator, name, chosen, batch_size)
             rates[name] = drawn / (time.monotonic() - start) if drawn else None
             samples = Samples(np.array(seeds), shape, partial(store.read, seeds))
-            let_main(partial(writer.write, path, samples), path, accelerator)
+            let_main(partial(_write, writer, path, samples, out / f"{name}.json"), path, accelerator)
             files.append(path)
             stores.append(store)
         if accelerator.is_main_process:
@@ -164,12 +170,32 @@ def load_network(
     return student.denoiser, student.preconditioning, facts
 
 
+def _write(writer: Writer, path: Path, samples: Samples, record: Path) -> None:
+    """Writes samples, and removes first the record that says how others were made."""
+    record.unlink(missing_ok=True)
+    writer.write(path, samples)
+
+
+def _choose_classes(
+    known: Classes, classes: Sequence[int | str] | Literal["uniform"] | None
+) -> tuple[Classes, list[int] | None]:
+    """Returns the classes as often as they are to be drawn, and the numbers of those that are given in their place."""
+    if classes is not None and classes != "uniform":
+        return known, known.numbers(list(map(str, classes)))
+    drawn = known if classes is None else known.alike()
+    if drawn.law not in ("", "alike"):
+        say(f"classes: {drawn.law}")
+    return drawn, None
+
+
+def _check_places(paths: Sequence[Path], writer: Writer, seeds: Sequence[int], overwrite: bool) -> None:
+    """Raises RecipeError if samples of `seeds` would lie among other files; pictures may be overwritten."""
+    for path in paths:
+        others = [name for name in writer.others(path, seeds) if not (overwrite and is_picture_of_seed(name))]
+        if others:
+            remedy = "choose another --out" + ("" if overwrite else ", or --overwrite, which removes pictures")
+            raise RecipeError(f"{path}: holds {len(others):,} other files ({others[0]}, ...); {remedy}")
+
+
 def _digest(numbers: Sequence[int]) -> str:
     return hashlib.sha256(np.array(numbers, np.int64).tobytes()).hexdigest()
-
-
-def _check_classes(denoiser: Denoiser, classes: Sequence[int] | None) -> None:
-    count = denoiser.num_classes
-    if classes is not None and not all(0 <= k < count for k in classes):
-        allowed = f"0 to {count - 1}" if count else "none, it is unconditional"
-        raise RecipeError(f"--classes: got {list(classes)}; this network has {allowed}")

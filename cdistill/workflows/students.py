@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
+from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser, freeze
 from cdistill.preconditionings import Preconditioning, load_preconditioning, make_preconditioning
 from cdistill.recipe.files import load_recipe
@@ -43,7 +44,7 @@ class Student:
         self,
         nfe: int = STUDENT_NFE,
         seeds: Sequence[int] = range(16),
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
         sampler: str | None = None,
     ) -> Tensor:
         """Draws a sample for each seed; a sample depends on its seed alone.
@@ -51,7 +52,7 @@ class Student:
         Args:
             nfe: Network calls for a sample.
             seeds: One sample each.
-            classes: Repeated along the seeds; drawn at random by seed where the student has classes and none are given.
+            classes: Numbers or names, repeated along the seeds; None draws them by seed, as often as in the data.
             sampler: A registered name; the student's default if None.
 
         Returns:
@@ -61,10 +62,11 @@ class Student:
             RecipeError: The sampler does not fit the student, or there is no such class.
         """
         built = make_sampler(self.denoiser, self.preconditioning, sampler, nfe)
-        chosen = None if classes is None else [classes[k % len(classes)] for k in range(len(seeds))]
+        known = self.denoiser.known_classes
+        numbers = None if classes is None else known.numbers(list(map(str, classes)))
+        chosen = None if numbers is None else [numbers[k % len(numbers)] for k in range(len(seeds))]
         device = next(self.denoiser.parameters()).device
-        shape, count = self.denoiser.sample_shape, self.denoiser.num_classes
-        return generate(built, shape, seeds, count, chosen, device)[0]
+        return generate(built, self.denoiser.sample_shape, seeds, known.shares, chosen, device)[0]
 
 
 def load_student(run: RunFolder | str | Path, weights: Path | None = None, step: str = "last") -> Student:
@@ -98,7 +100,8 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
     denoiser = untrained_student(teacher, recipe)
     try:
         denoiser.load_state_dict(groups["ema"])
-    except (RuntimeError, KeyError) as error:
+        denoiser.known_classes = Classes.parse(state.get("classes"), denoiser.num_classes)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
     form = recipe_preconditioning(recipe, teacher, run.coefficients)
     return Student(denoiser, form, teacher, recipe, int(state["step"]))

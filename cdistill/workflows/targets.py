@@ -89,21 +89,32 @@ class LoadedTarget:
         """Yields options that were given and that nothing reads, and what they go with."""
         request, changes = self.request, self.request.changes
         given = {"--sampler": choice.name, "--times": choice.times, "--gamma": choice.gamma}
-        options = [option for option, value in given.items() if value is not None]
-        if options and self.student is None:
-            yield options, "goes with a student; --baselines measures solvers"
-        if "nfe" in changes and self.student is None and not self.section.baselines:
-            yield ["--nfe"], "goes with a student, or with --baselines"
-        if self.images is not None and (options := [o for o in ("first_seed", "baselines") if o in changes]):
-            yield [f"--{option.replace('_', '-')}" for option in options], "goes with networks, not with images"
-        if "baselines" in changes and self.teacher is None:
-            yield ["--baselines"], "are a teacher's solvers, and there is no teacher; name one with --teacher"
-        if request.step != "last" and not self.is_run:
-            yield ["--step"], "goes with a run; this is of one step alone"
-        if request.weights is not None and self.teacher is None:
-            yield ["--weights"], "are a teacher's, and there is no teacher; name one with --teacher"
-        if "split" in changes and not self.is_run and request.data is None and self.section.reference is not None:
-            yield ["--split"], "goes with data, not with --reference alone; name --data"
+        sampler = [option for option, value in given.items() if value is not None]
+        chosen = {name: [f"--{name.replace('_', '-')}"] for name in changes}
+        of_networks = [word for name in ("first_seed", "classes", "baselines") for word in chosen.get(name, [])]
+        step = ["--step"] if request.step != "last" else []
+        weights = ["--weights"] if request.weights is not None else []
+        student, teacher, unlabelled = self.student, self.teacher, self.network and not self.network.num_classes
+        no_data = not self.is_run and request.data is None and self.section.reference is not None
+        rules = [
+            (sampler, student is None, "goes with a student; --baselines measures solvers"),
+            (
+                chosen.get("nfe"),
+                student is None and not self.section.baselines,
+                "goes with a student, or with --baselines",
+            ),
+            (of_networks, self.images is not None, "goes with networks, not with images"),
+            (chosen.get("classes"), unlabelled, "goes with a network that has classes; this one is unconditional"),
+            (
+                chosen.get("baselines"),
+                teacher is None,
+                "are a teacher's solvers, and there is none; name one: --teacher",
+            ),
+            (step, not self.is_run, "goes with a run; this is of one step alone"),
+            (weights, teacher is None, "are a teacher's, and there is none; name one: --teacher"),
+            (chosen.get("split"), no_data, "goes with data, not with --reference alone; name --data"),
+        ]
+        return ((options, reason) for options, unread, reason in rules if options and unread)
 
 
 def load_target(target: Target) -> LoadedTarget:

@@ -26,7 +26,7 @@ def measure(target: LoadedTarget, block: int, nfe: int) -> dict[str, Estimate]:
     accelerator = make_accelerator("fp32")
     denoiser, preconditioning = target.student
     source = target.source(accelerator)
-    evaluator = Evaluator(section, target.shape, denoiser.num_classes, None, source, accelerator)
+    evaluator = Evaluator(section, target.shape, denoiser.known_classes, None, source, accelerator)
     sampler = make_sampler(denoiser, preconditioning, nfe=nfe)
     return dict(evaluator.measure("student", nfe, evaluator.draw(sampler, f"block {block}")).estimates)
 

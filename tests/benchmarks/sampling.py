@@ -73,7 +73,7 @@ def whole(denoiser: EDMDenoiser, sampler: Sampler, count: int, form: str, root: 
     def work() -> None:
         folder = Path(tempfile.mkdtemp(dir=root))
         store = SampleStore(folder / "shards", {}, shape)
-        store.draw(sampler, seeds, denoiser.num_classes, accelerator, "samples")
+        store.draw(sampler, seeds, denoiser.known_classes.shares, accelerator, "samples")
         writer = WRITERS.get(form)()
         samples = Samples(np.array(seeds), shape, partial(store.read, seeds))
         writer.write(folder / f"found{writer.suffix}", samples)

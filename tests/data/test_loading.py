@@ -130,6 +130,42 @@ def test_pictures_are_known_by_their_names():
         assert not is_picture(path, name), name
 
 
+KINDS = {"BMP": ".bmp", "DIB": ".dib", "PPM": ".ppm", "GIF": ".gif", "TIFF": ".tif", "TGA": ".tga", "QOI": ".qoi"}
+
+
+def test_every_kind_that_pillow_reads_is_read_and_the_others_are_counted(tmp_path, capsys):
+    grey = random_images(2, 8, 1)
+    kinds = {kind: suffix for kind, suffix in KINDS.items() if kind not in ("GIF", "QOI")}  # these have colours
+    load_source(
+        str(write_folder(tmp_path / "x", {f"{kind}{end}": encode(grey[0], kind) for kind, end in kinds.items()}))
+    )
+    assert "not read" not in capsys.readouterr().err
+    rgb = random_images(1)[0]
+    for kind, suffix in {**KINDS, "JPEG": ".jfif", "PNG": ".PNG", "JPEG2000": ".jp2"}.items():
+        path = write_folder(tmp_path / kind, {f"a{suffix}": encode(rgb, kind)})
+        source = load_source(str(path))
+        assert source.shape == (3, 8, 8)
+        assert source.lossy == (kind in ("JPEG", "JPEG2000"))
+        if not source.lossy and kind != "GIF":
+            assert np.array_equal(source.samples[0], rgb)
+    mixed = {"a.png": encode(rgb), "b.heic": b"", "c.HEIC": b"", "notes.txt": b"", "LICENSE": b"", ".hidden.gif": b""}
+    for path in (write_folder(tmp_path / "mixed", mixed), write_zip(tmp_path / "mixed.zip", mixed)):
+        assert len(load_source(str(path))) == 1
+        assert f"{path}: 1 images; not read: " in (said := capsys.readouterr().err)
+        assert all(words in said for words in ("2 .heic", "1 .txt", "1 no suffix"))
+
+
+def test_folders_of_held_out_data_are_not_trained_on_silently(tmp_path):
+    image = encode(random_images(1)[0])
+    for names in ({"train/a.png", "test/a.png"}, {"train/cat/a.png", "train/dog/b.png", "VAL/cat/a.png"}):
+        path = write_zip(tmp_path / "x.zip", dict.fromkeys(names, image))
+        with pytest.raises(MismatchError, match="data and held-out data; give one of them"):
+            load_source(str(path))
+    assert (
+        load_source(str(write_zip(tmp_path / "y.zip", {"train/a.png": image, "trees/a.png": image}))).num_classes == 2
+    )
+
+
 def test_grey_images_and_other_formats(tmp_path):
     grey = random_images(3, 8, 1)
     source = load_source(str(write_folder(tmp_path / "grey", members(grey, None))))
@@ -389,7 +425,7 @@ def test_damaged_members_and_directories_are_refused(tmp_path):
             write_folder(tmp_path, {"none.zip": b""}) / "none.zip",
         ],
         "no images in it": [write_zip(tmp_path / "empty.zip", {}), write_zip(tmp_path / "txt.zip", {"a.txt": b""})],
-        ".gif is not read": [write_zip(tmp_path / "gif.zip", {"a.gif": b""})],
+        r"no images in it \(holds 1 \.heic\)": [write_zip(tmp_path / "heic.zip", {"a.heic": b""})],
     }
     for words, paths in cases.items():
         for path in paths:
@@ -488,7 +524,7 @@ def test_teacher_and_data_must_fit(tmp_path):
     dropped = fit_source(patches, data(12, [0, 1, 2, 3]))
     assert (dropped.labels, dropped.num_classes) == (None, 0)
     assert dropped.digest != data(12, [0, 1, 2, 3]).digest
-    assert fit_source(digits, data(8, [0, 1, 2, 3])).num_classes == 4
+    assert fit_source(digits, data(8, [0, 1, 2, 3])).classes.counts == (1, 1, 1, 1, 0, 0, 0, 0, 0, 0)
     for side, labels in ((8, None), (8, [0, 1, 2, 10]), (12, [0, 1, 2, 3])):
         with pytest.raises(MismatchError, match="choose data that fits, such as 'digits'"):
             fit_source(digits, data(side, labels))

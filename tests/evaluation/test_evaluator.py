@@ -16,6 +16,8 @@ from cdistill.sampling.drawing import generate
 from cdistill.sampling.samplers import make_sampler
 from cdistill.teachers import load_teacher
 
+TEN = (0.1,) * 10  # classes, drawn alike
+
 LARGE = Source("large", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
 INCEPTION = load_features("legacy_tensorflow")
 
@@ -52,7 +54,7 @@ def test_metrics_that_cannot_be_computed_leave_the_others(tmp_path, monkeypatch,
 
 def make_evaluator(teacher, seeds, metrics=("frechet-pixels", "teacher-mse"), alone=False):
     section = EvaluationSection(first_seed=seeds.start, samples=len(seeds), metrics=list(metrics))
-    classes, source = teacher.denoiser.num_classes, load_source("digits")
+    classes, source = teacher.denoiser.known_classes, load_source("digits")
     return Evaluator(section, teacher.shape, classes, None if alone else teacher, source, Accelerator(cpu=True))
 
 
@@ -80,8 +82,8 @@ def test_the_distance_to_the_teacher_is_that_of_each_seed(assets):
     evaluator = make_evaluator(teacher, range(60, 60 + count))  # across chunks
     sampler = make_sampler(teacher.denoiser, make_preconditioning("ctm"), nfe=2)
     found = evaluator.draw(sampler, "")
-    x, _ = generate(sampler, teacher.shape, evaluator.seeds, 10)
-    ends, _ = generate(make_sampler(teacher.denoiser, None), teacher.shape, evaluator.seeds, 10)
+    x, _ = generate(sampler, teacher.shape, evaluator.seeds, TEN)
+    ends, _ = generate(make_sampler(teacher.denoiser, None), teacher.shape, evaluator.seeds, TEN)
     expected = (x - ends.float()).square().flatten(1).mean(1)
     torch.testing.assert_close(found.errors, expected, rtol=1e-12, atol=0)
     assert torch.equal(found.samples, to_uint8(x))

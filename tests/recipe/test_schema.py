@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -244,6 +245,18 @@ def test_networks_that_do_not_fit_are_refused(change, tmp_path):
 
     with pytest.raises(RecipeError):
         train_teacher(load_recipe(Path("teacher-digits"), TeacherRecipe, [change]), tmp_path / "run", "auto")
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_take_square_images_only(tmp_path):
+    from cdistill.workflows.distill import train_teacher
+
+    images = np.zeros((4, 8, 12, 1), np.uint8)
+    np.savez(tmp_path / "wide.npz", images=images)
+    for changes in ([], ["network.channel_mult=[1]", "network.attn_resolutions=[]"]):
+        recipe = load_recipe(Path("teacher-digits"), TeacherRecipe, [f'data="{tmp_path / "wide.npz"}"', *changes])
+        with pytest.raises(RecipeError, match="has images of 12x8 pixels; the networks take square ones"):
+            train_teacher(recipe, tmp_path / "run", "auto")
     assert not (tmp_path / "run").exists()
 
 

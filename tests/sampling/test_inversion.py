@@ -16,6 +16,8 @@ from cdistill.schedule import EPS, T
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import MixtureDenoiser, mixture_1d
 
+TEN = (0.1,) * 10  # classes, drawn alike
+
 VARIANCE = 0.7
 X = torch.linspace(-150, 150, 31, dtype=torch.float64)[:, None]
 
@@ -52,7 +54,7 @@ def test_gaussian_latents_are_the_closed_form():
 
 def test_the_round_trip_of_the_digits_teacher():
     teacher = load_teacher("digits").denoiser
-    chunk = next(draw_chunks((1, 8, 8), range(64), 10))
+    chunk = next(draw_chunks((1, 8, 8), range(64), TEN))
     x, labels = chunk.x[:8], chunk.labels[:8]
     sampler = make_sampler(teacher, None, nfe=64)
     with torch.inference_mode():

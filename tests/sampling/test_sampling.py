@@ -14,6 +14,8 @@ from cdistill.schedule import EPS, T, sampling_grid
 from cdistill.teachers import load_teacher
 from cdistill.teachers.mixture import mixture_1d
 
+TEN = (0.1,) * 10  # classes, drawn alike
+
 SHAPE = (1, 8, 8)
 
 
@@ -24,7 +26,7 @@ def digits() -> Denoiser:
 
 def draw(denoiser, seeds, nfe=2, **values):
     sampler = make_sampler(denoiser, make_preconditioning("ctm"), nfe=nfe)
-    return generate(sampler, SHAPE, seeds, 10, **values)
+    return generate(sampler, SHAPE, seeds, TEN, **values)
 
 
 def test_an_image_depends_on_its_seed_alone(digits):
@@ -52,7 +54,7 @@ def test_the_number_of_processes_changes_nothing(digits):
     for count in (2, 3):
         rows = []
         for k in range(count):
-            for drawn in stream(sampler, SHAPE, range(200), 10, accelerator=Part(k, count)):
+            for drawn in stream(sampler, SHAPE, range(200), TEN, accelerator=Part(k, count)):
                 assert torch.equal(drawn.samples, whole[drawn.rows])
                 assert torch.equal(drawn.labels, labels[drawn.rows])
                 rows += drawn.rows.tolist()
@@ -77,7 +79,7 @@ def test_a_stream_is_the_whole_in_pieces_each_from_one_process(digits):
         counted, seen = [], []
         for rank in range(count):
             advance = lambda more, note, rank=rank, counted=counted: counted.append((rank, more))  # noqa: E731
-            for drawn in stream(sampler, SHAPE, seeds, 10, advance=advance, accelerator=Part(rank, count)):
+            for drawn in stream(sampler, SHAPE, seeds, TEN, advance=advance, accelerator=Part(rank, count)):
                 assert drawn.samples.dtype == torch.float64
                 assert torch.equal(drawn.samples, whole[drawn.rows])
                 assert torch.equal(drawn.labels, labels[drawn.rows])
@@ -104,9 +106,9 @@ def test_a_process_draws_the_noise_of_its_own_chunks_only(monkeypatch):
 def test_on_a_gpu_a_call_holds_several_chunks_of_the_same_noise():
     """The noise and the labels stay those of the seeds; only how many there are at once changes."""
     seeds = [300, *range(10, 150), 5, 5]
-    single = {int(row): (chunk.x[place], chunk.labels[place]) for chunk in draw_chunks((1,), seeds, 10)
+    single = {int(row): (chunk.x[place], chunk.labels[place]) for chunk in draw_chunks((1,), seeds, TEN)
               for row, place in zip(chunk.rows, chunk.places, strict=True)}  # fmt: skip
-    chunks = [draw() for draw in _plan((1,), seeds, 10, None, None, 4)]
+    chunks = [draw() for draw in _plan((1,), seeds, TEN, None, None, 4)]
     assert [len(chunk.x) for chunk in chunks] == [192, 64]
     for chunk in chunks:
         for row, place in zip(chunk.rows, chunk.places, strict=True):
@@ -125,7 +127,7 @@ def test_seeds_are_edms_latent_first_label_second(digits):
         seen.append((x, labels))
         return x
 
-    generate(spy, SHAPE, [7], 10)
+    generate(spy, SHAPE, [7], TEN)
     own = torch.Generator().manual_seed(7)
     x, labels = seen[0]
     assert torch.equal(x[7], torch.randn(SHAPE, generator=own).double() * T)
@@ -147,7 +149,7 @@ def test_the_network_sees_whole_chunks_only(digits):
         sizes.append(len(x))
         return x
 
-    generate(spy, SHAPE, range(70), 10)
+    generate(spy, SHAPE, range(70), TEN)
     assert sizes == [chunk_size(SHAPE)] * 2
 
 
@@ -159,7 +161,7 @@ def test_a_gpu_draws_the_same_images_but_for_rounding(digits, batch_size):
     on_gpu.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
     sampler = make_sampler(on_gpu, make_preconditioning("ctm"), nfe=1)
     expected, labels = draw(digits, range(300), nfe=1)
-    for drawn in stream(sampler, SHAPE, range(300), 10, device="cuda", batch_size=batch_size):
+    for drawn in stream(sampler, SHAPE, range(300), TEN, device="cuda", batch_size=batch_size):
         assert drawn.samples.device.type == "cpu"
         torch.testing.assert_close(drawn.samples, expected[drawn.rows], rtol=0, atol=2e-2)
         assert torch.equal(drawn.labels, labels[drawn.rows])
@@ -190,7 +192,7 @@ def test_more_jumps_approach_the_teacher():
 def test_the_teachers_sampler_makes_34_calls(digits):
     calls = []
     digits.register_forward_hook(lambda *_: calls.append(1))
-    generate(make_sampler(digits, None), SHAPE, [0], 10)
+    generate(make_sampler(digits, None), SHAPE, [0], TEN)
     assert len(calls) == 34
 
 
@@ -208,8 +210,8 @@ def test_consistency_models_add_noise_between_their_jumps():
 
 def test_consistency_models_draw_their_noise_from_the_seed(digits):
     sampler = make_sampler(digits, make_preconditioning("cm"), nfe=3)
-    whole, _ = generate(sampler, SHAPE, range(70), 10)
-    part, _ = generate(sampler, SHAPE, [69, 2], 10)
+    whole, _ = generate(sampler, SHAPE, range(70), TEN)
+    part, _ = generate(sampler, SHAPE, [69, 2], TEN)
     assert torch.equal(part, whole[[69, 2]])
 
 

@@ -14,6 +14,8 @@ from cdistill.sampling.teacher_data import _FIRST_SEED, teacher_data, teacher_en
 from cdistill.teachers import load_teacher
 from cdistill.training.loop import make_accelerator
 
+TEN = (0.1,) * 10  # classes, drawn alike
+
 
 @pytest.fixture
 def teacher(tmp_path, monkeypatch):
@@ -98,7 +100,7 @@ def test_too_few_and_too_many_are_refused(teacher, count):
 
 
 def endpoints(teacher, seeds):
-    return teacher_endpoints(teacher, seeds, make_accelerator("fp32"))
+    return teacher_endpoints(teacher, seeds, teacher.denoiser.known_classes.shares, make_accelerator("fp32"))
 
 
 def test_endpoints_are_drawn_once_for_whole_chunks_and_extended(teacher, drawn):
@@ -116,7 +118,7 @@ def test_endpoints_are_drawn_once_for_whole_chunks_and_extended(teacher, drawn):
 def test_endpoints_of_images_are_float32(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     digits = load_teacher("digits")
-    expected, _ = generate(make_sampler(digits.denoiser, None), digits.shape, [60, 64], 10)
+    expected, _ = generate(make_sampler(digits.denoiser, None), digits.shape, [60, 64], TEN)
     assert torch.equal(endpoints(digits, range(60, 66)).rows([60, 64])[0], expected.float())
 
 

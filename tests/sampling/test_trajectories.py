@@ -61,7 +61,7 @@ def all_points(store, level):
 def test_points_are_those_of_heuns_method_from_the_noise_of_their_seeds(teacher, precision, bound):
     store = opened(teacher, precision=precision)
     seeds = range(store.identity["first_seed"], store.identity["first_seed"] + 64)
-    (chunk,) = draw_chunks(teacher.shape, seeds, teacher.denoiser.num_classes)
+    (chunk,) = draw_chunks(teacher.shape, seeds, teacher.denoiser.known_classes.shares)
     labels = store.labels(torch.arange(64))
     with torch.no_grad():
         path = trajectory(lambda x, t, s: heun_step(lambda y, u: teacher.denoiser(y, u, None, labels), x, t, s),

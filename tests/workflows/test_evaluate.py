@@ -225,3 +225,16 @@ def test_a_student_is_evaluated_from_python(folder):
 def test_mistakes_are_told(folder, capsys, arguments, code, text):
     found = refused(capsys, *arguments)
     assert (found[0], text in found[1]) == (code, True), found
+
+
+def test_images_with_losses_are_told_from_data_without(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = load_source("digits")
+    for suffix in ("jpg", "png"):
+        Path(suffix).mkdir()
+        for k in range(80):
+            Image.fromarray(source.samples[k, 0].numpy()).save(f"{suffix}/{k}.{suffix}")
+    options = ["--data", "png", "--metrics", "frechet-pixels"]
+    for images, differs in (("jpg", True), ("png", False)):
+        assert run(["evaluate", images, *options]) == 0
+        assert ("stored with losses (JPEG or the like)" in capsys.readouterr().err) == differs

@@ -285,3 +285,20 @@ def test_when_one_process_is_stopped_all_stop_and_keep_what_they_have(calls):
     assert len(calls) == 32 - len(kept)
     assert sample(*request, "--out", "whole") == 0
     assert written("zip", "samples") == written("zip", "whole")
+
+
+def test_samples_do_not_lie_beside_those_of_another_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["sample", "--teacher", "digits", "--nfe", "2", "--sampler", "euler", "--format", "png", "--seeds"]
+    folder, record = Path("samples/teacher-nfe2-euler"), Path("samples/teacher-nfe2-euler.json")
+    assert run([*command, "0-9"]) == 0
+    assert run([*command, "0-9"]) == 0  # the same again
+    before = record.read_text()
+    assert run([*command, "0-3"]) == 2
+    assert "holds 6 other files (000004.png, ...); choose another --out, or --overwrite" in capsys.readouterr().err
+    assert record.read_text() == before
+    assert run([*command, "2-5", "--overwrite"]) == 0
+    assert sorted(file.name for file in folder.iterdir()) == [f"00000{k}.png" for k in range(2, 6)]
+    (folder / "notes.txt").write_text("mine")
+    assert run([*command, "0-3", "--overwrite"]) == 2
+    assert "holds 1 other files (notes.txt, ...); choose another --out\n" in capsys.readouterr().err
