@@ -115,9 +115,14 @@ def run(arguments: Sequence[str]) -> int:
     set_arguments(arguments)
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        return guard(lambda: build(wanted)(list(arguments), standalone_mode=False) or 0)
+        return guard(lambda: _run(wanted, list(arguments)))
     finally:
         launch.leave_group()
+
+
+def _run(wanted: str, arguments: list[str]) -> int:
+    launch.check_environment()
+    return build(wanted)(arguments, standalone_mode=False) or 0
 
 
 def _explain_usage(error: TyperException) -> int:

@@ -109,6 +109,8 @@ def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: M
     """
     if other := {str(tensor.dtype) for tensor in tensors.values()} - {"torch.float32"}:
         raise RuntimeError(f"weights in {', '.join(sorted(other))}; float32 is needed")
+    if broken := next((name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())), None):
+        raise RuntimeError(f"{broken} holds NaN or infinity: this network has diverged")
     with torch.device("meta"):
         denoiser = build_denoiser(architecture, sigma_data)
     denoiser.load_state_dict(tensors, assign=True)

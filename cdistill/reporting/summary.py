@@ -26,8 +26,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     status, values = run.record.status, run.record.values
     steps = values.get("training.iterations", status.get("iterations", "?"))
     state = str(status.get("state", "not known"))
-    if status.get("error"):
-        state += f": {status['error']}"
+    for detail in filter(None, (status.get("error"), status.get("note"))):
+        state += f": {detail}"
     known = {
         "teacher": values.get("teacher"),
         "data": values.get("data"),

@@ -16,14 +16,16 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cdistill import __version__
 from cdistill.errors import CdistillError
+from cdistill.runtime import signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+MOST_THREADS = 1024  # of one process; torch ends in a segmentation fault with a hundred thousand
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 _GRACE = 30.0  # seconds that the others get to save when one process has failed
 
@@ -40,17 +42,17 @@ def rank() -> int:
 
 def world_size() -> int:
     """Number of processes that the launcher states it started."""
-    return _number("WORLD_SIZE", 1)
+    return _number("WORLD_SIZE", 1, 1)
 
 
 def thread_count(processes: int | None = None) -> int:
     """Returns the threads of a process: ``$CDISTILL_THREADS``, or its share of the cores among `processes` here."""
-    return max(1, _number("CDISTILL_THREADS", _cores() // (processes or local_processes())))
+    return _number("CDISTILL_THREADS", max(1, _cores() // (processes or local_processes())), 1, MOST_THREADS)
 
 
 def local_processes() -> int:
     """Number of processes that the launcher started on this machine."""
-    return max(1, _number("LOCAL_WORLD_SIZE", 1))
+    return _number("LOCAL_WORLD_SIZE", 1, 1)
 
 
 def calm_threads() -> None:
@@ -106,14 +108,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": _free_port(),
+        signals.PARENT: os.getpid(),
     }
     children: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         _send(children, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, forward)
+    for number in signals.EXIT_CODES:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, forward)
     for own_rank in range(processes):
         variables = {**common, "RANK": own_rank, "LOCAL_RANK": own_rank}
         environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
@@ -150,6 +154,28 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def this_process() -> dict[str, Any]:
+    """Returns what this process is known by, on this machine and on others, as JSON; see `is_gone`."""
+    import psutil
+
+    return {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+
+
+def is_gone(process: Any) -> bool:
+    """Whether a process, as `this_process` describes it, has run on this machine and does no longer."""
+    import psutil
+
+    try:
+        host, number, began = process["host"], int(process["pid"]), float(process["began"])
+        if host != socket.gethostname() or number < 1:
+            return False
+        return bool(abs(psutil.Process(number).create_time() - began) > 2)  # another one has its number now
+    except psutil.NoSuchProcess:
+        return True
+    except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
+        return False
 
 
 def leave_group() -> None:
@@ -201,12 +227,25 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _number(name: str, default: int) -> int:
-    """Reads a whole number from the environment."""
+def _number(name: str, default: int, least: int = 0, most: int = 2**31) -> int:
+    """Reads a number from the environment; the default where there is none within the bounds."""
     text = os.environ.get(name, "")
-    if text and not text.isdecimal():
-        raise CdistillError(f"${name}: got {text!r}; needs a whole number")
-    return int(text) if text else default
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1
+    return number if least <= number <= most else default
+
+
+def check_environment() -> None:
+    """Raises CdistillError unless what the environment says about processes and threads makes sense."""
+    bounds = {"RANK": (0, 2**31), "WORLD_SIZE": (1, 2**31), "LOCAL_WORLD_SIZE": (1, 2**31)}
+    for name, (least, most) in {**bounds, "CDISTILL_THREADS": (1, MOST_THREADS)}.items():
+        if os.environ.get(name) and _number(name, -1, least, most) < 0:
+            raise CdistillError(f"${name}: got {os.environ[name]!r}; needs a whole number from {least} to {most:,}")
+    alone = {"RANK", "WORLD_SIZE"} & os.environ.keys()
+    if len(alone) == 1 or rank() >= world_size():
+        raise CdistillError(
+            f"launch: $RANK is {os.environ.get('RANK')}, $WORLD_SIZE {os.environ.get('WORLD_SIZE')}; a launcher sets "
+            "both, the first below the second: use cdistill distill --nproc N, or unset them"
+        )
 
 
 def _free_port() -> int:

@@ -4,28 +4,61 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from cdistill.errors import StoppedError
 
-EXIT_CODES: dict[int, int] = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
-PARENT = "CDISTILL_PARENT"  # set for processes that must not outlive the one that started them
+_CODES = {"SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 75, "SIGINT": 130}
+EXIT_CODES: dict[int, int] = {getattr(signal, name): code for name, code in _CODES.items() if hasattr(signal, name)}
+PARENT = "CDISTILL_PARENT"  # number of the process that this one must not outlive, if any
+_PR_SET_PDEATHSIG = 1
 _received: list[int] = []
 
 
 def install_handlers() -> None:
-    """Makes SIGTERM, SIGUSR1 and Ctrl-C set the flag; a second Ctrl-C stops at once.
+    """Makes SIGTERM, SIGUSR1, SIGHUP and Ctrl-C set the flag; a second Ctrl-C stops at once.
 
-    On Linux the death of a launcher counts as SIGTERM, so that no training continues unseen; a run that a shell has
-    started outlives the shell.
+    SIGHUP, which a terminal sends as it closes, stays ignored where it is, as under nohup.
     """
     _received.clear()
     for number in EXIT_CODES:
+        if number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         signal.signal(number, _handle)
-    launched = any(name in ("RANK", "LOCAL_RANK", PARENT) or name.startswith("ACCELERATE_") for name in os.environ)
-    if sys.platform == "linux" and launched:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    if launcher_gone():
+        _received.append(signal.SIGTERM)
+
+
+def follow_launcher() -> None:
+    """Makes the death of a launcher count as SIGTERM, on Linux, so that no training continues unseen.
+
+    To be called as early as can be; a launcher that died before is found by `install_handlers`. A run that a shell has
+    started outlives the shell.
+    """
+    if sys.platform == "linux" and _launched():
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def launcher_gone() -> bool:
+    """Whether the process that launched this one has died before `follow_launcher` could ask to be told."""
+    if sys.platform != "linux":
+        return False
+    if stated := os.environ.get(PARENT, ""):
+        return os.getppid() != int(stated) if stated.isdecimal() else False
+    # A child of torchrun, as accelerate's several are, has a Python program as its parent; an orphan has process 1.
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() == 1 and b"python" not in _command_of(1)
+
+
+def _command_of(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b"python"  # not known
+
+
+def _launched() -> bool:
+    return any(name in ("RANK", "LOCAL_RANK", PARENT) or name.startswith("ACCELERATE_") for name in os.environ)
 
 
 def requested() -> int:

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, RunLockedError, brief, printable
+from cdistill.runtime.processes import is_gone, this_process
 from cdistill.storage.files import list_checkpoints, read_json, step_of, sync, write_text
 
 RUNS = Path("runs")
@@ -83,12 +84,17 @@ class RunFolder:
 
     def write_status(self, **values: Any) -> None:
         """Merges `values` into status.json."""
-        status = {**self.status(), **values, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        status = {
+            **read_json(self.path / "status.json"),
+            "process": this_process(),
+            **values,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         write_text(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def status(self) -> dict[str, Any]:
-        """Returns what status.json says, {} when there is none."""
-        return read_json(self.path / "status.json")
+        """Returns what status.json says, see `true_status`, {} when there is none."""
+        return true_status(read_json(self.path / "status.json"))
 
     def results(self) -> dict[str, Any]:
         """Returns the record in evaluation.json, {} when there is none."""
@@ -194,12 +200,20 @@ def read_run(folder: RunFolder) -> RunRecord:
         folder=folder,
         recipe=recipe,
         values=flatten(_checked(folder.recipe, lambda path: tomllib.loads(recipe))),
-        status=_object(folder.path / "status.json"),
+        status=true_status(_object(folder.path / "status.json")),
         environment=_object(folder.path / "env.json"),
         training=[record for record in records if record.get("event") != "evaluation"],
         evaluations=[evaluations[step] for step in sorted(evaluations)],
         results={path.name: _object(path) for path in results if path.is_file()},
         checkpoints={step_of(path): path for path in list_checkpoints(folder.checkpoints)},
+    )
+
+
+def true_status(status: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a status whose state is "died" where it says that a process works which is no longer there."""
+    dead = status.get("state") in ("preparing", "running") and is_gone(status.get("process"))
+    return (
+        {**status, "state": "died", "error": "its process is gone; the same command resumes it"} if dead else {**status}
     )
 
 

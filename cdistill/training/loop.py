@@ -166,7 +166,7 @@ def train(
 
     Raises:
         StoppedError: A signal came; the state is saved.
-        DivergedError: Going back did not help either; the last checkpoint is intact.
+        DivergedError: Going back did not help either, or no step was finite; the last checkpoint is intact.
     """
     done, counters = start(task, folder, iterations)
     log = _Log(task, folder, log_every, iterations)
@@ -198,6 +198,21 @@ def train(
                 _stop(folder, done, report.stop)
             if due and now(evaluate_every):
                 evaluate(done)
+    _check_end(folder, task.accelerator, iterations, counters)
+
+
+def _check_end(folder: RunFolder, accelerator: Accelerator, iterations: int, counters: Counters) -> None:
+    """Says so where the last steps changed nothing; DivergedError if none did."""
+    advice = "a lower training.learning_rate, or fp32, may help; start again with another --out"
+    if counters.skipped >= iterations and not counters.attempt:
+        raise DivergedError(
+            f"{folder.path}: all {iterations} steps were skipped, not finite: nothing is trained; {advice}"
+        )
+    if counters.row():
+        note = f"the last {counters.row()} steps were skipped, not finite"
+        say(f"{folder.path}: {note}: the weights are those before them; {advice}")
+        if accelerator.is_main_process:
+            folder.write_status(note=note)
 
 
 def start(task: Task, folder: RunFolder, iterations: int) -> tuple[int, Counters]:

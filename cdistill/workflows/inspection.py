@@ -21,7 +21,7 @@ from cdistill.storage.integrity import (
     read_layout,
     verify,
 )
-from cdistill.storage.run_folder import RunFolder, run_names
+from cdistill.storage.run_folder import RunFolder, run_names, true_status
 
 _FOREIGN = (".pkl", ".pt", ".pth")
 _STEP = re.compile(r"step-\d+")
@@ -112,7 +112,7 @@ def inspect_run(run: RunFolder) -> dict[str, Any]:
         "file": str(run.path),
         "kind": "run",
         "checksum": "ok",
-        "status": status,
+        "status": true_status(status),
         "recipe": read_toml(run.recipe.read_text(errors="replace") if _is_small(run.recipe) else ""),
         "environment": _object(run.path / "env.json"),
         "last": _last_record(run.path / "metrics.jsonl"),

@@ -15,6 +15,7 @@ from cdistill.errors import (
     DiskFullError,
     RecipeError,
     StoppedError,
+    brief,
 )
 from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
@@ -48,7 +49,7 @@ def opened_run(
             write_text(folder.recipe, to_toml(recipe))
             _write_environment(folder, recipe, accelerator)
             kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
-            folder.write_status(state="preparing", kind=kind, error=None, exit_code=None)
+            folder.write_status(state="preparing", kind=kind, error=None, note=None, exit_code=None)
         accelerator.wait_for_everyone()
         try:
             yield
@@ -56,6 +57,10 @@ def opened_run(
             if accelerator.is_main_process and not isinstance(error, DiskFullError):
                 state = "stopped" if isinstance(error, StoppedError) else "failed"
                 folder.write_status(state=state, exit_code=error.exit_code, error=str(error))
+            raise
+        except Exception as error:
+            if accelerator.is_main_process:
+                folder.write_status(state="failed", exit_code=1, error=f"{type(error).__name__}: {brief(error)}")
             raise
 
 

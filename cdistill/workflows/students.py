@@ -103,6 +103,10 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
         denoiser.known_classes = Classes.parse(state.get("classes"), denoiser.num_classes)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
+    if broken := next((name for name, tensor in groups["ema"].items() if not bool(tensor.isfinite().all())), None):
+        raise CorruptFileError(
+            f"{chosen}: {broken} holds NaN or infinity: this student has diverged; choose another --step"
+        )
     form = recipe_preconditioning(recipe, teacher, run.coefficients)
     return Student(denoiser, form, teacher, recipe, int(state["step"]))
 

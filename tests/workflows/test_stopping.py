@@ -1,0 +1,158 @@
+"""What ends a command from outside, and what is known of it afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cdistill.cli.app import run
+from cdistill.errors import DivergedError
+from cdistill.runtime.processes import is_gone, this_process
+from cdistill.storage.checkpoints import load_tensors, save_tensors
+from cdistill.storage.files import list_checkpoints
+from cdistill.storage.run_folder import RunFolder
+from tests.conftest import FAST, command, environment
+from tests.runner import kill, start, wait_for_step
+
+LONG = ["distill", "--recipe", "mixture", "--out", "r", *(
+    word for value in [*FAST, "preconditioning.name=ctm", "training.iterations=100000"] for word in ("--set", value)
+)]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_stops_a_run_that_saves(tmp_path):
+    process = start(LONG, tmp_path)
+    wait_for_step(tmp_path / "r", 10, process)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, RunFolder(tmp_path / "r").status()["state"]) == (75, "stopped"), errors
+    assert "SIGHUP came, saved at step" in errors
+
+
+@pytest.mark.slow
+def test_nohup_outlives_the_terminal_and_a_killed_run_is_known_to_be_dead(tmp_path, capsys):
+    process = subprocess.Popen(
+        command(LONG), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    folder = RunFolder(tmp_path / "r")
+    wait_for_step(folder.path, 10, process)
+    process.send_signal(signal.SIGHUP)
+    wait_for_step(folder.path, folder.status()["step"] + 20, process)
+    assert folder.status()["state"] == "running"
+    kill(process)
+    assert folder.status()["state"] == "died"
+    assert run(["inspect", str(folder.path)]) == 0
+    assert "died" in capsys.readouterr().out
+    assert run(["report", str(folder.path), "--out", str(tmp_path / "x.html")]) == 0
+    assert "died: its process is gone" in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
+def test_a_launcher_that_is_killed_takes_its_processes_with_it(tmp_path, delay):
+    process = start([*LONG, "--nproc", "2"], tmp_path)
+    launcher = psutil.Process(process.pid)
+    while len(children := launcher.children()) < 2:
+        time.sleep(0.005)
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+def test_a_process_is_gone_when_it_has_ended_and_another_one_has_its_number():
+    own = this_process()
+    assert not is_gone(own)
+    assert is_gone({**own, "began": own["began"] - 60})
+    child = subprocess.Popen(["true"])
+    there = {**own, "pid": child.pid}
+    child.wait()
+    assert is_gone(there)
+    for unknown in (
+        None,
+        {},
+        [],
+        {**own, "host": "elsewhere", "pid": child.pid},
+        {**own, "pid": "x"},
+        {**own, "pid": -1},
+    ):
+        assert not is_gone(unknown)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"CDISTILL_THREADS": "99999"}, "$CDISTILL_THREADS: got '99999'; needs a whole number from 1 to 1,024"),
+        ({"CDISTILL_THREADS": "0"}, "$CDISTILL_THREADS: got '0'"),
+        ({"CDISTILL_THREADS": "-1"}, "$CDISTILL_THREADS: got '-1'"),
+        ({"CDISTILL_THREADS": "²"}, "$CDISTILL_THREADS: got '²'"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "$RANK: got 'x'"),
+        ({"RANK": "1"}, "launch: $RANK is 1, $WORLD_SIZE None"),
+        ({"WORLD_SIZE": "2"}, "launch: $RANK is None, $WORLD_SIZE 2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "launch: $RANK is 2, $WORLD_SIZE 2"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "$LOCAL_WORLD_SIZE: got '0'"),
+    ],
+)
+def test_what_the_environment_says_makes_sense_or_is_refused(variables, words, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = run(["ls"])
+    monkeypatch.undo()
+    assert (code, words in capsys.readouterr().err or variables.get("RANK") in ("1", "2")) == (2, True)
+
+
+def break_weights(path: Path, kind: str) -> None:
+    tensors, header = load_tensors(path, kind)
+    next(tensor for name, tensor in tensors.items() if tensor.ndim > 1)[0, 0] = torch.nan
+    save_tensors(path, tensors, kind, {key: header[key] for key in header if key not in ("kind", "schema")})
+
+
+def test_networks_that_hold_nan_are_not_drawn_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).parents[2] / "cdistill/teachers/assets/digits.safetensors"
+    Path("t.safetensors").write_bytes(shipped.read_bytes())
+    break_weights(Path("t.safetensors"), "teacher")
+    assert run(["sample", "--teacher", "t.safetensors", "--seeds", "0"]) == 4
+    assert "holds NaN or infinity: this network has diverged" in capsys.readouterr().err
+    small = [*FAST, "preconditioning.name=ctm", "training.iterations=1"]
+    assert run(["distill", "--recipe", "mixture", *(w for v in small for w in ("--set", v)), "--out", "r"]) == 0
+    checkpoint = list_checkpoints(Path("r/checkpoints"))[-1]
+    break_weights(checkpoint / "ema.safetensors", "checkpoint")
+    (checkpoint / "manifest.json").unlink()
+    from cdistill.storage.files import file_digest
+
+    names = sorted(path.name for path in checkpoint.iterdir())
+    (checkpoint / "manifest.json").write_text(json.dumps({name: file_digest(checkpoint / name) for name in names}))
+    assert run(["sample", "--run", "r", "--nfe", "1", "--seeds", "0", "--format", "npz"]) == 4
+    assert "this student has diverged; choose another --step" in capsys.readouterr().err
+
+
+def test_a_training_that_changed_nothing_at_its_end_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    from cdistill.training import loop
+
+    plain = loop.read
+
+    def break_last(accelerator, values):
+        report = plain(accelerator, values)
+        step = json.loads(Path("r/status.json").read_text())["step"]
+        return loop.Report({**report.values, "consistency": torch.nan}, 0) if step >= broken_from else report
+
+    monkeypatch.setattr(loop, "read", break_last)
+    small = [*FAST, "preconditioning.name=ctm", "training.iterations=6", "checkpoint.every=4", "training.patience=5"]
+    arguments = ["distill", "--recipe", "mixture", *(w for v in small for w in ("--set", v))]
+    broken_from = 4
+    assert run([*arguments, "--out", "r"]) == 0
+    assert "the last 2 steps were skipped, not finite: the weights are those before them" in capsys.readouterr().err
+    assert "the last 2 steps were skipped" in RunFolder(Path("r")).status()["note"]
+    Path("r").rename("first")
+    broken_from = 0
+    assert run([*arguments, "--set", "training.patience=9", "--out", "r"]) == DivergedError.exit_code
+    assert "all 6 steps were skipped, not finite: nothing is trained" in capsys.readouterr().err
