@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from cdistill.evaluation.records import STUDENT, TEACHER, UNTRAINED, Evaluation, Row
@@ -14,22 +13,8 @@ _TABLE = (("l", "l_error", "l(t)"), ("s", "s_error", "s(t)"))
 _PAIRS = (("f", "f_error", "f(t, s)"), ("g", "g_error", "g(t, s)"))
 
 
-@dataclass(frozen=True)
-class Group:
-    """Panels with one legend."""
-
-    title: str  # heading
-    note: str  # what the reader must know
-    panels: Sequence[Panel]  # at least one
-
-    @property
-    def legend(self) -> list[tuple[str, int | None]]:
-        """(label, style) of the lines; the style is None for horizontal lines."""
-        lines: dict[tuple[str, int | None], None] = {}
-        for panel in self.panels:
-            lines |= {(line.label, line.style): None for line in panel.lines}
-            lines |= {(label, None): None for label, _ in panel.levels}
-        return list(lines)
+Group = tuple[str, str, Sequence[Panel]]
+"""(heading, what the reader must know, panels with one legend, at least one)."""
 
 
 def by_calls(runs: Sequence[Run]) -> list[Group]:
@@ -175,7 +160,7 @@ def _panel(title: str, x: str, lines: Sequence[Line], *, x_log: bool = False, li
 
 
 def _group(title: str, note: str, panels: Sequence[Panel]) -> list[Group]:
-    return [Group(title, note, panels)] if panels else []
+    return [(title, note, panels)] if panels else []
 
 
 def _titles(evaluations: Iterable[Evaluation]) -> dict[str, str]:

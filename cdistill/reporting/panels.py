@@ -77,6 +77,15 @@ class Panel:
         return f"{self.title} against {self.x}. {'; '.join(parts)}"
 
 
+def legend(panels: Sequence[Panel]) -> list[tuple[str, int | None]]:
+    """Returns (label, style) of the lines of all panels; the style is None for horizontal lines."""
+    lines: dict[tuple[str, int | None], None] = {}
+    for panel in panels:
+        lines |= {(line.label, line.style): None for line in panel.lines}
+        lines |= {(label, None): None for label, _ in panel.levels}
+    return list(lines)
+
+
 def style_of(preconditioning: str) -> int:
     """Returns the style of a preconditioning, the same in all figures."""
     names = PRECONDITIONINGS.names()

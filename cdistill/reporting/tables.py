@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cdistill.evaluation.records import Difference, Evaluation, Interval, Pair, Row, figure
@@ -29,14 +28,8 @@ class Cell(NamedTuple):
     mark: str = ""
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of results."""
-
-    caption: str  # what it shows
-    columns: Sequence[tuple[str, str]]  # heads of the columns of values, and the text below each
-    rows: Sequence[tuple[str, int, Sequence[Cell]]]  # (sampler, NFE, cells)
-
+Table = tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str, int, Sequence[Cell]]]]
+"""(caption, heads of the columns of values and the text below each, rows: sampler, NFE and cells)."""
 
 Results = tuple[str, list[str], list[Table]]
 """(heading, what the reader must know before comparing, for one run all metrics abreast, else a table for each)."""
@@ -66,7 +59,7 @@ def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
             for metric in metrics
             for names in _chunks(list(evaluations))
         ]
-    marks = {cell.mark for table in tables for _, _, cells in table.rows for cell in cells}
+    marks = {cell.mark for _, _, rows in tables for _, _, cells in rows for cell in cells}
     return title, notes + [text for mark, text in _LEGEND.items() if mark in marks], tables
 
 
@@ -77,7 +70,7 @@ def _chunks(names: Sequence[str]) -> list[Sequence[str]]:
 def _one_run(evaluation: Evaluation, metrics: Sequence[str]) -> Table:
     rows = [(row.sampler, row.nfe, [_cell(row, metric) for metric in metrics]) for row in evaluation.rows]
     caption = "Metrics" if metrics[0] == evaluation.names[0] else "More metrics"
-    return Table(caption, [(evaluation.title(metric), _direction(evaluation, metric)) for metric in metrics], rows)
+    return caption, [(evaluation.title(metric), _direction(evaluation, metric)) for metric in metrics], rows
 
 
 def _one_metric(metric: str, names: Sequence[str], evaluations: Mapping[str, Evaluation], comparable: bool) -> Table:
@@ -93,7 +86,7 @@ def _one_metric(metric: str, names: Sequence[str], evaluations: Mapping[str, Eva
         cells = [_cell(of_run[name], metric, marks.get(name, "")) for name in names]
         rows.append((sampler, nfe, cells))
     caption = ", ".join(text for text in (first.title(metric), _direction(first, metric)) if text)
-    return Table(caption, [(name, "") for name in names], rows)
+    return caption, [(name, "") for name in names], rows
 
 
 def best(metric: str, rows: Mapping[str, Row | None], better: str) -> dict[str, str]:
@@ -129,7 +122,7 @@ def differences(values: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]
 def pair_tables(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
     """Returns the differences of runs on the same seeds, as they were measured together; a table for each pair."""
     titles = {name: one.title(name) for run in runs for one in run.evaluations.values() for name in one.names}
-    tables = []
+    tables: list[Table] = []
     for pair in pairs:
         columns = [(text, "") for text in ("metric", pair.first, pair.second, "difference", f"{pair.second} is")]
         rows = []
@@ -137,7 +130,7 @@ def pair_tables(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
             texts = titles.get(one.metric, one.metric), figure(one.first), figure(one.second)
             cells = [*map(Cell, texts), _difference(one), Cell(one.verdict)]
             rows.append((one.sampler, one.nfe, cells))
-        tables.append(Table(f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
+        tables.append((f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
     return tables
 
 

@@ -19,6 +19,7 @@ from cdistill.reporting.curves import (
     training_curves,
 )
 from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
+from cdistill.runtime.console import Table
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, RunRecord, read_run, run_names
 
@@ -185,8 +186,8 @@ def draw_losses(runs: Runs, images: bool, out: Path) -> dict[str, Any]:
     return {**_write_csv(out, rows), "losses": [one.title for one in panels], "runs": labels(runs), "notes": []}
 
 
-def arrivals_table(record: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """Returns title, columns and rows of what `draw_evaluations` found."""
+def arrivals_table(record: Mapping[str, Any]) -> Table:
+    """Returns what `draw_evaluations` found."""
     rows = []
     for one in record["reached"]:
         at = f"not by {one['last']:.0f}" if one["at"] is None else f"{'<= ' if one['at_most'] else ''}{one['at']:.0f}"
@@ -194,7 +195,7 @@ def arrivals_table(record: Mapping[str, Any]) -> tuple[str, list[str], list[list
         rows.append([one["run"], str(one["nfe"]), f"{one['value']:.4g}", at, ratio])
     title = f"{record['metric']}, {record['better']} is better: {record['unit']} until a value is reached\n"
     title += f"ratio: those of {record['runs'][0]} over the run's"
-    return title, ["run", "NFE", "value", record["unit"], "ratio"], rows
+    return Table(title, ["run", "NFE", "value", record["unit"], "ratio"], rows)
 
 
 def _curves(record: RunRecord) -> dict[tuple[int, str], Points]:

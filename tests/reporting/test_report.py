@@ -514,9 +514,9 @@ def test_the_styles_of_thirty_lines_differ():
 
 def test_coefficients_are_drawn_with_two_standard_errors():
     run_of = read_run(RunFolder(make_run(Path("a"))), "a", inspect_file)
-    table, jumps = charts.coefficients([run_of])
-    assert [label for label, _ in jumps.legend] == ["s = 0.0086", "s = 0.332"]
-    assert len(table.panels[0].lines[0].ends) == 30
+    (_, _, tables), (_, _, jumps) = charts.coefficients([run_of])
+    assert [label for label, _ in panels.legend(jumps)] == ["s = 0.0086", "s = 0.332"]
+    assert len(tables[0].lines[0].ends) == 30
     line = charts._with_errors("a", {"t": [2.0, 1.0], "l": [0.5, 0.25], "e": [0.125, 0.0625]}, "l", "e", 0)
     assert line.points == [(1.0, 0.25), (2.0, 0.5)]
     assert line.ends == [(0.125, 0.375), (0.25, 0.75)]

@@ -3,13 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cdistill.runtime.console import Table
 from cdistill.workflows.plan import duration, scaled
 from cdistill.workflows.reproduce.claims import CLAIMS, MARGIN, Finding, by_data, conclusions
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, NFE, TRAJECTORY
 from cdistill.workflows.reproduce.outcomes import Comparison, Outcomes, Ratio, predict
-
-Table = tuple[str, list[str], list[list[str]], str | None]
-"""(title, columns, rows, caption)."""
 
 _CAPTIONS = {
     "figure-2": "One step: training curves of CM and CTM, and f and g of jumps to eps (Fig. 2)",
@@ -167,8 +165,8 @@ def verdict_tables(record: Mapping[str, Any]) -> list[Table]:
     claims = [[f"{letter} {one['statement']}", one["conclusion"]] for letter, one in record["claims"].items()]
     caption = "ratio of the arm to its baseline, with its 95 % interval over the seeds"
     return [
-        ("What came out", ["claim, data", "figure", "ratio", "verdict"], figures, caption),
-        ("The paper's claims", ["claim", "verdict"], claims, None),
+        Table("What came out", ["claim, data", "figure", "ratio", "verdict"], figures, caption),
+        Table("The paper's claims", ["claim", "verdict"], claims),
     ]
 
 
@@ -186,4 +184,4 @@ def trials_table(record: Mapping[str, Any]) -> Table:
     rate = record["tflops"]
     time = f"on {record['devices']} device(s)" + ("" if rate is None else f" at {rate:g} TFLOP/s")
     result = f"result at {', '.join(map(str, NFE))} NFE"
-    return "Trainings", ["training", "steps x images", "work", time, "sustained here", result], rows, None
+    return Table("Trainings", ["training", "steps x images", "work", time, "sustained here", result], rows)
