@@ -121,15 +121,14 @@ def _cheaper(
     as_json: bool,
 ) -> None:
     """Runs the study of what exact targets save, and prints its tables."""
-    from cdistill.workflows.reproduce.cheaper import choose_data
+    from cdistill.workflows.reproduce.cheaper import STUDIES, study, tables
+    from cdistill.workflows.reproduce.experiments import choose_data
+    from cdistill.workflows.reproduce.jobs import Request
 
     refuse(context, "goes with the paper's claims; leave it out", "experiments", "dry_run", "tflops")
     kind = "cheaper-quick" if quick else "cheaper"
-    chosen, folder = choose_data(kind, data), out or Path(f"reproduction-{kind}")
+    chosen, folder = choose_data(kind, data, STUDIES), out or Path(f"reproduction-{kind}")
     start()
-    from cdistill.workflows.reproduce.cheaper import study, tables
-    from cdistill.workflows.reproduce.jobs import Request
-
     with console.json_only(as_json):
         record = study(Request([], kind, chosen, seeds, processes, folder), jobs)
         for table in tables(record):

@@ -8,8 +8,8 @@ import pytest
 from cdistill.cli.app import run
 from cdistill.errors import RecipeError
 from cdistill.workflows.reproduce import cheaper
-from cdistill.workflows.reproduce.cheaper import FORMS, STEPS, STUDIES, Course, Courses, choose_data, tables
-from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, Trial
+from cdistill.workflows.reproduce.cheaper import FORMS, STEPS, STUDIES, Course, read_courses, tables, work_ratio
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, Trial, choose_data
 from cdistill.workflows.reproduce.jobs import Request
 
 ALL = [(kind, data) for kind, known in STUDIES.items() for data in known.values()]
@@ -34,24 +34,24 @@ def test_every_arm_is_a_recipe_with_one_thing_more_than_the_one_before(kind, dat
 def test_work_to_ctms_final_value_counts_the_store_where_it_is_read(tmp_path):
     data = STUDIES["cheaper"]["patches"]
     metric = data.metric
-    courses = Courses(data, Request([], "cheaper", [data], 1, 1, tmp_path))
-    assert courses.courses == {}
+    courses = read_courses(data, Request([], "cheaper", [data], 1, 1, tmp_path))
+    assert courses == {}
     slow = [(0, 64.0), (100, 32.0), (200, 16.0), (300, 8 * (1 - 1e-9)), (400, 8.0), (500, 8.0)]
     fast = [(0, 64.0), (10, 8 * (1 - 1e-9)), (20, 2.0)]
     both = {"published": (slow, 30.0, 3.0, 0.0), "cheap": (fast, 6.0, 0.5, 40.0)}
     for arm, (curve, forwards, seconds, store) in both.items():
         curves = {(2, metric): curve, (2, ALIGNMENT): curve}
-        courses.courses[arm, 0] = Course(Trial(data, arm, 0), curves, forwards, seconds, store, store / 8)
-    found = {kind: courses.ratio("cheap", 2, metric, kind)[0].value for kind in cheaper._RATIOS}
+        courses[arm, 0] = Course(Trial(data, arm, 0), curves, forwards, seconds, store, store / 8)
+    found = {kind: work_ratio(courses, "cheap", 2, metric, kind)[0].value for kind in cheaper._RATIOS}
     assert found["forwards"] == pytest.approx(300 * 30 / (10 * 6))
     assert found["forwards + store"] == pytest.approx(300 * 30 / (10 * 6 + 40))
     assert found["seconds + store"] == pytest.approx(300 * 3 / (10 * 0.5 + 5))
-    better = replace(courses.courses["cheap", 0], curves={(2, metric): [(0, 1.0), (10, 0.5)]})
-    courses.courses["cheap", 0] = better  # there before the training: it counts as if it was at the first evaluation
-    assert courses.ratio("cheap", 2, metric, "forwards")[0].value == pytest.approx(300 * 30 / (10 * 6))
+    better = replace(courses["cheap", 0], curves={(2, metric): [(0, 1.0), (10, 0.5)]})
+    courses["cheap", 0] = better  # there before the training: it counts as if it was at the first evaluation
+    assert work_ratio(courses, "cheap", 2, metric, "forwards")[0].value == pytest.approx(300 * 30 / (10 * 6))
     worse = replace(better, curves={(2, metric): [(0, 64.0), (10, 60.0)]})
-    courses.courses["cheap", 0] = worse
-    assert courses.ratio("cheap", 2, metric, "forwards") == (None, 0, 1)
+    courses["cheap", 0] = worse
+    assert work_ratio(courses, "cheap", 2, metric, "forwards") == (None, 0, 1)
 
 
 def test_a_small_study_from_the_command_line(tmp_path, monkeypatch, capsys):
@@ -87,6 +87,6 @@ def test_a_small_study_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_data_are_refused():
-    assert [data.name for data in choose_data("cheaper-quick", "digits,digits")] == ["digits"]
+    assert [data.name for data in choose_data("cheaper-quick", "digits,digits", STUDIES)] == ["digits"]
     with pytest.raises(RecipeError, match=r"--data: got 'digit'; .*did you mean 'digits'"):
-        choose_data("cheaper", "digit")
+        choose_data("cheaper", "digit", STUDIES)

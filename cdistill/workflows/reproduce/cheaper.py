@@ -9,11 +9,9 @@ last three evaluations, over the arm's.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import median
 from typing import Any
 
-from cdistill.errors import RecipeError, suggest
 from cdistill.objectives.base import make_objective
 from cdistill.reporting.curves import Points, crossing, training_curves
 from cdistill.reporting.panels import Line, Panel, draw_panels, save_figure
@@ -22,7 +20,7 @@ from cdistill.runtime.processes import versions
 from cdistill.sampling.trajectories import SHARD
 from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
-from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, DataSet, Trial
+from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, DataSet, Trial, named
 from cdistill.workflows.reproduce.jobs import Request, preparations, run_jobs, trainings
 from cdistill.workflows.reproduce.outcomes import Ratio, geometric, late_goal, read_outcome
 from cdistill.workflows.trajectories import follow_for_recipe
@@ -33,95 +31,60 @@ FORMS = ("cheap-mixed", "cheap-forward", "cheap-least-squares")
 _RATIOS = ("forwards", "forwards + store", "seconds + store")
 
 
-def _budget(arms: dict[str, tuple[int, int, str]], every: int) -> dict[str, dict[str, str]]:
-    """Returns the changes of arms from their steps, batches and rates; all are measured as often in their images."""
-    return {
-        arm: {
-            "training.iterations": str(steps), "training.batch_size": str(batch), "training.learning_rate": rate,
-            "evaluation.every": str(steps // every), "checkpoint.every": str(steps // every),
-        }
-        for arm, (steps, batch, rate) in arms.items()
-    }  # fmt: skip
+_SOLVER = ("published", "published-rate", "store")  # whose objective is Eq. 7, with a moving average in the loss
+_EQ_7 = {"name": '"ctm"', "pairs": '"ctm"', "dsm": "true", "target_rate": "0.98"}
+_ARMS = (*STEPS, *FORMS)
+_Budget = tuple[int, int, str]  # steps, batch size, learning rate
 
 
-def _study(name: str, recipe: str, metric: str, samples: int, every: int, count: int, **arms: Any) -> DataSet:
-    """Returns a data set with the budget of each arm: (steps, batch, learning rate)."""
-    budgets = {arm.replace("_", "-"): budget for arm, budget in arms.items()}
+def _study(
+    data: DataSet, evaluations: int, trajectories: int, plain: _Budget, higher_rate: str, fast: _Budget, **eq_7: str
+) -> DataSet:
+    """Returns a data set with the budget of each arm, `fast` where all is together; all are evaluated as often."""
+    own = {}
+    for arm in data.arms:
+        steps, batch, rate = fast if "cheap" in arm else plain
+        own[arm] = {
+            **{f"objective.{key}": value for key, value in ({**_EQ_7, **eq_7} if arm in _SOLVER else {}).items()},
+            "training.decay": '"cosine"' if "cheap" in arm else '"none"',
+            "training.iterations": str(steps), "training.batch_size": str(batch),
+            "training.learning_rate": higher_rate if arm == "published-rate" else rate,
+            "evaluation.every": str(steps // evaluations), "checkpoint.every": str(steps // evaluations),
+        }  # fmt: skip
     changes = {
-        "teacher": f'"{name}"', "evaluation.nfe": "[1, 2, 3, 5, 8]", "estimation.form": '"least-squares"',
-        "trajectories.count": str(count), "objective.distance": '"l2"', "training.ema_rate": "0.98",
+        "teacher": f'"{data.name}"', "evaluation.nfe": "[1, 2, 3, 5, 8]", "estimation.form": '"least-squares"',
+        "trajectories.count": str(trajectories), "objective.distance": '"l2"', "training.ema_rate": "0.98",
     }  # fmt: skip
-    return DataSet(name, recipe, changes, metric, tuple(budgets), samples, own=_budget(budgets, every))
+    return replace(data, own=own, changes={**changes, **data.changes})
 
 
-_TARGET = {"objective.target_rate": "0.98"}  # of arms with a moving average in their loss
-_IMAGES = {"objective.points": "10"}
+def _images(
+    name: str, plain: tuple[int, int], steps: int, samples: int, evaluations: int, count: int,
+    arms: Sequence[str] = _ARMS,
+) -> DataSet:  # fmt: skip
+    """Returns a study of images: steps and batch of the plain arms, steps of the fast ones, which take half of it."""
+    data = DataSet(name, f"{name}-paper", {"objective.points": "10"}, "frechet-pixels", arms, samples)
+    fast = steps, plain[1] // 2, "8e-3"
+    return _study(data, evaluations, count, (*plain, "1e-3"), "4e-3", fast, max_ode_steps="9")
 
 
-def _with(data: DataSet, **more: str) -> DataSet:
-    """Returns a data set with the settings of Eq. 7 where the objective is CTM's."""
-    solver = {"published", "published-rate", "store"}
-    ctm = {"objective.name": '"ctm"', "objective.pairs": '"ctm"', "objective.dsm": "true", **_TARGET, **more}
-    own = {
-        arm: {**(ctm if arm in solver else {}), "training.decay": '"cosine"' if "cheap" in arm else '"none"', **changes}
-        for arm, changes in data.own.items()
-    }
-    return replace(data, own=own)
-
-
-def _images(name: str, steps: int, batch: int, samples: int, every: int, count: int, few: int) -> DataSet:
-    plain, fast = (steps, batch, "1e-3"), (few, batch // 2, "8e-3")
-    data = _study(
-        name, f"{name}-paper", "frechet-pixels", samples, every, count, published=plain,
-        published_rate=(steps, batch, "4e-3"), store=plain, regression=plain, no_dsm=plain, uniform=plain, cheap=fast,
-        cheap_mixed=fast, cheap_forward=fast, cheap_least_squares=fast,
-    )  # fmt: skip
-    return _with(replace(data, changes={**data.changes, **_IMAGES}), **{"objective.max_ode_steps": "9"})
-
-
-def _mixture(name: str, steps: int, samples: int, every: int, count: int = 16_384) -> DataSet:
-    plain, fast = (steps, 128, "3e-3"), (steps // 4, 128, "3e-2")
-    data = _study(
-        name, "mixture", "frechet-vectors", samples, every, count, published=plain,
-        published_rate=(steps, 128, "1e-2"), store=plain, regression=plain, no_dsm=plain, uniform=plain, cheap=fast,
-        cheap_mixed=fast, cheap_forward=fast, cheap_least_squares=fast,
-    )  # fmt: skip
-    return _with(data)
-
-
-def _only(data: DataSet, *arms: str) -> DataSet:
-    return replace(data, arms=arms)
+def _mixture(
+    name: str, steps: int, samples: int, evaluations: int, count: int = 16_384, arms: Sequence[str] = _ARMS
+) -> DataSet:
+    data = DataSet(name, "mixture", {}, "frechet-vectors", arms, samples)
+    return _study(data, evaluations, count, (steps, 128, "3e-3"), "1e-2", (steps // 4, 128, "3e-2"))
 
 
 STUDIES = {
-    "cheaper": {
-        one.name: one
-        for one in (
-            _images("patches", 720, 64, 1000, 6, 2048, 480), _images("digits", 320, 96, 1000, 8, 3072, 480),
-            _mixture("mixture-broad", 1600, 2000, 8), _mixture("mixture-narrow", 1600, 2000, 8),
-        )
-    },
-    "cheaper-quick": {
-        one.name: one
-        for one in (
-            _only(_images("digits", 96, 48, 256, 4, 1024, 96), "published", "store", "no-dsm", "cheap"),
-            _only(_mixture("mixture-broad", 480, 1000, 6, 4096), *STEPS[:2], "store", "no-dsm", "cheap", *FORMS[1:]),
-        )
-    },
+    "cheaper": named(
+        _images("patches", (720, 64), 480, 1000, 6, 2048), _images("digits", (320, 96), 480, 1000, 8, 3072),
+        _mixture("mixture-broad", 1600, 2000, 8), _mixture("mixture-narrow", 1600, 2000, 8),
+    ),
+    "cheaper-quick": named(
+        _images("digits", (96, 48), 96, 256, 4, 1024, ("published", "store", "no-dsm", "cheap")),
+        _mixture("mixture-broad", 480, 1000, 6, 4096, (*STEPS[:3], "no-dsm", "cheap", *FORMS[1:])),
+    ),
 }  # fmt: skip
-
-
-def choose_data(kind: str, names: str | None) -> list[DataSet]:
-    """Returns the data sets of a study, or those called `names`, with commas between them.
-
-    Raises:
-        RecipeError: There are no such.
-    """
-    known = STUDIES[kind]
-    wanted = list(known) if names is None else [name.strip() for name in names.split(",")]
-    if unknown := [name for name in wanted if name not in known]:
-        raise RecipeError(f"--data: got {unknown[0]!r}; {suggest(unknown[0], known)}")
-    return [known[name] for name in dict.fromkeys(wanted)]
 
 
 @dataclass(frozen=True)
@@ -142,63 +105,57 @@ class Course:
         return step * self.forwards + (self.store_forwards if kind == "forwards + store" else 0)
 
 
-class Courses:
-    """All trainings of a data set that have finished."""
+Courses = dict[tuple[str, int], Course]
+"""(arm, seed) -> how its training went; all of a data set that have finished."""
 
-    def __init__(self, data: DataSet, request: Request) -> None:
-        self.data = data
-        self.store = next((Trial(data, arm, 0) for arm in data.arms if _reads(Trial(data, arm, 0))), None)
-        found = [self._read(Trial(data, arm, seed), request) for arm in data.arms for seed in range(request.seeds)]
-        self.courses = {(one.trial.arm, one.trial.seed): one for one in found if one is not None}
 
-    @cached_property
-    def _store_seconds(self) -> float:
-        if self.store is None:
-            return 0.0
-        return follow_for_recipe(self.store.load(), {}).seconds or 0.0
-
-    def _read(self, trial: Trial, request: Request) -> Course | None:
+def read_courses(data: DataSet, request: Request) -> Courses:
+    """Reads the trainings of a data set that have finished, arm by arm."""
+    courses: Courses = {}
+    following: float | None = None  # seconds of following the trajectories, which all arms share
+    for trial in (Trial(data, arm, seed) for arm in data.arms for seed in range(request.seeds)):
         outcome, recipe = read_outcome(trial, request.run(trial)), trial.load()
         rates = training_curves(RunFolder(request.run(trial)).metrics()).get("images_per_second", [])
         if outcome is None or not outcome.curves or not rates:
-            return None
-        cost, size = _cost(trial), recipe.training.batch_size
+            continue
+        size, store = recipe.training.batch_size, (0.0, 0.0)
+        if _reads(trial):
+            if following is None:
+                following = follow_for_recipe(recipe, {}).seconds or 0.0
+            count = -(-recipe.trajectories.count // SHARD) * SHARD
+            points = getattr(recipe.objective, "points", 2)
+            store = count * 2.0 * (points - 1) * recipe.trajectories.substeps, following
         seconds = size / median(rate for _, rate in rates)
-        count = -(-recipe.trajectories.count // SHARD) * SHARD
-        points = getattr(recipe.objective, "points", 2)
-        store = count * 2.0 * (points - 1) * recipe.trajectories.substeps if _reads(trial) else 0.0
-        return Course(
-            trial, dict(outcome.curves), size * cost, seconds, store, self._store_seconds if _reads(trial) else 0.0
-        )
+        courses[trial.arm, trial.seed] = Course(trial, dict(outcome.curves), size * _cost(trial), seconds, *store)
+    return courses
 
-    def ratio(self, arm: str, nfe: int, metric: str, kind: str) -> tuple[Ratio | None, int, int]:
-        """Returns CTM's work to its final value over an arm's, the seeds that came there, and all seeds."""
-        values, seeds = [], 0
-        for (name, seed), ours in self.courses.items():
-            theirs = self.courses.get((BASELINE, seed))
-            if name != arm or theirs is None:
-                continue
-            seeds += 1
-            goal = late_goal(theirs.curves[nfe, metric])
-            own, at = (crossing(one.curves[nfe, metric], goal, logarithmic=True) for one in (theirs, ours))
-            if own is not None and at is not None:  # where it was there before the training: the first evaluation
-                first = (one.curves[nfe, metric][1][0] for one in (theirs, ours))
-                own, at = (step or begin for step, begin in zip((own, at), first, strict=True))
-                values.append(theirs.work(own, kind) / ours.work(at, kind))
-        return (geometric(values) if values else None), len(values), seeds
 
-    def final(self, arm: str, nfe: int, metric: str) -> Ratio | None:
-        """Returns an arm's last figure: the geometric mean over the seeds."""
-        values = [one.curves[nfe, metric][-1][1] for (name, _), one in self.courses.items() if name == arm]
-        return geometric(values) if values and min(values) > 0 else None
+def work_ratio(courses: Courses, arm: str, nfe: int, metric: str, kind: str) -> tuple[Ratio | None, int, int]:
+    """Returns CTM's work to its final value over an arm's, the seeds that came there, and all seeds."""
+    values, seeds = [], 0
+    for (name, seed), ours in courses.items():
+        theirs = courses.get((BASELINE, seed))
+        if name != arm or theirs is None:
+            continue
+        seeds += 1
+        goal = late_goal(theirs.curves[nfe, metric])
+        own, at = (crossing(one.curves[nfe, metric], goal, logarithmic=True) for one in (theirs, ours))
+        if own is not None and at is not None:  # where it was there before the training: the first evaluation
+            first = (one.curves[nfe, metric][1][0] for one in (theirs, ours))
+            own, at = (step or begin for step, begin in zip((own, at), first, strict=True))
+            values.append(theirs.work(own, kind) / ours.work(at, kind))
+    return (geometric(values) if values else None), len(values), seeds
 
-    def calls(self) -> list[int]:
-        """Returns the numbers of network calls that were measured."""
-        return sorted({nfe for one in self.courses.values() for nfe, _ in one.curves})
 
-    def arms(self) -> list[str]:
-        """Returns the arms that have finished with a seed at least."""
-        return [arm for arm in self.data.arms if any(name == arm for name, _ in self.courses)]
+def _by_arm(courses: Courses) -> dict[str, list[Course]]:
+    """Returns the courses of all seeds of each arm that has finished with one at least."""
+    arms = dict.fromkeys(arm for arm, _ in courses)
+    return {arm: [one for (name, _), one in courses.items() if name == arm] for arm in arms}
+
+
+def _calls(courses: Courses) -> list[int]:
+    """Returns the numbers of network calls that were measured."""
+    return sorted({nfe for one in courses.values() for nfe, _ in one.curves})
 
 
 def _reads(trial: Trial) -> bool:
@@ -231,35 +188,33 @@ def study(request: Request, jobs: int | None) -> dict[str, Any]:
 
 def conclude(request: Request) -> dict[str, Any]:
     """Compares all that has been trained; writes ``cheaper.md``, ``cheaper.json`` and figures; returns it as JSON."""
-    courses = [Courses(data, request) for data in request.data]
+    courses = {data.name: read_courses(data, request) for data in request.data}
     record = {
         "study": request.kind,
         "seeds": request.seeds,
-        "data": {one.data.name: _as_record(one) for one in courses},
+        "data": {name: _as_record(of_data) for name, of_data in courses.items()},
         "versions": versions(),
     }
     write_text(request.out / "cheaper.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     for kind in ("forwards", "seconds + store"):
         name = kind.partition(" ")[0]
-        if any(one.courses for one in courses):
-            save_figure(_figure(courses, kind), request.out / "figures" / f"{name}.png")
-    write_text(request.out / "cheaper.md", _page(courses))
+        if finished := [of_data for of_data in courses.values() if of_data]:
+            save_figure(_figure(finished, kind), request.out / "figures" / f"{name}.png")
+    seeds = max((1 + seed for of_data in courses.values() for _, seed in of_data), default=0)
+    write_text(request.out / "cheaper.md", _page({**record, "seeds": seeds}))
     return record
 
 
 def _as_record(courses: Courses) -> dict[str, Any]:
-    metrics = (courses.data.metric, ALIGNMENT)
     record: dict[str, Any] = {}
-    for arm in courses.arms():
-        of_arm = [one for (name, _), one in courses.courses.items() if name == arm]
-        finals = {
-            metric: {str(k): _numbers(courses.final(arm, k, metric)) for k in courses.calls()} for metric in metrics
-        }
+    for arm, of_arm in _by_arm(courses).items():
+        metrics = (of_arm[0].trial.data.metric, ALIGNMENT)
+        finals = {metric: {str(k): _numbers(_final(of_arm, k, metric)) for k in _calls(courses)} for metric in metrics}
         work: dict[str, Any] = {}
         for kind in _RATIOS:
             for metric in metrics:
-                for k in courses.calls():
-                    value, reached, seeds = courses.ratio(arm, k, metric, kind)
+                for k in _calls(courses):
+                    value, reached, seeds = work_ratio(courses, arm, k, metric, kind)
                     entry = {**(_numbers(value) or {"value": None}), "reached": reached, "seeds": seeds}
                     work.setdefault(kind, {}).setdefault(metric, {})[str(k)] = entry
         record[arm] = {
@@ -270,6 +225,12 @@ def _as_record(courses: Courses) -> dict[str, Any]:
             "final": finals, "work_to_the_final_value_of_ctm": work,
         }  # fmt: skip
     return record
+
+
+def _final(courses: Sequence[Course], nfe: int, metric: str) -> Ratio | None:
+    """Returns the last figure: the geometric mean over the seeds."""
+    values = [one.curves[nfe, metric][-1][1] for one in courses]
+    return geometric(values) if min(values) > 0 else None
 
 
 def _numbers(value: Ratio | None) -> dict[str, Any] | None:
@@ -312,27 +273,24 @@ def _cell(entry: dict[str, Any]) -> str:
 
 def _figure(courses: Sequence[Courses], kind: str) -> Any:
     """Draws the distance to the data against work, a row for each data set, a panel for each number of calls."""
-    rows = [[_panel(one, nfe, kind) for nfe in one.calls() if nfe in (1, 2, 3, 5)] for one in courses if one.courses]
+    rows = [[_panel(one, nfe, kind) for nfe in _calls(one) if nfe in (1, 2, 3, 5)] for one in courses]
     unit = "network forwards, trajectories not included" if kind == "forwards" else "seconds, trajectories included"
     return draw_panels(f"Distance to the data against work: {unit}", rows)
 
 
 def _panel(courses: Courses, nfe: int, kind: str) -> Panel:
-    lines = []
-    for place, arm in enumerate(courses.arms()):
-        runs = [one for (name, _), one in courses.courses.items() if name == arm]
-        steps = [step for step, _ in runs[0].curves[nfe, courses.data.metric] if step > 0]
-        values = [[dict(one.curves[nfe, courses.data.metric])[step] for one in runs] for step in steps]
+    lines, data = [], next(iter(courses.values())).trial.data
+    for place, (arm, runs) in enumerate(_by_arm(courses).items()):
+        steps = [step for step, _ in runs[0].curves[nfe, data.metric] if step > 0]
+        values = [[dict(one.curves[nfe, data.metric])[step] for one in runs] for step in steps]
         if all(min(row) > 0 for row in values):
             points = [(runs[0].work(step, kind), geometric(row).value) for step, row in zip(steps, values, strict=True)]
             lines.append(Line(ARMS[arm].title, points, [(min(row), max(row)) for row in values], place))
-    title = f"{courses.data.name}, {nfe} NFE"
-    return Panel(title, kind.partition(" ")[0], lines, y=courses.data.metric, x_log=True, y_log=True)
+    title = f"{data.name}, {nfe} NFE"
+    return Panel(title, kind.partition(" ")[0], lines, y=data.metric, x_log=True, y_log=True)
 
 
-def _page(courses: Sequence[Courses]) -> str:
-    record = {"data": {one.data.name: _as_record(one) for one in courses},
-              "seeds": max((1 + seed for one in courses for _, seed in one.courses), default=0)}  # fmt: skip
+def _page(record: dict[str, Any]) -> str:
     parts = ["# The same student for less work", (__doc__ or "").partition("\n\n")[2].strip()]
     for title, columns, rows, caption in tables(record):
         lines = [" | ".join(row) for row in [columns, ["---"] * len(columns), *rows]]

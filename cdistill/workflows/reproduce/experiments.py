@@ -148,7 +148,8 @@ def _real(name: str) -> DataSet:
     return DataSet(name, name, {}, "fid", _PAIR, 50_000, threads=0)
 
 
-def _named(*data: DataSet) -> dict[str, DataSet]:
+def named(*data: DataSet) -> dict[str, DataSet]:
+    """Returns data sets by their names."""
     return {one.name: one for one in data}
 
 
@@ -181,30 +182,32 @@ def _settings() -> list[DataSet]:
 
 
 EXPERIMENTS: Mapping[str, Mapping[str, DataSet]] = {
-    "embedded": _named(
+    "embedded": named(
         _images("digits", (*_FEWER, *GAN)), _images("patches", _FEWER),
         *(_mixture(name, _ALL) for name in ("mixture-1d", "mixture-narrow", "mixture-broad")),
         *(_mixture(name, _STUDY) for name in ("mixture-narrow-cond", "mixture-broad-cond")),
     ),
-    "quick": _named(
+    "quick": named(
         _mixture("mixture-1d", _FEWER, 480), _mixture("mixture-narrow", _STUDY[:3], 480),
         _mixture("mixture-broad", _STUDY[:3], 480),
         replace(_images("digits", ("ctm", "analytic", *GAN), 96, 32), samples=256),
     ),
-    "settings": _named(*_settings()),
-    "table-2": _named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
+    "settings": named(*_settings()),
+    "table-2": named(*map(_real, ("cifar10", "cifar10-cond", "ffhq64", "imagenet64"))),
 }  # fmt: skip
 
 
-def choose_data(experiments: str, names: str | None) -> list[DataSet]:
+def choose_data(
+    experiments: str, names: str | None, every: Mapping[str, Mapping[str, DataSet]] = EXPERIMENTS
+) -> list[DataSet]:
     """Returns the data sets of `experiments`, or those called `names`, with commas between them.
 
     Raises:
         RecipeError: There are no such.
     """
-    if experiments not in EXPERIMENTS:
-        raise RecipeError(f"--experiments: got {experiments!r}; {suggest(experiments, EXPERIMENTS)}")
-    known = EXPERIMENTS[experiments]
+    if experiments not in every:
+        raise RecipeError(f"--experiments: got {experiments!r}; {suggest(experiments, every)}")
+    known = every[experiments]
     wanted = list(known) if names is None else list(dict.fromkeys(name.strip() for name in names.split(",")))
     if unknown := [name for name in wanted if name not in known]:
         raise RecipeError(f"--data: got {unknown[0]!r}; {suggest(unknown[0], known)}")
