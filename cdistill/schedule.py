@@ -66,7 +66,7 @@ def log_uniform_grid(points: int, eps: float = EPS, t_max: float = T) -> Tensor:
     return _pin(torch.linspace(math.log(t_max), math.log(eps), points, dtype=torch.float64).exp(), eps, t_max)
 
 
-def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO) -> Tensor:
+def sampling_grid(nfe: int) -> Tensor:
     """The ``nfe + 1`` times of `nfe` jumps; the last is eps, there is no jump to 0 (Appendix B.3).
 
     Raises:
@@ -74,22 +74,20 @@ def sampling_grid(nfe: int, eps: float = EPS, t_max: float = T, rho: float = RHO
     """
     if nfe < 1:
         raise RecipeError(f"nfe: got {nfe}; the number of network calls must be 1 or more")
-    return rho_grid(nfe + 1, eps, t_max, rho)
+    return rho_grid(nfe + 1)
 
 
-def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: float = T) -> Tensor:
+def time_list(times: str | Sequence[float] | Tensor) -> Tensor:
     """Returns a user's list of noise levels for a sampler; T at its start and eps at its end may be left out.
 
     Args:
         times: Numbers, or text with commas between them; an end may be off by a rounding to float32.
-        eps: Smallest noise level, the last point.
-        t_max: Largest noise level, the first point.
 
     Returns:
-        float64 (k+1,), strictly decreasing from exactly `t_max` to exactly `eps`.
+        float64 (k+1,), strictly decreasing from exactly T to exactly eps.
 
     Raises:
-        RecipeError: Not numbers, none at all, or not strictly decreasing from `t_max` to `eps`.
+        RecipeError: Not numbers, none at all, or not strictly decreasing from T to eps.
 
     >>> time_list("2.5").tolist(), time_list([80, 1, 0.5, 0.002]).tolist()
     ([80.0, 2.5, 0.002], [80.0, 1.0, 0.5, 0.002])
@@ -99,14 +97,14 @@ def time_list(times: str | Sequence[float] | Tensor, eps: float = EPS, t_max: fl
         levels = [float(value) for value in values]
     except (TypeError, ValueError):
         levels = []
-    first = 1 if levels and math.isclose(levels[0], t_max, rel_tol=1e-6) else 0
-    last = 1 if levels and math.isclose(levels[-1], eps, rel_tol=1e-6) else 0
-    whole = [t_max, *levels[first : len(levels) - last], eps]
+    first = 1 if levels and math.isclose(levels[0], T, rel_tol=1e-6) else 0
+    last = 1 if levels and math.isclose(levels[-1], EPS, rel_tol=1e-6) else 0
+    whole = [T, *levels[first : len(levels) - last], EPS]
     if not levels or not all(t > s for t, s in pairwise(whole)):
         shown = times if isinstance(times, str) else ",".join(f"{level:g}" for level in levels)
         raise RecipeError(
-            f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {t_max:g} to {eps:g}; both "
-            f"ends may be left out, as in {t_max:g},2.5,{eps:g}"
+            f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {T:g} to {EPS:g}; both ends "
+            f"may be left out, as in {T:g},2.5,{EPS:g}"
         )
     return torch.tensor(whole, dtype=torch.float64)
 

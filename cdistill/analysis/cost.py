@@ -38,13 +38,8 @@ class CallCost:
     saved: float  # bytes kept for the backward pass
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a training step."""
-
-    name: str  # what it is
-    forwards: float  # expected network forwards for each image
-    flop: float  # expected FLOPs for each image, backward passes included
+Part = tuple[str, float, float]
+"""A part of a training step, and its expected network forwards and FLOPs for each image, with backward passes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Plan:
     @property
     def training(self) -> float:
         """FLOPs of all training steps."""
-        return sum(part.flop for part in self.parts) * self.batch_size * self.iterations
+        return sum(flop for _, _, flop in self.parts) * self.batch_size * self.iterations
 
     def hours(self, tflops: float, devices: int) -> float:
         """Hours on `devices` that sustain `tflops` TFLOP/s each."""
@@ -102,7 +97,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     objective = make_objective(recipe.objective, teacher.sample_shape, meta=True)
     student = on_meta(teacher.student(objective.takes_s, section.dropout))
     teaching, learning = network_cost(teacher), network_cost(student)
-    frozen = input_cost(freeze(deepcopy(student)))
+    frozen = network_cost(freeze(deepcopy(student)))
     phases = _phases(recipe, teacher.sample_shape)
     compared = [(share, distance_cost(each.distance, teacher.sample_shape)) for share, each in phases]
     costs = [(share, each.cost(), each.section.dsm) for share, each in phases]
@@ -117,7 +112,6 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     teaching_bytes = 8.0 if precision_of_teacher(section) == "fp32" else 6.0
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
     pairs = recipe.estimation.samples * recipe.estimation.timesteps if backwards is not None else 0
-    vjp = input_cost(teacher)
     discriminating, judging, judge_bytes, judge_saved = gan_cost(
         recipe.gan, section.iterations, teacher.sample_shape, teacher.num_classes
     )
@@ -132,10 +126,10 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     distances = (1 - discriminating) * sum(share * (2 * cost.forward + cost.backward) for share, cost in compared)
     return Plan(
         parts=[
-            *[Part(name, (1 - discriminating) * n, (1 - discriminating) * n * flop) for name, n, flop in parts],
-            Part(f"distance {recipe.objective.distance}", 0, distances),
-            Part("images for the discriminator", fakes, fakes * learning.forward),
-            Part("discriminator", 0, judging),
+            *[(name, (1 - discriminating) * n, (1 - discriminating) * n * flop) for name, n, flop in parts],
+            (f"distance {recipe.objective.distance}", 0, distances),
+            ("images for the discriminator", fakes, fakes * learning.forward),
+            ("discriminator", 0, judging),
         ],
         iterations=section.iterations,
         batch_size=section.batch_size,
@@ -147,7 +141,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         activation_bytes=_SHRINKS[section.precision] * kept + max(cost.saved for _, cost in compared) + judge_saved,
         micro_batch=section.batch_size // (devices * section.accumulation),
         data=teacher_data_count(recipe.data) * (1 if recipe.evaluation.split == "train" else 2) * drawing,
-        estimation=pairs * (vjp.forward + (backwards or 0) * vjp.backward),
+        estimation=pairs * (teaching.forward + (backwards or 0) * teaching.backward),
         evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
         trajectories=followed * teaching.forward,
         trajectory_bytes=kept_bytes,
@@ -191,7 +185,7 @@ def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Pla
     network = denoiser.student(False)
     cost = network_cost(network)
     return Plan(
-        parts=[Part("network, with gradient", 1, _both(cost))],
+        parts=[("network, with gradient", 1, _both(cost))],
         iterations=section.iterations,
         batch_size=section.batch_size,
         teacher=0,
@@ -238,16 +232,10 @@ def on_meta(module: Denoiser) -> Denoiser:
 
 
 def network_cost(denoiser: Denoiser) -> CallCost:
-    """Counts a call of a denoiser on the meta device, its backward pass to the weights included."""
+    """Counts a call of a denoiser on the meta device with its backward pass: to the weights; of a frozen one, to x."""
     x, t, labels = _inputs(denoiser)
+    x.requires_grad_(trained_parameters(denoiser) == 0)
     return _count(lambda: denoiser(x, t, t, labels), denoiser.parameters())
-
-
-def input_cost(denoiser: Denoiser) -> CallCost:
-    """Counts a call of a frozen denoiser on the meta device, its backward pass to the input included."""
-    x, t, labels = _inputs(denoiser)
-    assert trained_parameters(denoiser) == 0
-    return _count(lambda: denoiser(x.requires_grad_(), t, t, labels), denoiser.parameters())
 
 
 def distance_cost(distance: Distance, shape: tuple[int, ...]) -> CallCost:

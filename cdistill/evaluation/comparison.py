@@ -1,7 +1,7 @@
 """Evaluations compared: of two students on the same seeds, and of a record with itself when it is measured again."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,75 +82,63 @@ def _difference(name: str, better: str, row: Row, other: Row) -> Difference:
     )
 
 
-@dataclass(frozen=True)
-class RepeatedFigure:
-    """A figure measured again; `before` and `now` are None where it was not finite, `error` 0 where there is none."""
-
-    sampler: str
-    nfe: int
-    metric: str
-    before: float | None
-    now: float | None
-    error: float
-
-    @property
-    def identical(self) -> bool:
-        """Whether the two agree in every bit."""
-        return self.now == self.before
-
-    @property
-    def same(self) -> bool:
-        """Whether the two agree within `TOLERANCE` standard errors, or `ROUNDING`."""
-        if self.now is None or self.before is None:
-            return self.identical
-        return abs(self.now - self.before) <= max(TOLERANCE * self.error, ROUNDING * abs(self.before))
-
-    def cells(self) -> list[str]:
-        """Returns the row of a table."""
-        verdict = "identical" if self.identical else "same" if self.same else "DIFFERS"
-        numbers = [figure(value) if value is None else f"{value:.6g}" for value in (self.before, self.now)]
-        return [self.sampler, str(self.nfe), self.metric, *numbers, verdict]
+def _verdict(repeated: Mapping[str, Any]) -> str:
+    """Whether a figure agrees in every bit, or within `TOLERANCE` standard errors or `ROUNDING`, or not."""
+    before, now = repeated["before"], repeated["now"]
+    if now == before:
+        return "identical"
+    if now is None or before is None:
+        return "DIFFERS"
+    return "same" if abs(now - before) <= max(TOLERANCE * repeated["error"], ROUNDING * abs(before)) else "DIFFERS"
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """A record in the file `path` measured again: all its figures, and what else has changed, "key: old -> new"."""
+    """A record in the file `path` measured again: all its figures, and what else has changed, "key: old -> new".
+
+    A figure is a dict of its "sampler", "nfe" and "metric", its values "before" and "now", None where it was not
+    finite, and its standard "error", 0 where there is none.
+    """
 
     path: Path
-    figures: Sequence[RepeatedFigure]
+    figures: Sequence[dict[str, Any]]
     changes: Sequence[str]
 
     @property
     def reproduced(self) -> bool:
         """Whether every figure came out again."""
-        return all(repeated.same for repeated in self.figures)
+        return "DIFFERS" not in map(_verdict, self.figures)
 
     def table(self) -> Table:
         """Returns each figure beside that of the record."""
-        columns = ["sampler", "NFE", "metric", "recorded", "now", ""]
-        return Table(f"{self.path}, measured again", columns, [repeated.cells() for repeated in self.figures])
+        rows = []
+        for repeated in self.figures:
+            sampler, nfe, metric, *values = list(repeated.values())[:5]
+            numbers = [figure(value) if value is None else f"{value:.6g}" for value in values]
+            rows.append([sampler, str(nfe), metric, *numbers, _verdict(repeated)])
+        return Table(f"{self.path}, measured again", ["sampler", "NFE", "metric", "recorded", "now", ""], rows)
 
     def summary(self) -> str:
         """Returns in a line how many figures came out again."""
-        identical = sum(repeated.identical for repeated in self.figures)
-        same = sum(repeated.same for repeated in self.figures)
-        count = len(self.figures)
+        verdicts = [_verdict(repeated) for repeated in self.figures]
+        same = len(verdicts) - verdicts.count("DIFFERS")
+        identical, count = verdicts.count("identical"), len(verdicts)
         return f"{identical} of {count} figures identical in every bit, {same} within {TOLERANCE} standard errors"
 
     def check(self) -> None:
         """Raises MismatchError if a figure came out differently."""
-        wrong = [repeated for repeated in self.figures if not repeated.same]
+        wrong = [repeated for repeated in self.figures if _verdict(repeated) == "DIFFERS"]
         if wrong:
             raise MismatchError(
                 f"{self.path}: {len(wrong)} of {len(self.figures)} figures came out differently, first "
-                f"{wrong[0].metric} of {wrong[0].sampler} at {wrong[0].nfe} NFE"
+                f"{wrong[0]['metric']} of {wrong[0]['sampler']} at {wrong[0]['nfe']} NFE"
             )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns it as JSON."""
-        figures = [asdict(repeated) for repeated in self.figures]
         return {
-            "record": str(self.path), "changes": list(self.changes), "figures": figures, "reproduced": self.reproduced
+            "record": str(self.path), "changes": list(self.changes), "figures": list(self.figures),
+            "reproduced": self.reproduced,
         }  # fmt: skip
 
 
@@ -158,12 +146,11 @@ def repetition(path: Path, before: Evaluation, now: Evaluation) -> Repetition:
     """Returns every figure of the record `before`, which is in the file `path`, beside that of `now`."""
     again = {(row.sampler, row.nfe, name): value for row in now.rows for name, value in row.values.items()}
     figures = [
-        RepeatedFigure(
-            row.sampler, row.nfe, name, value, again.get((row.sampler, row.nfe, name)), row.errors.get(name) or 0.0
-        )
+        {"sampler": row.sampler, "nfe": row.nfe, "metric": name, "before": value,
+         "now": again.get((row.sampler, row.nfe, name)), "error": row.errors.get(name) or 0.0}
         for row in before.rows
         for name, value in row.values.items()
-    ]
+    ]  # fmt: skip
     first, second = (
         flatten({key: value for key, value in record.to_dict().items() if key not in _IGNORED})
         for record in (before, now)

@@ -7,7 +7,6 @@ while a tensor here is copied straight from the file.
 import re
 import struct
 import zlib
-from typing import NamedTuple
 
 from cdistill.errors import CorruptFileError
 from cdistill.formats.pickle_values import Budget, shown
@@ -21,14 +20,8 @@ _MOST_MEMBERS = 100_000
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
-class _Entry(NamedTuple):
-    name: str
-    flags: int
-    method: int
-    checksum: int
-    packed: int
-    size: int
-    place: int
+Entry = tuple[int, int, int, int, int, int]
+"""(flags, method, CRC-32, packed size, size, place of the local header) of a member."""
 
 
 class StoredZip:
@@ -47,22 +40,22 @@ class StoredZip:
     def open(self, name: str) -> memoryview:
         """Returns the content of a member; raises CorruptFileError if it is missing, compressed or altered."""
         if name not in self._opened:
-            entry = self._entries.get(name)
-            if entry is None:
+            if name not in self._entries:
                 raise CorruptFileError(f"the archive has no member {shown(name)}")
-            self._opened[name] = self._verified(entry)
+            self._opened[name] = self._verified(name)
         return self._opened[name]
 
-    def _verified(self, entry: _Entry) -> memoryview:
-        if entry.method != 0 or entry.packed != entry.size or entry.flags & 1:
-            raise CorruptFileError(f"the member {shown(entry.name)} is compressed or encrypted, not stored")
-        start = entry.place + _LOCAL.size + sum(_unpack(_LOCAL, self.data, entry.place, b"PK\3\4")[-2:])
-        if start + entry.size > len(self.data):
-            raise CorruptFileError(f"the member {shown(entry.name)} reaches beyond the end: truncated")
-        content = self.data[start : start + entry.size]
-        self.budget.spend(work=entry.size)
-        if zlib.crc32(content) != entry.checksum:
-            raise CorruptFileError(f"the checksum of {shown(entry.name)} does not match: altered")
+    def _verified(self, name: str) -> memoryview:
+        flags, method, checksum, packed, size, place = self._entries[name]
+        if method != 0 or packed != size or flags & 1:
+            raise CorruptFileError(f"the member {shown(name)} is compressed or encrypted, not stored")
+        start = place + _LOCAL.size + sum(_unpack(_LOCAL, self.data, place, b"PK\3\4")[-2:])
+        if start + size > len(self.data):
+            raise CorruptFileError(f"the member {shown(name)} reaches beyond the end: truncated")
+        content = self.data[start : start + size]
+        self.budget.spend(work=size)
+        if zlib.crc32(content) != checksum:
+            raise CorruptFileError(f"the checksum of {shown(name)} does not match: altered")
         return content
 
 
@@ -72,16 +65,16 @@ def _unpack(layout: struct.Struct, data: memoryview, place: int, magic: bytes) -
     return layout.unpack_from(data, place)
 
 
-def _directory(data: memoryview) -> dict[str, _Entry]:
+def _directory(data: memoryview) -> dict[str, Entry]:
     count, place = _find_directory(data)
     if count > _MOST_MEMBERS or count * _ENTRY.size > len(data):
         raise CorruptFileError(f"an archive of {count} members")
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, Entry] = {}
     for _ in range(count):
-        entry, place = _read_entry(data, place)
-        if entry.name in entries:
-            raise CorruptFileError(f"the archive has two members {shown(entry.name)}")
-        entries[entry.name] = entry
+        name, entry, place = _read_entry(data, place)
+        if name in entries:
+            raise CorruptFileError(f"the archive has two members {shown(name)}")
+        entries[name] = entry
     return entries
 
 
@@ -98,15 +91,15 @@ def _find_directory(data: memoryview) -> tuple[int, int]:
     return count, place
 
 
-def _read_entry(data: memoryview, place: int) -> tuple[_Entry, int]:
+def _read_entry(data: memoryview, place: int) -> tuple[str, Entry, int]:
+    """Returns a member's name, what the directory says about it, and where the next entry begins."""
     fields = _unpack(_ENTRY, data, place, b"PK\1\2")
     flags, method, _, _, checksum, packed, size, name_length, extra_length, comment_length = fields[3:13]
     start = place + _ENTRY.size
     extra = bytes(data[start + name_length : start + name_length + extra_length])
     size, packed, local = _wide(extra, [size, packed, fields[-1]])
     name = re.sub(r"[^ -~]", "?", bytes(data[start : start + name_length]).decode("latin-1"))
-    entry = _Entry(name, flags, method, checksum, packed, size, local)
-    return entry, start + name_length + extra_length + comment_length
+    return name, (flags, method, checksum, packed, size, local), start + name_length + extra_length + comment_length
 
 
 def _wide(extra: bytes, values: list[int]) -> list[int]:

@@ -17,9 +17,10 @@ import torch
 
 from cdistill.errors import CdistillError
 from cdistill.objectives.distances import make_distance
-from cdistill.objectives.settings import ObjectiveSection
+from cdistill.objectives.settings import GridSection, ObjectiveSection, SolverSection
 from cdistill.registry import OBJECTIVES
 from cdistill.sampling.solvers import jump
+from cdistill.schedule import rho_grid
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -190,16 +191,20 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
 
     @property
     def grid(self) -> Tensor | None:
-        """The noise levels that :meth:`draw` chooses from, float64 (N,), descending; None if it is continuous."""
-        return None
+        """The noise levels that :meth:`draw` chooses from, float64 (N,), descending; None if it is continuous.
+
+        By default the rho-grid of so many `points` as the section says, where it says so.
+        """
+        return rho_grid(self.section.points) if isinstance(self.section, GridSection) else None
 
     @property
     def stored(self) -> tuple[str, ...]:
         """Levels at which it needs the points of x_t's trajectory, in :attr:`Batch.points`; () where x_t is x_0 + t z.
 
-        With any, x_t is taken from kept trajectories of the teacher (`cdistill.sampling.trajectories`).
+        With any, x_t is taken from kept trajectories of the teacher (`cdistill.sampling.trajectories`). By default "u",
+        the end of the teacher's solver, where the section has ``targets = "store"``.
         """
-        return ()
+        return ("u",) if isinstance(self.section, SolverSection) and self.section.targets == "store" else ()
 
     @property
     def law(self) -> Tensor | None:
@@ -208,8 +213,8 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
 
     @property
     def target_rate(self) -> float | None:
-        """Rate of the moving average mu; None where the target needs none."""
-        return None
+        """Rate of the moving average mu, the section's by default; None where the target needs none."""
+        return self.section.target_rate if isinstance(self.section, SolverSection) else None
 
     @abstractmethod
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -21,24 +21,9 @@ class CM(Objective[SolverSection]):
     sampler = "cm"
     jumps = (("u", "s"),)
 
-    @property
-    @override
-    def grid(self) -> Tensor:
-        return rho_grid(self.section.points)
-
-    @property
-    @override
-    def target_rate(self) -> float:
-        return self.section.target_rate
-
-    @property
-    @override
-    def stored(self) -> tuple[str, ...]:
-        return ("u",) if self.section.targets == "store" else ()
-
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        grid = self.grid
+        grid = rho_grid(self.section.points)
         i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         path = torch.stack([grid[i], grid[i + 1]], dim=1)
         return {"t": grid[i], "u": grid[i + 1], "s": grid[-1].expand(size), "path": path}

@@ -43,24 +43,9 @@ class CTM(Objective[CTMSection]):
     takes_gan = True
     jumps = (("u", "s"), ("s", "eps"))
 
-    @property
-    @override
-    def grid(self) -> Tensor:
-        return rho_grid(self.section.points)
-
-    @property
-    @override
-    def target_rate(self) -> float:
-        return self.section.target_rate
-
-    @property
-    @override
-    def stored(self) -> tuple[str, ...]:
-        return ("u",) if self.section.targets == "store" else ()
-
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        grid, section = self.grid, self.section
+        grid, section = rho_grid(self.section.points), self.section
         i, k, j = draw_times(section.pairs, section.points, section.max_ode_steps, size, generator)
         steps = torch.arange(int((k - i).max()) + 1)
         return {"t": grid[i], "u": grid[k], "s": grid[j], "path": grid[(i[:, None] + steps).minimum(k[:, None])]}

@@ -39,13 +39,9 @@ class LPIPS(Distance):
     @override
     @classmethod
     def meta(cls) -> "LPIPS":
-        import lpips
-
         distance = cls.__new__(cls)
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
-            distance.model = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-        distance.model.eval().requires_grad_(False)
+        with torch.device("meta"):
+            distance.model = _build(pretrained=False)
         return distance
 
     @override
@@ -66,18 +62,23 @@ class LPIPS(Distance):
 @cache
 def load_network(path: Path) -> Any:
     """Builds lpips' network with the backbone of a torchvision file and the linear weights of the package."""
-    import lpips
-
-    # pnet_rand builds the backbone without torchvision's download; its weights come from our file.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
-        model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    model = _build(pretrained=True)
     try:
         model.net.load_state_dict(rename_backbone(read_torch_file(path), model.net))
     except (RuntimeError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
         ) from error
+    return model
+
+
+def _build(pretrained: bool) -> Any:
+    """Builds lpips' network, frozen, without torchvision's download of the backbone (`pnet_rand`)."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
+        model = lpips.LPIPS(net="vgg", pretrained=pretrained, pnet_rand=True, verbose=False)
     return model.eval().requires_grad_(False)
 
 

@@ -52,14 +52,9 @@ class Regression(Objective[RegressionSection]):
     def stored(self) -> tuple[str, ...]:
         return ("s",)
 
-    @property
-    @override
-    def grid(self) -> Tensor:
-        return rho_grid(self.section.points)
-
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        grid, points = self.grid, self.section.points
+        grid, points = rho_grid(self.section.points), self.section.points
         i, _, j = draw_times(self.section.pairs, points, points - 1, size, generator)
         return {"t": grid[i], "s": grid[j]}
 
@@ -87,7 +82,7 @@ class RegressionToEps(Regression):
 
     @override
     def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        grid = self.grid
+        grid = rho_grid(self.section.points)
         i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         return {"t": grid[i], "s": grid[-1].expand(size)}
 

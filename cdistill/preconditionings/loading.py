@@ -2,30 +2,16 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cdistill.errors import CdistillError
-from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings.base import Preconditioning
 from cdistill.preconditionings.coefficients import Coefficients, check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
 from cdistill.schedule import EPS, SIGMA_DATA
 
-
-class AnyTeacher(Protocol):
-    """What a preconditioning needs to know of a teacher."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of its weights."""
-
-    @property
-    def denoiser(self) -> Denoiser:
-        """D(x, t)."""
+if TYPE_CHECKING:
+    from cdistill.teachers import Teacher
 
 
 def make_preconditioning(
@@ -45,7 +31,7 @@ def make_preconditioning(
 
 def load_preconditioning(
     name: str = "analytic",
-    teacher: AnyTeacher | None = None,
+    teacher: "Teacher | None" = None,
     coefficients: str | PathLike[str] | Coefficients | None = None,
     *,
     sigma_data: float | None = None,

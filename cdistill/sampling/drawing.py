@@ -89,15 +89,14 @@ def draw_chunks(
     shape: tuple[int, ...],
     seeds: Sequence[int],
     shares: Sequence[float] = (),
-    classes: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Chunk]:
     """Draws noise and labels as EDM does, latent first, label second, in whole chunks aligned to the seed.
 
-    Yields the chunks of this process with a wanted seed in them, the processes of `accelerator` taking turns; `classes`
-    are in place of drawn ones. Arguments as `stream`.
+    Yields the chunks of this process with a wanted seed in them, the processes of `accelerator` taking turns. Arguments
+    as `stream`.
     """
-    for draw in _plan(shape, seeds, shares, classes, accelerator, 1):
+    for draw in _plan(shape, seeds, shares, None, accelerator, 1):
         yield draw()
 
 

@@ -1,7 +1,5 @@
 """Inversion: the noise at T that a sampler takes to given samples."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -14,48 +12,34 @@ TOLERANCE = 1e-5  # of the residual; the networks compute in float32
 MOST_CALLS, PATIENCE = 100, 10
 
 
-@dataclass(frozen=True)
-class Inverse:
-    """Points at T, and how well they lead back.
-
-    Attributes:
-        residual: |jump(x_t) - x_s|, root mean square over the elements, the largest of the jumps, (B,); of a teacher 0,
-            whose solver has nothing to iterate.
-    """
-
-    x: Tensor  # points at noise level T, (B, ...), float64
-    residual: Tensor
-    calls: int  # network calls of the batch
-
-    @property
-    def converged(self) -> Tensor:
-        """Which samples (B,) were inverted."""
-        return self.residual <= TOLERANCE
-
-
-def invert(sampler: TimedSampler, x: Tensor, labels: Tensor | None = None) -> Inverse:
+def invert(sampler: TimedSampler, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Follows a deterministic sampler back from points x (B, ...), float64, at eps to T.
 
     A teacher's ODE is solved upwards by Heun's method on the same times, whatever its solver: the way back differs from
     the way down by both solvers' errors. A student's jumps are solved one by one, see `invert_jump`.
 
-    RecipeError: The sampler draws fresh noise, so that many points lead to the same sample.
+    Returns:
+        Points at T (B, ...), float64; the largest |jump(x_t) - x_s| of the jumps, root mean square over the elements,
+        (B,): at most `TOLERANCE` for samples that were inverted; of a teacher 0, whose solver has nothing to iterate.
+
+    Raises:
+        RecipeError: The sampler draws fresh noise, so that many points lead to the same sample.
     """
     if sampler.fresh_noise:
         raise RecipeError(f"invert: got {type(sampler).__name__}, which draws fresh noise; only 'ctm' has an inverse")
     with torch.inference_mode():
         if isinstance(sampler, StudentSampler):
-            residual, calls = torch.zeros(len(x), dtype=torch.float64, device=x.device), 0
+            residual = torch.zeros(len(x), dtype=torch.float64, device=x.device)
             for step in sampler.steps.flip(0).to(x.device):
                 t, s, f, g = step[:, None].expand(-1, len(x))
-                x, left, made = invert_jump(sampler.denoiser, x, t, s, (f, g), labels)
-                residual, calls = residual.maximum(left), calls + made
-            return Inverse(x, residual, calls)
+                x, left, _ = invert_jump(sampler.denoiser, x, t, s, (f, g), labels)
+                residual = residual.maximum(left)
+            return x, residual
         if not isinstance(sampler, TeacherSampler):
             raise RecipeError(f"invert: got {type(sampler).__name__}; needs a sampler of a student or of a teacher")
         times = sampler.times.flip(0).to(x.device)
         back = solve(heun_step, lambda point, t: sampler.denoiser(point, t, None, labels), x, times)
-        return Inverse(back, torch.zeros(len(x), dtype=torch.float64, device=x.device), 2 * (len(times) - 1))
+        return back, torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
 
 def invert_jump(
@@ -73,7 +57,7 @@ def invert_jump(
     after 10 calls in which none improved, or after 100. The arguments are those of `jump`, x at noise level s.
 
     Returns:
-        Points at noise level t, like `x`; their residuals (B,), see :class:`Inverse`; the number of network calls.
+        Points at noise level t, like `x`; their residuals (B,), see `invert`; the number of network calls.
     """
     f, g = (broadcast(part, x) for part in coefficients)
     variance = denoiser.sigma_data**2

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from cdistill.estimation.base import standard_error
 from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings.coefficients import Fit
@@ -191,13 +192,8 @@ def least_squares(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
 def fit_f_and_g(moments: Moments) -> Fit:
     """Returns the f and g of `least_squares` with their standard errors, by the jackknife over groups."""
     f, g, _ = least_squares(moments)
-    columns = []
-    for values in (f, g):
-        rest = values[1:]
-        spread = (rest - rest.mean(0)).square().sum(0) * (len(rest) - 1) / len(rest)
-        columns.append((_square(values[0]), _square(spread.sqrt())))
-    (f_whole, f_error), (g_whole, g_error) = columns
-    return Fit(moments.levels, f_whole, g_whole, f_error, g_error)
+    columns = [f[0], g[0], standard_error(f[1:]), standard_error(g[1:])]
+    return Fit(moments.levels, *map(_square, columns))
 
 
 def _square(values: Tensor) -> Tensor:
@@ -214,6 +210,4 @@ def jumps_down(levels: Tensor) -> Tensor:
 
 def jackknife(values: Tensor) -> Number:
     """Returns a statistic and its standard error from its replicates (1+G,), see `Moments.replicates`."""
-    rest = values[1:]
-    spread = (rest - rest.mean()).square().sum() * (len(rest) - 1) / max(len(rest), 1)
-    return float(values[0]), float(spread.sqrt())
+    return float(values[0]), float(standard_error(values[1:]))

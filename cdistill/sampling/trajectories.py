@@ -40,7 +40,7 @@ from cdistill.teachers import Teacher
 
 SHARD = 256  # trajectories; a kill -9 loses at most those that a process is following
 _KIND = "trajectories"
-_FIRST_SEED = {"train": 3 * 2**30, "heldout": 7 * 2**29}  # apart from those of samples; a generator keeps 32 bits
+_FIRST_SEED = 3 * 2**30  # apart from those of samples; a generator keeps 32 bits
 _OTHER_FILES = 1024  # that a process may have open besides
 _POLL = 0.2  # seconds between looks at what other processes have finished
 
@@ -87,11 +87,6 @@ class TrajectoryStore:
         """The files of all M trajectories, whether they are there or not."""
         return [self.folder / f"{first:09d}.safetensors" for first in range(0, self.count, SHARD)]
 
-    @property
-    def shard_bytes(self) -> int:
-        """Bytes of the points in a shard."""
-        return SHARD * len(self.levels) * int(np.prod(self.shape)) * self.dtype.itemsize
-
     def missing(self) -> list[Path]:
         """Returns the shards that are still to be followed."""
         return [path for path in self.shards if not path.is_file()]
@@ -130,7 +125,8 @@ class TrajectoryStore:
 
             while missing := self.missing():
                 start = accelerator.process_index * len(missing) // accelerator.num_processes
-                worked = [self._claim(path, teacher, accelerator, classes, follow_shown) for path in self._from(start)]
+                turns = missing[start:] + missing[:start]
+                worked = [self._claim(path, teacher, accelerator, classes, follow_shown) for path in turns]
                 follow_shown(0)
                 signals.check("following trajectories")
                 if not any(worked):
@@ -201,10 +197,6 @@ class TrajectoryStore:
     def labels(self, trajectories: Tensor) -> Tensor | None:
         """Returns the classes of trajectories, (B,), int64, or None."""
         return None if self._labels is None else self._labels[trajectories]
-
-    def _from(self, start: int) -> list[Path]:
-        missing = self.missing()
-        return missing[start:] + missing[:start]
 
     def _claim(
         self,
@@ -307,7 +299,8 @@ class TrajectoryStore:
 
     def _check_disk(self, shards: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = shards * self.shard_bytes, shutil.disk_usage(self.folder).free
+        needed = shards * SHARD * len(self.levels) * int(np.prod(self.shape)) * self.dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DiskFullError(
                 f"{self.folder}: {needed / 2**30:.2f} GiB of trajectories to write, {free / 2**30:.2f} GiB free; free "
@@ -332,7 +325,7 @@ def _draw_classes(shares: Sequence[float], first: int) -> list[int]:
 
 
 def trajectory_store(
-    section: TrajectoriesSection, grid: Tensor, teacher: Teacher, source: Source | None, split: str = "train"
+    section: TrajectoriesSection, grid: Tensor, teacher: Teacher, source: Source | None
 ) -> TrajectoryStore:
     """Returns the store of a teacher's trajectories; nothing is written or read yet.
 
@@ -341,7 +334,6 @@ def trajectory_store(
         grid: Noise levels of the objective's grid, (N,), float64, from T down to eps.
         teacher: The teacher.
         source: The data, whose classes are drawn as they occur; all alike without labels.
-        split: "train", or "heldout" for trajectories that no training reads.
 
     Raises:
         RecipeError: A level is not one of the grid.
@@ -358,7 +350,7 @@ def trajectory_store(
         "levels": grid[places].tolist(),
         "substeps": section.substeps,
         "precision": section.precision,
-        "first_seed": _FIRST_SEED[split],
+        "first_seed": _FIRST_SEED,
         "classes": None if classes is None else hashlib.sha256(repr(classes).encode()).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -391,7 +383,6 @@ def open_trajectories(
     teacher: Teacher,
     source: Source | None,
     accelerator: Accelerator,
-    split: str = "train",
 ) -> TrajectoryStore:
     """Returns the store, written if need be, verified and mapped.
 
@@ -401,7 +392,6 @@ def open_trajectories(
         teacher: On the accelerator's device.
         source: The data.
         accelerator: Devices and processes.
-        split: "train" or "heldout".
 
     Raises:
         RecipeError: A level is not one of the grid.
@@ -410,7 +400,7 @@ def open_trajectories(
         CorruptFileError: A shard is damaged.
         MismatchError: A shard belongs to another store.
     """
-    store = trajectory_store(section, grid, teacher, source, split)
+    store = trajectory_store(section, grid, teacher, source)
     store.write(teacher, accelerator, class_shares(teacher, source))
     accelerator.wait_for_everyone()
     store.open(accelerator)

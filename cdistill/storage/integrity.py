@@ -98,12 +98,12 @@ def read_layout(path: Path) -> Layout:
     return Layout(path, path.stat().st_size, dict(sorted(entries.items())), metadata)
 
 
-def verify(layout: Layout, kind: str = "") -> tuple[dict[str, Any], str]:
-    """Returns the header of a file made here, and its digest, once that is the one stated; `kind` is for messages.
+def verify(layout: Layout) -> tuple[dict[str, Any], str]:
+    """Returns the header of a file made here, and its digest, once that is the one stated.
 
     CorruptFileError: It was not made by cdistill, was altered, or is of a newer schema.
     """
-    header, stated = own_header(layout.path, layout.metadata, kind)
+    header, stated = own_header(layout.path, layout.metadata)
     digest = layout_digest(layout, canonical(header))
     check_header(layout.path, header, stated, digest)
     return header, digest

@@ -15,7 +15,7 @@ from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress
-from cdistill.sampling.inversion import invert
+from cdistill.sampling.inversion import TOLERANCE, invert
 from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
 from cdistill.sampling.teacher_data import renumbered
 from cdistill.schedule import T
@@ -33,7 +33,7 @@ class InvertedImages:
 
     Attributes:
         latents: Points at T (n, ...), float64.
-        residual: Of the inversion (n,), see :class:`cdistill.sampling.inversion.Inverse`.
+        residual: Of the inversion (n,), see `cdistill.sampling.inversion.invert`.
         converged: Whether that is small (n,).
         error: Root mean square distance from each image to what its latent is sampled to (n,).
         labels: Classes (n,), int64, or None.
@@ -107,10 +107,10 @@ def _invert_all(sampler: TimedSampler, source: Source, device: torch.device) -> 
             rows = slice(begin, begin + size)
             x = from_uint8(source.samples[rows]).double().to(device)
             labels = None if source.labels is None else source.labels[rows].to(device)
-            inverse = invert(sampler, x, labels)
-            again = sampler(inverse.x, labels, x.clone)  # asks for no noise: `invert` has refused those that do
+            latents, residual = invert(sampler, x, labels)
+            again = sampler(latents, labels, x.clone)  # asks for no noise: `invert` has refused those that do
             error = (again - x).square().flatten(1).mean(1).sqrt()
-            batches.append((inverse.x, inverse.residual, inverse.converged, error))
+            batches.append((latents, residual, residual <= TOLERANCE, error))
             advance(len(x), "")
     latents, residual, converged, errors = (torch.cat(columns).cpu() for columns in zip(*batches, strict=True))
     return InvertedImages(latents, residual, converged, errors, source.labels, sampler.facts)

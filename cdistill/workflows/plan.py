@@ -35,12 +35,10 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
 def print_plan(found: Plan, devices: int, tflops: float) -> None:
     """Prints a plan as two tables."""
     rows = [
-        [part.name, f"{part.forwards:.2f}", f"{part.forwards * found.batch_size:.0f}", f"{part.flop / 1e9:.4g}"]
-        for part in found.parts
-        if part.flop
+        [name, f"{forwards:.2f}", f"{forwards * found.batch_size:.0f}", f"{flop / 1e9:.4g}"]
+        for name, forwards, flop in [*found.parts, ("sum", *(sum(part[k] for part in found.parts) for k in (1, 2)))]
+        if flop
     ]
-    forwards, flop = (sum(getattr(part, key) for part in found.parts) for key in ("forwards", "flop"))
-    rows.append(["sum", f"{forwards:.2f}", f"{forwards * found.batch_size:.0f}", f"{flop / 1e9:.4g}"])
     columns = ["a training step", "forwards an image", "a step", "GFLOP an image"]
     table(f"{found.iterations:,} steps of {found.batch_size:,} images", columns, rows)
     activations = found.activation_bytes * found.micro_batch
@@ -104,7 +102,7 @@ def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
     """Returns a plan as JSON."""
     values = {key: value for key, value in vars(found).items() if key != "parts"}
     return {
-        "parts": [vars(part) for part in found.parts],
+        "parts": [dict(zip(("name", "forwards", "flop"), part, strict=True)) for part in found.parts],
         **values,
         "training": found.training,
         "devices": devices,

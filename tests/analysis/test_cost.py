@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdistill.analysis.cost import Plan, distance_cost, input_cost, network_cost, on_meta
+from cdistill.analysis.cost import Plan, distance_cost, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, broadcast
@@ -38,7 +38,7 @@ def test_a_matrix_by_hand():
     cost = network_cost(denoiser)
     assert (cost.forward, cost.backward) == (200, 200)  # 2 n^2; the gradient of W alone
     denoiser.requires_grad_(False)
-    assert input_cost(denoiser).backward == 200
+    assert network_cost(denoiser).backward == 200
 
 
 # GFLOP of a forward pass an image, counted on the public code (`../shared/spec/training.md`).
@@ -124,7 +124,8 @@ def test_coefficients_cost_what_the_estimator_that_suits_the_teacher_does():
     for name, overrides, passes in (("digits-paper", [], 1), ("digits-paper", asked, 4), ("cifar10", [], 4)):
         recipe = load_any_recipe(shipped_recipes()[name], overrides)
         found, section = plan(recipe, 1), recipe.estimation
-        forward = found.parts[0].flop / found.parts[0].forwards
+        _, forwards, flop = found.parts[0]
+        forward = flop / forwards
         assert found.estimation / (section.samples * section.timesteps) == pytest.approx(passes * forward, rel=0.02)
     assert fast_plan("preconditioning.name=ctm").estimation == 0
 
@@ -138,8 +139,8 @@ def test_evaluations_are_counted_as_the_loop_makes_them():
 
 
 def teacher_forward(name: str) -> float:
-    part = plan(load_any_recipe(shipped_recipes()[name], ["objective.name=ctm"]), 1).parts[0]
-    return part.flop / part.forwards
+    _, forwards, flop = plan(load_any_recipe(shipped_recipes()[name], ["objective.name=ctm"]), 1).parts[0]
+    return flop / forwards
 
 
 def test_data_drawn_from_the_teacher_are_counted():

@@ -36,10 +36,9 @@ def test_the_way_back_and_forth_of_a_teacher_converges_with_order_3():
     for points in (33, 65, 129):
         sampler = make_sampler(mixture_1d(), None, nfe=2 * (points - 1))
         samples = sampler(X, None, nothing)
-        found = invert(sampler, samples)
-        assert found.calls == 2 * (points - 1)
-        assert found.converged.all()
-        errors.append(rms(sampler(found.x, None, nothing) - samples))
+        latents, residual = invert(sampler, samples)
+        assert not residual.any()
+        errors.append(rms(sampler(latents, None, nothing) - samples))
     assert errors[-1] < 1e-3
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([3, 3], abs=0.1)
 
@@ -47,7 +46,7 @@ def test_the_way_back_and_forth_of_a_teacher_converges_with_order_3():
 def test_gaussian_latents_are_the_closed_form():
     gaussian = MixtureDenoiser(torch.ones(1), torch.zeros(1, 1), torch.full((1, 1, 1), VARIANCE, dtype=torch.float64))
     x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
-    found = invert(make_sampler(gaussian, None, nfe=256), x).x
+    found, _ = invert(make_sampler(gaussian, None, nfe=256), x)
     exact = x * math.sqrt((VARIANCE + T**2) / (VARIANCE + EPS**2))
     torch.testing.assert_close(found, exact, rtol=5e-3, atol=0)
 
@@ -59,10 +58,10 @@ def test_the_round_trip_of_the_digits_teacher():
     sampler = make_sampler(teacher, None, nfe=64)
     with torch.inference_mode():
         samples = sampler(x, labels, nothing)
-        found = invert(sampler, samples, labels)
-        again = sampler(found.x, labels, nothing)
+        latents, _ = invert(sampler, samples, labels)
+        again = sampler(latents, labels, nothing)
     assert rms(again - samples) < 0.02
-    assert rms(found.x - x) < 0.2 * T
+    assert rms(latents - x) < 0.2 * T
 
 
 @pytest.mark.parametrize("steps", [60, 100])
@@ -70,20 +69,20 @@ def test_short_jumps_are_inverted_to_rounding(steps):
     """|g/f D'| < 1 for each of them: the iteration contracts."""
     sampler = make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=steps)
     samples = sampler(X, None, nothing)
-    found = invert(sampler, samples)
-    assert found.converged.all()
-    assert rms(sampler(found.x, None, nothing) - samples) < 20 * TOLERANCE
+    latents, residual = invert(sampler, samples)
+    assert residual.max() <= TOLERANCE
+    assert rms(sampler(latents, None, nothing) - samples) < 20 * TOLERANCE
 
 
 def test_a_jump_that_forgets_where_it_came_from_says_so():
     """From 80 to eps at once, g/f = 40,000: nothing contracts, and the residual is no small number."""
     sampler = make_sampler(mixture_1d(), make_preconditioning("ctm"), nfe=1)
     samples = sampler(X, None, nothing)
-    found = invert(sampler, samples)
-    assert not found.converged.any()
-    assert found.residual.isfinite().all()
-    again = sampler(found.x, None, nothing) - samples
-    torch.testing.assert_close(found.residual, again.abs()[:, 0], rtol=1e-6, atol=1e-12)
+    latents, residual = invert(sampler, samples)
+    assert residual.min() > TOLERANCE
+    assert residual.isfinite().all()
+    again = sampler(latents, None, nothing) - samples
+    torch.testing.assert_close(residual, again.abs()[:, 0], rtol=1e-6, atol=1e-12)
 
 
 def test_a_jump_without_a_network_needs_one_call():

@@ -43,9 +43,9 @@ def teacher():
     return load_teacher("mixture-narrow-cond")
 
 
-def opened(teacher, source=None, split="train", grid=GRID, **values):
+def opened(teacher, source=None, grid=GRID, **values):
     section = TrajectoriesSection(**{"count": 300, **values})
-    return open_trajectories(section, grid, teacher, source, Accelerator(cpu=True), split)
+    return open_trajectories(section, grid, teacher, source, Accelerator(cpu=True))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -113,18 +113,12 @@ def test_a_store_grows_by_shards_that_never_change(teacher):
 def test_what_the_numbers_depend_on_has_a_folder_of_its_own(teacher):
     folders = {
         opened(teacher, count=1, **values).folder
-        for values in ({}, {"substeps": 2}, {"precision": "fp32"}, {"levels": [0, 1]}, {"split": "heldout"})
+        for values in ({}, {"substeps": 2}, {"precision": "fp32"}, {"levels": [0, 1]})
     }
     folders.add(opened(teacher, count=1, grid=rho_grid(6)).folder)
     folders.add(opened(load_teacher("mixture-narrow"), count=1).folder)
-    assert len(folders) == 7
+    assert len(folders) == 6
     assert opened(teacher, count=1, flips=True).folder in folders
-
-
-def test_held_out_trajectories_start_from_other_noise(teacher):
-    train, heldout = opened(teacher), opened(teacher, split="heldout")
-    rows = torch.cat([all_points(train, 0), all_points(heldout, 0)])
-    assert len(rows.unique(dim=0)) == len(rows)
 
 
 def test_classes_occur_as_in_the_data(teacher):

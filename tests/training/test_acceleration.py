@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cdistill.analysis.cost import Plan, input_cost, network_cost, on_meta
+from cdistill.analysis.cost import Plan, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.errors import RecipeError
@@ -288,7 +288,7 @@ def test_a_step_does_the_counted_work_and_nothing_else(exact_coefficients, optio
     batches, rows = task.draw(1), 12
     teacher, student = on_meta(small_teacher()), on_meta(small_teacher().student(task.objective.takes_s))
     teaching, learning = network_cost(teacher), network_cost(student)
-    frozen = input_cost(student.requires_grad_(False))
+    frozen = network_cost(student.requires_grad_(False))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # attention as the plan counts it
         task.backward(1)
     steps = batches[0].levels["path"].shape[1] - 1

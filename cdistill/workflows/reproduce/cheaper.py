@@ -29,8 +29,6 @@ BASELINE = "published"
 STEPS = ("published", "published-rate", "store", "regression", "no-dsm", "uniform", "cheap")
 FORMS = ("cheap-mixed", "cheap-forward", "cheap-least-squares")
 _RATIOS = ("forwards", "forwards + store", "seconds + store")
-
-
 _SOLVER = ("published", "published-rate", "store")  # whose objective is Eq. 7, with a moving average in the loss
 _EQ_7 = {"name": '"ctm"', "pairs": '"ctm"', "dsm": "true", "target_rate": "0.98"}
 _ARMS = (*STEPS, *FORMS)
