@@ -6,7 +6,6 @@ unlike tr C_1 + tr C_2 - 2 tr (C_1 C_2)^(1/2), and where they are singular, unli
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import sqrt
 
 import torch
@@ -64,18 +63,8 @@ class Sums:
         return self.scatter / (self.count - 1)
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """N(mean, G G^T): mean (d,), eigenvalues that are no rounding errors (r,), ascending, eigenvectors (d, r)."""
-
-    mean: Tensor
-    values: Tensor
-    vectors: Tensor
-
-    @property
-    def root(self) -> Tensor:
-        """G = V diag(values)^(1/2), (d, r)."""
-        return self.vectors * self.values.sqrt()
+Gaussian = tuple[Tensor, Tensor, Tensor]
+"""N(m, V diag(e) V^T): mean (d,), eigenvalues that are no rounding errors (r,), ascending, and eigenvectors (d, r)."""
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Gaussian:
@@ -86,7 +75,7 @@ def gaussian(mean: Tensor, covariance: Tensor) -> Gaussian:
     """
     values, vectors = torch.linalg.eigh(covariance)
     kept = values > values[-1].clamp(min=0) * torch.finfo(values.dtype).eps * sqrt(len(values))
-    return Gaussian(mean, values[kept], vectors[:, kept])
+    return mean, values[kept], vectors[:, kept]
 
 
 def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
@@ -103,8 +92,8 @@ def frechet_estimate(features: Tensor, real: Gaussian) -> Estimate:
         )
     own = gaussian(*moments(features))
     distance, scale = _couple(own, real)
-    shift = 2 * (own.mean - real.mean)
-    return Estimate(distance, _influence(features, own.mean, shift, scale), _splits(features, real))
+    mean, shift = own[0], 2 * (own[0] - real[0])
+    return Estimate(distance, _influence(features, mean, shift, scale), _splits(features, real))
 
 
 def _splits(features: Tensor, real: Gaussian) -> Tensor | None:
@@ -136,12 +125,13 @@ def _couple(first: Gaussian, second: Gaussian) -> tuple[float, Tensor]:
     On the range of C1, T = C1^(-1/2) (C1^(1/2) C2 C1^(1/2))^(1/2) C1^(-1/2); with G1^T G2 = W S Z^T it is
     V1 D1^(-1/2) W S W^T D1^(-1/2) V1^T.
     """
-    g1, g2 = first.root, second.root
+    (m1, e1, v1), (m2, e2, v2) = first, second
+    g1, g2 = v1 * e1.sqrt(), v2 * e2.sqrt()
     w, s, zt = torch.linalg.svd(g1.T @ g2, full_matrices=False)
     left, right = g1 @ w, g2 @ zt.T
-    distance = (first.mean - second.mean).square().sum() + (left - right).square().sum()
+    distance = (m1 - m2).square().sum() + (left - right).square().sum()
     if g1.shape[1] > len(s):  # what of one covariance lies outside the rank of the other
         distance = distance + (g1 - left @ w.T).square().sum()
     if g2.shape[1] > len(s):
         distance = distance + (g2 - right @ zt).square().sum()
-    return float(distance), (first.vectors / first.values.sqrt()) @ (w * s.sqrt())
+    return float(distance), (v1 / e1.sqrt()) @ (w * s.sqrt())

@@ -129,7 +129,7 @@ class Frechet(FeatureMetric):
     def __call__(self, samples: SampleSet, reference: Reference) -> Estimate:
         features, network = self.features(samples), self.network
         real = reference.once(f"gaussian {network.name}", lambda: gaussian(*reference.moments(network)))
-        _check_dimension(features, len(real.mean), reference)
+        _check_dimension(features, len(real[0]), reference)
         return frechet_estimate(features, real)
 
 

@@ -28,22 +28,22 @@ def compare_samples(runs: Sequence[Run]) -> list[Comparison]:
     comparisons = []
     for group in groups:
         about = f"{', '.join(group)}: " if len(groups) > 1 else ""
-        for nfe in sorted({calls for pictures in group.values() for calls in pictures.students}):
+        for nfe in sorted({calls for _, _, students in group.values() for calls in students}):
             comparisons.append(_compare(f"{about}{nfe} NFE", nfe, group, len(runs) > 1))
     return comparisons
 
 
 def _compare(title: str, nfe: int, group: Mapping[str, Pictures], several: bool) -> Comparison:
-    first = next(iter(group.values()))
-    seeds = first.seeds[:MOST]
+    seeds, teacher, _ = next(iter(group.values()))
+    seeds = seeds[:MOST]
     columns = min(len(seeds), 6 if len(seeds) <= 36 else 8)  # few enough for a telephone
     grids = []
-    if first.teacher is not None:
-        grids.append(_draw("teacher", "the teacher", first.teacher, seeds, columns))
-    for name, pictures in group.items():
-        if nfe in pictures.students:
+    if teacher is not None:
+        grids.append(_draw("teacher", "the teacher", teacher, seeds, columns))
+    for name, (_, _, students) in group.items():
+        if nfe in students:
             label = name if several else "student"
-            grids.append(_draw(label, f"{label} with {nfe} NFE", pictures.students[nfe], seeds, columns))
+            grids.append(_draw(label, f"{label} with {nfe} NFE", students[nfe], seeds, columns))
     return title, [seeds[k : k + columns] for k in range(0, len(seeds), columns)], grids
 
 
@@ -57,8 +57,8 @@ def _groups(runs: Sequence[Run]) -> list[dict[str, Pictures]]:
     groups: dict[tuple[object, ...], dict[str, Pictures]] = {}
     for run in runs:
         if run.pictures is not None:
-            teacher = run.pictures.teacher
-            same = (*run.pictures.seeds, *(() if teacher is None else (teacher.shape, teacher.tobytes())))
+            seeds, teacher, _ = run.pictures
+            same = (*seeds, *(() if teacher is None else (teacher.shape, teacher.tobytes())))
             groups.setdefault(same, {})[run.name] = run.pictures
     return list(groups.values())
 

@@ -27,7 +27,8 @@ _DASHES: tuple[Any, ...] = (
 )  # fmt: skip
 _MARKERS = "os^Dx"  # one fewer than colours, so that 30 lines differ
 _QUIET, _RULE, _PAPER = "#55585d", "#d6d6d1", "#ffffff"
-_VARIABLES = {_QUIET: "quiet", _RULE: "rule", _PAPER: "page"} | {c: f"c{k}" for k, c in enumerate(COLOURS)}
+_VARIABLES = {_QUIET: "var(--quiet)", _RULE: "var(--rule)", _PAPER: "var(--page)"}
+_VARIABLES |= {colour: f"var(--c{k})" for k, colour in enumerate(COLOURS)}
 _BARS = 6  # points of a line that get error bars; more make a band
 _MARKED = 24  # points of a line that get markers
 STYLE = mpl.rc_context({
@@ -249,11 +250,7 @@ def _inside(figure: Figure, salt: str) -> Markup:
     text = text[text.index("<g id=") : text.index("</svg>")]
     named = set(re.findall(r"#([a-z]\w+)", text))
     text = re.sub(r' id="([^"]+)"', lambda name: name.group() if name[1] in named else "", text)
-    return Markup(re.sub("#[0-9a-f]{6}", lambda colour: _variable(colour.group()), text))
-
-
-def _variable(colour: str) -> str:
-    return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
+    return Markup(re.sub("#[0-9a-f]{6}", lambda colour: _VARIABLES.get(colour.group(), colour.group()), text))
 
 
 def steep(values: Sequence[float]) -> bool:

@@ -27,13 +27,9 @@ _DAMAGE = (
 Read = TypeVar("Read")
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The first samples of an evaluation; every array has the image of seeds[k] at k."""
-
-    seeds: list[int]  # one for each image
-    teacher: NDArray[np.uint8] | None  # the teacher's (k, C, H, W), uint8, C = 1 or 3; None where there was none
-    students: Mapping[int, NDArray[np.uint8]]  # NFE -> the student's, of the same shape
+Pictures = tuple[list[int], NDArray[np.uint8] | None, Mapping[int, NDArray[np.uint8]]]
+"""The first samples of an evaluation: their seeds; the teacher's (k, C, H, W), uint8, C = 1 or 3, None where there was
+none; NFE -> the student's, of the same shape. Every array has the image of seeds[k] at k."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ def _arrays(path: Path) -> Pictures:
         raise ValueError("its images are neither grey nor RGB")
     if seeds.shape != images[0].shape[:1] or seeds.dtype.kind not in "iu":
         raise ValueError("it has not one seed for each image")
-    return Pictures(seeds.tolist(), teacher, dict(sorted(students.items())))
+    return seeds.tolist(), teacher, dict(sorted(students.items()))
 
 
 def _png(path: Path) -> bytes:

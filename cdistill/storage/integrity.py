@@ -35,20 +35,8 @@ _TYPES = {
 NUMBERS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i"}  # those that `numbers` reads
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in a file: its type as torch calls it, without "torch.", and where its `size` bytes begin."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    size: int
-
-    @property
-    def count(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.shape)
+Entry = tuple[str, tuple[int, ...], int, int]
+"""A tensor in a file: its type as torch calls it, without "torch.", its shape, where its bytes begin, how many."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ def read_layout(path: Path) -> Layout:
         if length > LONGEST_HEADER:
             raise ValueError(f"a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
         with safe_open(path, "np") as opened:
-            entries = {entry.name: entry for entry in _entries(opened, 8 + length)}
+            entries = dict(_entries(opened, 8 + length))
             metadata = opened.metadata() or {}
     except (SafetensorError, ValueError, OSError) as error:
         reason = printable(str(error))
@@ -146,10 +134,10 @@ def layout_digest(layout: Layout, text: str) -> str:
     digest = hashlib.sha256(text.encode())
     with layout.path.open("rb") as file:
         for name in sorted(layout.entries):
-            entry = layout.entries[name]
-            digest.update(f"\0{name}\0torch.{entry.dtype}\0{entry.shape}\0".encode())
-            for start in range(0, entry.size, _PIECE):
-                digest.update(_bytes(layout.path, file, entry.start + start, min(_PIECE, entry.size - start)))
+            dtype, shape, begin, size = layout.entries[name]
+            digest.update(f"\0{name}\0torch.{dtype}\0{shape}\0".encode())
+            for start in range(0, size, _PIECE):
+                digest.update(_bytes(layout.path, file, begin + start, min(_PIECE, size - start)))
     return digest.hexdigest()
 
 
@@ -158,16 +146,15 @@ def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float,
 
     CorruptFileError: There is no such tensor of float64, float32, int64 or int32, or not so many rows.
     """
-    entry = layout.entries.get(name)
-    if entry is None or entry.dtype not in NUMBERS or len(entry.shape) not in (1, 2):
+    dtype, shape, start, _ = layout.entries.get(name, ("", (), 0, 0))
+    if dtype not in NUMBERS or len(shape) not in (1, 2):
         raise CorruptFileError(f"{layout.path}: holds no table {name!r}; make or fetch it again")
-    if rows and max(rows) >= entry.shape[0]:
-        raise CorruptFileError(f"{layout.path}: table {name!r} has {entry.shape[0]} rows only; make or fetch it again")
-    row_layout = Struct(f"<{entry.count // max(1, entry.shape[0])}{NUMBERS[entry.dtype]}")
+    if rows and max(rows) >= shape[0]:
+        raise CorruptFileError(f"{layout.path}: table {name!r} has {shape[0]} rows only; make or fetch it again")
+    row_layout = Struct(f"<{math.prod(shape) // max(1, shape[0])}{NUMBERS[dtype]}")
     with layout.path.open("rb") as file:
         return [
-            row_layout.unpack(_bytes(layout.path, file, entry.start + row * row_layout.size, row_layout.size))
-            for row in rows
+            row_layout.unpack(_bytes(layout.path, file, start + row * row_layout.size, row_layout.size)) for row in rows
         ]
 
 
@@ -195,16 +182,16 @@ def _is_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", "..")
 
 
-def _entries(file: safe_open, start: int) -> Iterator[Entry]:
+def _entries(file: safe_open, start: int) -> Iterator[tuple[str, Entry]]:
     """Yields the tensors in the order of their bytes, which safetensors has checked to leave no gaps."""
     for name in file.offset_keys():
         tensor = file.get_slice(name)
         if tensor.get_dtype() not in _TYPES:
             raise ValueError(f"tensor {printable(name, 60)!r} has the unknown type {tensor.get_dtype()}")
         dtype, width = _TYPES[tensor.get_dtype()]
-        entry = Entry(name, dtype, tuple(tensor.get_shape()), start, width * math.prod(tensor.get_shape()))
-        yield entry
-        start += entry.size
+        size = width * math.prod(tensor.get_shape())
+        yield name, (dtype, tuple(tensor.get_shape()), start, size)
+        start += size
 
 
 def _bytes(path: Path, file: BinaryIO, start: int, size: int) -> bytes:

@@ -24,7 +24,7 @@ from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings.base import Preconditioning
 from cdistill.sampling.trajectories import TrajectoryStore
 from cdistill.training.acceleration import Stopwatch, choose_acceleration, compiled_call, lay_out, make_solver_step
-from cdistill.training.gan import Adversary, RealAndFake, discriminates
+from cdistill.training.gan import Adversary, discriminates
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import backward_weighted
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
@@ -107,7 +107,7 @@ class Distillation(Task):
     def backward(self, index: int) -> dict[str, Tensor]:
         batches = self.draw(index)
         if self.adversary is not None and self.discriminates(index):
-            pairs = (self.real_and_fake(batch) for batch in batches)
+            pairs = ((batch, self.fake(batch)) for batch in batches)
             values = self.adversary.backward(pairs, index, self.draw_seed)
             return {**values, "discriminator_norm": gradient_norm(self.adversary.optimizer)}
         self.optimizer.zero_grad()
@@ -170,10 +170,9 @@ class Distillation(Task):
         return target
 
     @torch.no_grad()
-    def real_and_fake(self, batch: Batch) -> RealAndFake:
-        """Returns what the discriminator learns from: x_0 and the prediction."""
-        fake = self.predict(batch, self.denoise(batch))
-        return RealAndFake(batch.x0, batch.x0_labels, fake, batch.labels, batch.rows)
+    def fake(self, batch: Batch) -> Tensor:
+        """Computes e*, the prediction that the discriminator shall tell from x_0."""
+        return self.predict(batch, self.denoise(batch))
 
     def discriminates(self, index: int) -> bool:
         """Whether step `index` trains the discriminator in place of the student."""

@@ -6,7 +6,6 @@ computed in float32 whatever the student's precision, as in CTM's code.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,7 @@ from torch import Tensor
 from cdistill.errors import RecipeError
 from cdistill.networks.denoiser import freeze
 from cdistill.networks.discriminator import Discriminator, power_iteration
+from cdistill.objectives.base import Batch
 from cdistill.registry import DISCRIMINATORS
 from cdistill.runtime.randomness import derive_seed
 from cdistill.training.augment import diff_augment, draw_numbers
@@ -23,25 +23,6 @@ from cdistill.training.settings import GanSection
 from cdistill.training.step_data import send
 
 _BETAS = (0.5, 0.9)  # CTM's
-
-
-@dataclass(frozen=True)
-class RealAndFake:
-    """Real and fake images of a micro-batch.
-
-    Attributes:
-        real: x_0, (B, C, H, W).
-        real_labels: Their classes (B,), or None.
-        fake: e*, like `real`; a gradient does not flow to it.
-        fake_labels: Their classes (B,), or None.
-        rows: Where they are in the global batch, with start and stop.
-    """
-
-    real: Tensor
-    real_labels: Tensor | None
-    fake: Tensor
-    fake_labels: Tensor | None
-    rows: slice
 
 
 def discriminates(index: int, start: int) -> bool:
@@ -113,11 +94,11 @@ class Adversary:
         """
         return generator_hinge(self.discriminator(self._augment(fake, "fake", index, rows, seed), labels))
 
-    def backward(self, pairs: Iterable[RealAndFake], index: int, seed: int) -> dict[str, Tensor]:
+    def backward(self, pairs: Iterable[tuple[Batch, Tensor]], index: int, seed: int) -> dict[str, Tensor]:
         """Leaves the gradient of the discriminator's loss over all micro-batches and processes in its parameters.
 
         Args:
-            pairs: The process's micro-batches; each is drawn when the one before is done with.
+            pairs: The process's micro-batches and e* of each, like x_0; each is drawn when the one before is done with.
             index: Number of the step.
             seed: Of the augmentation's draws.
 
@@ -126,10 +107,10 @@ class Adversary:
         """
         self.optimizer.zero_grad()
         totals, count = self.trained[0].detach().new_zeros(3), 0
-        for pair in pairs:
-            size = len(pair.real)
+        for batch, fake in pairs:
+            size = len(fake)
             with self._learning():
-                loss, *logits = self._compare(pair, index, seed)
+                loss, *logits = self._compare(batch, fake, index, seed)
                 (size * loss).backward()
             totals += size * torch.stack([loss.detach(), *logits])
             count += size
@@ -159,13 +140,13 @@ class Adversary:
         numbers = send(draw_numbers(seed, purpose, index, rows), x.device)
         return diff_augment(x.to(self.trained[0].dtype), numbers, self.section.augment)
 
-    def _compare(self, pair: RealAndFake, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare(self, batch: Batch, fake: Tensor, index: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the hinge loss of a micro-batch and the mean logits of its real and fake images."""
-        real = self._augment(pair.real, "real", index, pair.rows, seed)
-        fake = self._augment(pair.fake.detach(), "fake", index, pair.rows, seed)
+        real = self._augment(batch.x0, "real", index, batch.rows, seed)
+        fake = self._augment(fake.detach(), "fake", index, batch.rows, seed)
         labels = None
-        if pair.real_labels is not None and pair.fake_labels is not None:
-            labels = torch.cat([pair.real_labels, pair.fake_labels])
+        if batch.x0_labels is not None and batch.labels is not None:
+            labels = torch.cat([batch.x0_labels, batch.labels])
         logits = [head.chunk(2) for head in self.discriminator(torch.cat([real, fake]), labels)]
         first, second = zip(*logits, strict=True)
         return discriminator_hinge(first, second), mean_logit(first).detach(), mean_logit(second).detach()

@@ -1,6 +1,7 @@
 """What is in a file or folder, verified, as a record; and runs as one HTML page. Needs no torch."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,10 +71,10 @@ def _inspect_file(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = {
         "file": str(path), "kind": None, "schema": None, "bytes": layout.size, "checksum": None, "sha256": None,
         "header": None, "metadata": {key: text for key, text in layout.metadata.items() if key != "cdistill"},
-        "numbers": sum(entry.count for entry in layout.entries.values()),
+        "numbers": sum(math.prod(shape) for _, shape, *_ in layout.entries.values()),
         "tensors": [
-            {"name": entry.name, "dtype": entry.dtype, "shape": list(entry.shape), "bytes": entry.size}
-            for entry in layout.entries.values()
+            {"name": name, "dtype": dtype, "shape": list(shape), "bytes": size}
+            for name, (dtype, shape, _, size) in layout.entries.items()
         ],
     }  # fmt: skip
     if "cdistill" in layout.metadata:
@@ -124,20 +125,19 @@ def inspect_run(run: RunFolder) -> dict[str, Any]:
 
 def _table(layout: Layout) -> dict[str, list[float]] | None:
     """Returns t, l, s and their errors where the file has such; None if they make no table."""
-    levels = layout.entries.get("t")
-    if levels is None:
+    if "t" not in layout.entries:
         return None
-    columns = _columns(layout, ("t", "l", "s", "l_error", "s_error"), levels.shape)
+    columns = _columns(layout, ("t", "l", "s", "l_error", "s_error"), layout.entries["t"][1])
     return columns if {"t", "l", "s"} <= set(columns) else None
 
 
 def _pairs(layout: Layout) -> dict[str, list[float]] | None:
     """Returns t, s and what is known of each of the pairs of noise levels; None if the file has no such table."""
-    entry = layout.entries.get("pairs")
-    if entry is None or len(entry.shape) != 2 or entry.shape[1] != 2 or not _can_be_read(layout, "pairs"):
+    _, shape, *_ = layout.entries.get("pairs", ("", ()))
+    if len(shape) != 2 or shape[1] != 2 or not _can_be_read(layout, "pairs"):
         return None
-    both = numbers(layout, "pairs", range(entry.shape[0]))
-    known = _columns(layout, ("f", "f_error", "g", "g_error"), entry.shape[:1])
+    both = numbers(layout, "pairs", range(shape[0]))
+    known = _columns(layout, ("f", "f_error", "g", "g_error"), shape[:1])
     return {"t": [t for t, _ in both], "s": [s for _, s in both], **known}
 
 
@@ -145,15 +145,15 @@ def _columns(layout: Layout, names: tuple[str, ...], shape: tuple[int, ...]) -> 
     """Returns those of the tensors that are columns of numbers of this shape."""
     columns = {}
     for name in names:
-        entry = layout.entries.get(name)
-        if entry is not None and entry.shape == shape and len(shape) == 1 and _can_be_read(layout, name):
+        same = name in layout.entries and layout.entries[name][1] == shape
+        if same and len(shape) == 1 and _can_be_read(layout, name):
             columns[name] = [value for (value,) in numbers(layout, name, range(shape[0]))]
     return columns
 
 
 def _can_be_read(layout: Layout, name: str) -> bool:
-    entry = layout.entries[name]
-    return entry.dtype in NUMBERS and entry.shape[0] <= _MOST_ROWS
+    dtype, shape, *_ = layout.entries[name]
+    return dtype in NUMBERS and shape[0] <= _MOST_ROWS
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from cdistill.storage.files import file_digest, list_checkpoints
 from cdistill.training.augment import KINDS, cut_out, diff_augment, draw_numbers, jitter_color, translate
 from cdistill.training.gan import (
     Adversary,
-    RealAndFake,
     discriminates,
     discriminator_hinge,
     generator_hinge,
@@ -48,10 +47,14 @@ def adversary(accelerator=None, seed: int = 0, classes: int = 10, **values) -> A
     return Adversary(GanSection(**values), (1, 8, 8), classes, accelerator or Accelerator(cpu=True), seed)
 
 
-def pair(seed: int = 0, count: int = 6, start: int = 0) -> RealAndFake:
+def batch_of(x0, classes, rows) -> SimpleNamespace:
+    """What the discriminator reads of a micro-batch."""
+    return SimpleNamespace(x0=x0, x0_labels=classes, labels=classes, rows=rows)
+
+
+def pair(seed: int = 0, count: int = 6, start: int = 0):
     rows = slice(start, start + count)
-    classes = labels(12)[rows]
-    return RealAndFake(images(2 * seed, 12)[rows], classes, images(2 * seed + 1, 12)[rows] / 2, classes, rows)
+    return batch_of(images(2 * seed, 12)[rows], labels(12)[rows], rows), images(2 * seed + 1, 12)[rows] / 2
 
 
 def precise(found: Adversary) -> Adversary:
@@ -334,12 +337,12 @@ def test_the_generator_loss_is_the_hinge_of_the_augmented_images():
 
 
 def test_the_discriminators_loss_and_gradient_by_hand():
-    found, mine, data = precise(adversary()), precise(adversary()), pair()
-    values = found.backward([data], 3, 0)
+    found, mine, (data, drawn) = precise(adversary()), precise(adversary()), pair()
+    values = found.backward([(data, drawn)], 3, 0)
     mine.discriminator.requires_grad_(True)
-    real = diff_augment(data.real.double(), draw_numbers(0, "real", 3, slice(0, 6)), KINDS)
-    fake = diff_augment(data.fake.double(), draw_numbers(0, "fake", 3, slice(0, 6)), KINDS)
-    first, second = (mine.discriminator(x, data.fake_labels)[0] for x in (real, fake))
+    real = diff_augment(data.x0.double(), draw_numbers(0, "real", 3, slice(0, 6)), KINDS)
+    fake = diff_augment(drawn.double(), draw_numbers(0, "fake", 3, slice(0, 6)), KINDS)
+    first, second = (mine.discriminator(x, data.labels)[0] for x in (real, fake))
     loss = (1 - first).clamp(min=0).mean() + (1 + second).clamp(min=0).mean()
     loss.backward()
     assert float(values["discriminator"]) == pytest.approx(float(loss.detach()), rel=1e-6)
@@ -350,10 +353,10 @@ def test_the_discriminators_loss_and_gradient_by_hand():
 
 
 def test_the_discriminators_step_does_not_reach_the_student():
-    found, data = adversary(), pair()
-    data.fake.requires_grad_()
-    found.backward([data], 3, 0)
-    assert data.fake.grad is None
+    found, (data, fake) = adversary(), pair()
+    fake.requires_grad_()
+    found.backward([(data, fake)], 3, 0)
+    assert fake.grad is None
     assert not any(parameter.requires_grad for parameter in found.trained)
 
 
@@ -403,10 +406,10 @@ def test_nothing_is_read_on_the_host():
 
 
 def test_a_nan_poisons_nothing_unless_it_is_stepped_along():
-    found, fresh, data = adversary(), adversary(), pair()
+    found, fresh, (data, fake) = adversary(), adversary(), pair()
     before = state(found)
-    data.fake[0] = torch.nan
-    values = found.backward([data], 3, 0)
+    fake[0] = torch.nan
+    values = found.backward([(data, fake)], 3, 0)
     assert values["discriminator"].isnan()
     assert same(state(found), before)
     for one in (found, fresh):
@@ -443,8 +446,8 @@ def test_a_checkpoint_continues_bit_for_bit(tmp_path, classes, done):
 
     def steps(found, begin, end):
         for index in range(begin, end):
-            data = pair(index)
-            found.backward([data if classes else RealAndFake(data.real, None, data.fake, None, data.rows)], index, 0)
+            data, fake = pair(index)
+            found.backward([(data if classes else batch_of(data.x0, None, data.rows), fake)], index, 0)
             found.update()
 
     steps(first, 0, done)
@@ -468,7 +471,7 @@ def test_it_learns_to_tell_apart_and_draws_fakes_to_the_real():
     found = adversary(classes=0)
     for step in range(120):
         values = found.backward(
-            [RealAndFake(noisy(above, 2 * step), None, noisy(left, 2 * step + 1), None, slice(0, 16))], step, 0
+            [(batch_of(noisy(above, 2 * step), None, slice(0, 16)), noisy(left, 2 * step + 1))], step, 0
         )
         found.update()
     assert float(values["logit_real"] - values["logit_fake"]) > 1

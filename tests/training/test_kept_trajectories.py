@@ -112,10 +112,11 @@ def test_warm_up_trains_by_another_objective_first(exact_coefficients, store):
 def test_the_discriminator_sees_each_image_with_its_own_class(exact_coefficients, store):
     task = task_of(exact_coefficients, store, "regression", gan=GanSection(discriminator="small"))
     (batch,) = task.draw(1)
-    pair = task.real_and_fake(batch)
-    assert torch.equal(pair.real, batch.x0)
-    assert torch.equal(pair.real_labels, batch.x0_labels)
-    assert torch.equal(pair.fake_labels, batch.labels)
+    seen = []
+    task.adversary.discriminator.register_forward_hook(lambda module, arguments, logits: seen.append(arguments[1]))
+    task.adversary.backward([(batch, task.fake(batch))], 1, 0)
+    assert torch.equal(seen[0], torch.cat([batch.x0_labels, batch.labels]))
+    assert not torch.equal(batch.x0_labels, batch.labels)
 
 
 SMALL = [

@@ -8,9 +8,10 @@ import pytest
 from cdistill.cli.app import run
 from cdistill.errors import RecipeError
 from cdistill.workflows.reproduce import cheaper
-from cdistill.workflows.reproduce.cheaper import FORMS, STEPS, STUDIES, Course, read_courses, tables, work_ratio
+from cdistill.workflows.reproduce.cheaper import FORMS, KINDS, STEPS, STUDIES, read_courses, tables, work_ratio
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, Trial, choose_data
 from cdistill.workflows.reproduce.jobs import Request
+from cdistill.workflows.reproduce.outcomes import Outcome
 
 ALL = [(kind, data) for kind, known in STUDIES.items() for data in known.values()]
 
@@ -41,16 +42,18 @@ def test_work_to_ctms_final_value_counts_the_store_where_it_is_read(tmp_path):
     both = {"published": (slow, 30.0, 3.0, 0.0), "cheap": (fast, 6.0, 0.5, 40.0)}
     for arm, (curve, forwards, seconds, store) in both.items():
         curves = {(2, metric): curve, (2, ALIGNMENT): curve}
-        courses[arm, 0] = Course(Trial(data, arm, 0), curves, forwards, seconds, store, store / 8)
-    found = {kind: work_ratio(courses, "cheap", 2, metric, kind)[0].value for kind in cheaper._RATIOS}
+        work = (forwards, 0.0), (forwards, store), (seconds, store / 8)
+        courses[arm, 0] = Outcome(Trial(data, arm, 0), curves, {}), dict(zip(KINDS, work, strict=True))
+    found = {kind: work_ratio(courses, "cheap", 2, metric, kind)[0].value for kind in KINDS}
     assert found["forwards"] == pytest.approx(300 * 30 / (10 * 6))
     assert found["forwards + store"] == pytest.approx(300 * 30 / (10 * 6 + 40))
     assert found["seconds + store"] == pytest.approx(300 * 3 / (10 * 0.5 + 5))
-    better = replace(courses["cheap", 0], curves={(2, metric): [(0, 1.0), (10, 0.5)]})
-    courses["cheap", 0] = better  # there before the training: it counts as if it was at the first evaluation
+    outcome, work = courses["cheap", 0]
+    better = replace(outcome, curves={(2, metric): [(0, 1.0), (10, 0.5)]})
+    courses["cheap", 0] = better, work  # there before the training: it counts as if it was at the first evaluation
     assert work_ratio(courses, "cheap", 2, metric, "forwards")[0].value == pytest.approx(300 * 30 / (10 * 6))
     worse = replace(better, curves={(2, metric): [(0, 64.0), (10, 60.0)]})
-    courses["cheap", 0] = worse
+    courses["cheap", 0] = worse, work
     assert work_ratio(courses, "cheap", 2, metric, "forwards") == (None, 0, 1)
 
 

@@ -7,13 +7,13 @@ last three evaluations, over the arm's.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from cdistill.objectives.base import make_objective
-from cdistill.reporting.curves import Points, crossing, training_curves
+from cdistill.reporting.curves import crossing, training_curves
 from cdistill.reporting.panels import Line, Panel, draw_panels, save_figure
 from cdistill.runtime.console import Table
 from cdistill.runtime.processes import versions
@@ -22,13 +22,13 @@ from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, ARMS, DataSet, Trial, named
 from cdistill.workflows.reproduce.jobs import Request, preparations, run_jobs, trainings
-from cdistill.workflows.reproduce.outcomes import Ratio, geometric, late_goal, read_outcome
+from cdistill.workflows.reproduce.outcomes import Outcome, Ratio, geometric, late_goal, read_outcome
 from cdistill.workflows.trajectories import follow_for_recipe
 
 BASELINE = "published"
 STEPS = ("published", "published-rate", "store", "regression", "no-dsm", "uniform", "cheap")
 FORMS = ("cheap-mixed", "cheap-forward", "cheap-least-squares")
-_RATIOS = ("forwards", "forwards + store", "seconds + store")
+KINDS = ("forwards", "forwards + store", "seconds + store")
 _SOLVER = ("published", "published-rate", "store")  # whose objective is Eq. 7, with a moving average in the loss
 _EQ_7 = {"name": '"ctm"', "pairs": '"ctm"', "dsm": "true", "target_rate": "0.98"}
 _ARMS = (*STEPS, *FORMS)
@@ -85,26 +85,11 @@ STUDIES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Course:
-    """How one training went: what a step costs, and its figures by step."""
+Work = Mapping[str, tuple[float, float]]
+"""Kind of work -> what a step takes, and what following the trajectories took once, 0 where none are read."""
 
-    trial: Trial
-    curves: dict[tuple[int, str], Points]
-    forwards: float  # of a step
-    seconds: float  # of a step, the median
-    store_forwards: float  # of following the trajectories once, 0 where none are read
-    store_seconds: float
-
-    def work(self, step: float, kind: str) -> float:
-        """Returns the work up to a step, of one of the kinds of `_RATIOS`."""
-        if kind == "seconds + store":
-            return step * self.seconds + self.store_seconds
-        return step * self.forwards + (self.store_forwards if kind == "forwards + store" else 0)
-
-
-Courses = dict[tuple[str, int], Course]
-"""(arm, seed) -> how its training went; all of a data set that have finished."""
+Courses = dict[tuple[str, int], tuple[Outcome, Work]]
+"""(arm, seed) -> what came out of a training and what it took; all of a data set that have finished."""
 
 
 def read_courses(data: DataSet, request: Request) -> Courses:
@@ -116,44 +101,47 @@ def read_courses(data: DataSet, request: Request) -> Courses:
         rates = training_curves(RunFolder(request.run(trial)).metrics()).get("images_per_second", [])
         if outcome is None or not outcome.curves or not rates:
             continue
-        size, store = recipe.training.batch_size, (0.0, 0.0)
-        if _reads(trial):
+        size, store = recipe.training.batch_size, 0.0
+        if reads := _reads(trial):
             if following is None:
                 following = follow_for_recipe(recipe, {}).seconds or 0.0
             count = -(-recipe.trajectories.count // SHARD) * SHARD
             points = getattr(recipe.objective, "points", 2)
-            store = count * 2.0 * (points - 1) * recipe.trajectories.substeps, following
-        seconds = size / median(rate for _, rate in rates)
-        courses[trial.arm, trial.seed] = Course(trial, dict(outcome.curves), size * _cost(trial), seconds, *store)
+            store = count * 2.0 * (points - 1) * recipe.trajectories.substeps
+        forwards, seconds = size * _cost(trial), size / median(rate for _, rate in rates)
+        work = (forwards, 0.0), (forwards, store), (seconds, following or 0.0 if reads else 0.0)
+        courses[trial.arm, trial.seed] = outcome, dict(zip(KINDS, work, strict=True))
     return courses
 
 
 def work_ratio(courses: Courses, arm: str, nfe: int, metric: str, kind: str) -> tuple[Ratio | None, int, int]:
     """Returns CTM's work to its final value over an arm's, the seeds that came there, and all seeds."""
-    values, seeds = [], 0
-    for (name, seed), ours in courses.items():
-        theirs = courses.get((BASELINE, seed))
-        if name != arm or theirs is None:
-            continue
-        seeds += 1
-        goal = late_goal(theirs.curves[nfe, metric])
-        own, at = (crossing(one.curves[nfe, metric], goal, logarithmic=True) for one in (theirs, ours))
-        if own is not None and at is not None:  # where it was there before the training: the first evaluation
-            first = (one.curves[nfe, metric][1][0] for one in (theirs, ours))
-            own, at = (step or begin for step, begin in zip((own, at), first, strict=True))
-            values.append(theirs.work(own, kind) / ours.work(at, kind))
-    return (geometric(values) if values else None), len(values), seeds
+    values, seeds = [], [seed for name, seed in courses if name == arm and (BASELINE, seed) in courses]
+    for seed in seeds:
+        both = [courses[name, seed] for name in (BASELINE, arm)]
+        curves = [outcome.curves[nfe, metric] for outcome, _ in both]
+        reached = [crossing(points, late_goal(curves[0]), logarithmic=True) for points in curves]
+        if None not in reached:  # where it was there before the training: the first evaluation
+            steps = [step or points[1][0] for step, points in zip(reached, curves, strict=True)]
+            theirs, ours = (work_until(step, work[kind]) for step, (_, work) in zip(steps, both, strict=True))
+            values.append(theirs / ours)
+    return (geometric(values) if values else None), len(values), len(seeds)
 
 
-def _by_arm(courses: Courses) -> dict[str, list[Course]]:
-    """Returns the courses of all seeds of each arm that has finished with one at least."""
+def work_until(step: float, work: tuple[float, float]) -> float:
+    """Returns the work up to a step, with what was needed once."""
+    return step * work[0] + work[1]
+
+
+def _by_arm(courses: Courses) -> dict[str, list[tuple[Outcome, Work]]]:
+    """Returns what came out with all seeds of each arm that has finished with one at least."""
     arms = dict.fromkeys(arm for arm, _ in courses)
     return {arm: [one for (name, _), one in courses.items() if name == arm] for arm in arms}
 
 
 def _calls(courses: Courses) -> list[int]:
     """Returns the numbers of network calls that were measured."""
-    return sorted({nfe for one in courses.values() for nfe, _ in one.curves})
+    return sorted({nfe for outcome, _ in courses.values() for nfe, _ in outcome.curves})
 
 
 def _reads(trial: Trial) -> bool:
@@ -206,28 +194,30 @@ def conclude(request: Request) -> dict[str, Any]:
 def _as_record(courses: Courses) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for arm, of_arm in _by_arm(courses).items():
-        metrics = (of_arm[0].trial.data.metric, ALIGNMENT)
+        outcome, spent = of_arm[0]
+        metrics = (outcome.trial.data.metric, ALIGNMENT)
         finals = {metric: {str(k): _numbers(_final(of_arm, k, metric)) for k in _calls(courses)} for metric in metrics}
+        training, seconds = outcome.trial.load().training, [took["seconds + store"][0] for _, took in of_arm]
         work: dict[str, Any] = {}
-        for kind in _RATIOS:
+        for kind in KINDS:
             for metric in metrics:
                 for k in _calls(courses):
                     value, reached, seeds = work_ratio(courses, arm, k, metric, kind)
                     entry = {**(_numbers(value) or {"value": None}), "reached": reached, "seeds": seeds}
                     work.setdefault(kind, {}).setdefault(metric, {})[str(k)] = entry
         record[arm] = {
-            "title": ARMS[arm].title, "forwards_an_image": _cost(of_arm[0].trial),
-            "images_per_second": median(one.trial.load().training.batch_size / one.seconds for one in of_arm),
-            "store_forwards": of_arm[0].store_forwards, "store_seconds": of_arm[0].store_seconds,
-            "seconds": median(one.seconds * one.trial.load().training.iterations for one in of_arm),
+            "title": ARMS[arm].title, "forwards_an_image": _cost(outcome.trial),
+            "images_per_second": median(training.batch_size / one for one in seconds),
+            "store_forwards": spent["forwards + store"][1], "store_seconds": spent["seconds + store"][1],
+            "seconds": median(one * training.iterations for one in seconds),
             "final": finals, "work_to_the_final_value_of_ctm": work,
         }  # fmt: skip
     return record
 
 
-def _final(courses: Sequence[Course], nfe: int, metric: str) -> Ratio | None:
+def _final(of_arm: Sequence[tuple[Outcome, Work]], nfe: int, metric: str) -> Ratio | None:
     """Returns the last figure: the geometric mean over the seeds."""
-    values = [one.curves[nfe, metric][-1][1] for one in courses]
+    values = [outcome.curves[nfe, metric][-1][1] for outcome, _ in of_arm]
     return geometric(values) if min(values) > 0 else None
 
 
@@ -250,7 +240,7 @@ def tables(record: dict[str, Any]) -> list[Table]:
                 numbers = ["-" if one is None else f"{one['value']:.3g}" for one in values.values()]
                 finals.append([arm["title"], *cost, f"{arm['store_seconds']:.3g}", *numbers])
                 if arm["title"] != ARMS[BASELINE].title:
-                    works += [[arm["title"], kind, *map(_cell, reached[kind][metric].values())] for kind in _RATIOS]
+                    works += [[arm["title"], kind, *map(_cell, reached[kind][metric].values())] for kind in KINDS]
             heads = [f"{nfe} NFE" for nfe in values]
             costs = ["F an image", "images/s", "train s", "store s"]
             out.append(Table(f"{name}: {metric} at the end of the training", ["", *costs, *heads], finals))
@@ -277,12 +267,13 @@ def _figure(courses: Sequence[Courses], kind: str) -> Any:
 
 
 def _panel(courses: Courses, nfe: int, kind: str) -> Panel:
-    lines, data = [], next(iter(courses.values())).trial.data
-    for place, (arm, runs) in enumerate(_by_arm(courses).items()):
-        steps = [step for step, _ in runs[0].curves[nfe, data.metric] if step > 0]
-        values = [[dict(one.curves[nfe, data.metric])[step] for one in runs] for step in steps]
+    lines, data = [], next(iter(courses.values()))[0].trial.data
+    for place, (arm, of_arm) in enumerate(_by_arm(courses).items()):
+        curves, work = [outcome.curves[nfe, data.metric] for outcome, _ in of_arm], of_arm[0][1][kind]
+        steps = [step for step, _ in curves[0] if step > 0]
+        values = [[dict(points)[step] for points in curves] for step in steps]
         if all(min(row) > 0 for row in values):
-            points = [(runs[0].work(step, kind), geometric(row).value) for step, row in zip(steps, values, strict=True)]
+            points = [(work_until(step, work), geometric(row).value) for step, row in zip(steps, values, strict=True)]
             lines.append(Line(ARMS[arm].title, points, [(min(row), max(row)) for row in values], place))
     title = f"{data.name}, {nfe} NFE"
     return Panel(title, kind.partition(" ")[0], lines, y=data.metric, x_log=True, y_log=True)
