@@ -43,8 +43,8 @@ COMMANDS = {
         "ls": "catalogue:list_names",
         "show": "catalogue:show_recipe",
         "cp": "catalogue:copy_recipe",
-        "inspect": "files:inspect",
-        "convert": "files:convert",
+        "inspect": "catalogue:inspect",
+        "convert": "catalogue:convert",
         "doctor": "catalogue:doctor",
     },
 }  # panel of the help -> command -> module of this room and function

@@ -109,7 +109,7 @@ def invert(
     chosen = _drawn_from(context, run, teacher, weights)
     start()
     from cdistill.sampling.samplers import SamplerChoice
-    from cdistill.workflows.invert import invert_images
+    from cdistill.workflows.sample import invert_images
 
     inverted = invert_images(
         images, chosen, teacher=teacher, weights=weights, choice=SamplerChoice(times=times), nfe=counts

@@ -65,7 +65,8 @@ class ADMUNet(UNet):
     @override
     def embed(self, noise: Tensor, labels: Tensor | None, first: nn.Module, second: nn.Module) -> Tensor:
         """The labels come in through the t-branch alone, as in CTM's code for ImageNet."""
-        emb = second(F.silu(first(self._features(noise))))
+        features = adm_embedding(self.noise_scale * noise, self.model_channels).to(self.last_layer().dtype)
+        emb = second(F.silu(first(features)))
         if self.map_label is not None and first is self.map_layer0:
             emb = emb + self.map_label(self.onehot(labels, emb))
         return F.silu(emb)
@@ -78,6 +79,3 @@ class ADMUNet(UNet):
     @override
     def last_layer(self) -> nn.Parameter:
         return self.out_conv.weight  # type: ignore[return-value]
-
-    def _features(self, noise: Tensor) -> Tensor:
-        return adm_embedding(self.noise_scale * noise, self.model_channels).to(self.last_layer().dtype)

@@ -141,7 +141,8 @@ class VGG16Discriminator(Discriminator):
 
     def __init__(self, shape: tuple[int, ...], num_classes: int, layers: nn.Sequential | None = None) -> None:
         super().__init__()
-        layers = _load_layers(assets.VGG16.find()) if layers is None else layers
+        if layers is None:
+            load_vgg16(layers := _empty_layers(), assets.VGG16.find())
         self._backbone = [VGG16(layers).eval().requires_grad_(False)]
         sides = [RESOLUTION // 2 ** (k + 1) for k in range(len(_LAYERS))]
         self.trunks = nn.ModuleList(_trunk(channels, side) for channels, side in zip(_CHANNELS, sides, strict=True))
@@ -183,17 +184,19 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2))
 
 
-def _load_layers(path: Path) -> nn.Sequential:
-    """Returns the layers of VGG-16 that are needed, with the weights of torchvision's file at `path`."""
-    layers = _empty_layers()
+def load_vgg16(network: nn.Module, path: Path, name_of: Callable[[str], str] = str) -> None:
+    """Gives a network the weights of VGG-16's `features` in torchvision's file; CorruptFileError if they do not fit.
+
+    `name_of` maps the names of the network's weights to those of the file.
+    """
     try:
         weights = read_torch_file(path)
-        layers.load_state_dict({name: weights[f"features.{name}"] for name in layers.state_dict()}, assign=True)
+        state = {name: weights[f"features.{name_of(name)}"] for name in network.state_dict()}
+        network.load_state_dict(state, assign=True)
     except (RuntimeError, KeyError, TypeError) as error:
         raise CorruptFileError(
             f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
         ) from error
-    return layers
 
 
 def _empty_layers() -> nn.Sequential:

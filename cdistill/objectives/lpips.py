@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from cdistill.errors import CorruptFileError
-from cdistill.formats.torch_files import read_torch_file
+from cdistill.networks.discriminator import load_vgg16
 from cdistill.objectives.distances import Distance
 from cdistill.storage import assets
 
@@ -63,12 +62,7 @@ class LPIPS(Distance):
 def load_network(path: Path) -> Any:
     """Builds lpips' network with the backbone of a torchvision file and the linear weights of the package."""
     model = _build(pretrained=True)
-    try:
-        model.net.load_state_dict(rename_backbone(read_torch_file(path), model.net))
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CorruptFileError(
-            f"{path}: not torchvision's VGG-16 ({error}); fetch {assets.VGG16.address} again"
-        ) from error
+    load_vgg16(model.net, path, lambda name: name.split(".", 1)[1])  # without the name of lpips' slice
     return model
 
 
@@ -80,11 +74,6 @@ def _build(pretrained: bool) -> Any:
         warnings.simplefilter("ignore", UserWarning)  # lpips names torchvision's arguments as they were in 2022
         model = lpips.LPIPS(net="vgg", pretrained=pretrained, pnet_rand=True, verbose=False)
     return model.eval().requires_grad_(False)
-
-
-def rename_backbone(weights: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Maps ``features.N.*`` to the names of the slices of lpips' VGG; the classifier is left out."""
-    return {name: weights[f"features.{name.split('.', 1)[1]}"] for name in network.state_dict()}
 
 
 def _unit(features: Tensor) -> Tensor:

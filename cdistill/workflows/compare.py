@@ -162,7 +162,7 @@ def compare(
     facts = {
         "teacher": teacher.name,
         "teacher_sha256": teacher.digest,
-        "coefficients": _provenance(known) if isinstance(known, Path) else None,
+        "coefficients": {"file": str(known), **load_coefficients(known)[2]} if isinstance(known, Path) else None,
         "device": str(accelerator.device),
         "versions": versions(),
         "names": names, "nfe": list(nfe), "points": points, "trajectories": trajectories, "substeps": substeps,
@@ -253,10 +253,6 @@ def percent(ratio: Number) -> Number:
 
 def _largest(values: Tensor) -> float:
     return float(values[values.isfinite()].abs().max())
-
-
-def _provenance(coefficients: Path) -> dict[str, Any]:
-    return {"file": str(coefficients), **load_coefficients(coefficients)[2]}
 
 
 def _asks(name: str, attribute: str) -> bool:

@@ -34,9 +34,10 @@ def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:
 
 def print_plan(found: Plan, devices: int, tflops: float) -> None:
     """Prints a plan as two tables."""
+    sums = sum(forwards for _, forwards, _ in found.parts), sum(flop for *_, flop in found.parts)
     rows = [
         [name, f"{forwards:.2f}", f"{forwards * found.batch_size:.0f}", f"{flop / 1e9:.4g}"]
-        for name, forwards, flop in [*found.parts, ("sum", *(sum(part[k] for part in found.parts) for k in (1, 2)))]
+        for name, forwards, flop in [*found.parts, ("sum", *sums)]
         if flop
     ]
     columns = ["a training step", "forwards an image", "a step", "GFLOP an image"]
