@@ -199,15 +199,6 @@ def plan_teacher(recipe: TeacherRecipe, denoiser: Denoiser, devices: int) -> Pla
     )
 
 
-def fewest_micro_batches(size: int, fits: Callable[[int], bool]) -> int:
-    """Returns into how few equal micro-batches `size` images can be cut so that `fits(count)`; else `size`.
-
-    >>> fewest_micro_batches(12, lambda count: 12 / count <= 5)
-    3
-    """
-    return next((count for count in range(1, size) if size % count == 0 and fits(count)), size)
-
-
 def _judged_calls(recipe: DistillRecipe) -> int:
     """Network calls for each evaluated sample: within the run, at its end, and of the untrained student."""
     every = recipe.evaluation.every
@@ -233,8 +224,9 @@ def on_meta(module: Denoiser) -> Denoiser:
 
 def network_cost(denoiser: Denoiser) -> CallCost:
     """Counts a call of a denoiser on the meta device with its backward pass: to the weights; of a frozen one, to x."""
-    x, t, labels = _inputs(denoiser)
-    x.requires_grad_(trained_parameters(denoiser) == 0)
+    x = torch.zeros(_BATCH, *denoiser.sample_shape, device="meta", requires_grad=trained_parameters(denoiser) == 0)
+    t = torch.ones(_BATCH, dtype=torch.float64, device="meta")
+    labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if denoiser.num_classes else None
     return _count(lambda: denoiser(x, t, t, labels), denoiser.parameters())
 
 
@@ -281,12 +273,6 @@ def _judge_cost(network: Discriminator, shape: tuple[int, ...], num_classes: int
 
 def _both(cost: CallCost) -> float:
     return cost.forward + cost.backward
-
-
-def _inputs(denoiser: Denoiser) -> tuple[Tensor, Tensor, Tensor | None]:
-    x = torch.zeros(_BATCH, *denoiser.sample_shape, device="meta")
-    labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if denoiser.num_classes else None
-    return x, torch.ones(_BATCH, dtype=torch.float64, device="meta"), labels
 
 
 def _count(call: Callable[[], Tensor], weights: Iterable[Tensor] = ()) -> CallCost:

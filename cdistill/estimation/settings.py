@@ -16,39 +16,38 @@ def _known_estimator(name: str) -> str:
 class EstimationSection(Section):
     """How l and s are estimated (Zheng et al. 2025, Appendix B.1); "auto" is what suits the teacher or the device."""
 
-    estimator: Annotated[
-        str,
-        AfterValidator(_known_estimator),
-        Field(description="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher."),
-    ] = "auto"
-    grid: Annotated[
-        Literal["log-uniform", "rho"], Field(description="Spacing of the noise levels: log-uniform or rho (EDM's).")
-    ] = "log-uniform"
-    timesteps: Annotated[
-        int,
-        Field(ge=3, description="Noise levels; fewer than 24 add an error that the error bars do not show."),
-    ] = 120
-    samples: Annotated[
-        int,
-        Field(ge=4, multiple_of=2, description="Samples at each noise level, even; with a target error, at most."),
-    ] = 4096
-    seed: Annotated[int, Field(ge=0, description="Seed of the order of the data, the noise and the probes.")] = 0
-    target_error: Annotated[
-        Positive | None,
-        Field(description="Stop a noise level once the standard errors of l and s are this small; never by default."),
-    ] = None
-    precision: Annotated[
-        Literal["auto", "fp32", "fp16"],
-        Field(description="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32."),
-    ] = "auto"
-
-    form: Annotated[
-        Literal["analytic", "least-squares"],
-        Field(description="analytic: l and s alone; least-squares: f and g themselves, too, along trajectories."),
-    ] = "analytic"
-    fit_trajectories: Annotated[
-        int, Field(ge=32, description="Of least-squares: trajectories that f and g are fitted to.")
-    ] = 512
+    estimator: Annotated[str, AfterValidator(_known_estimator)] = Field(
+        default="auto",
+        description="autodiff (the paper's), forward (half its cost for the same errors), or auto: by teacher.",
+    )
+    grid: Literal["log-uniform", "rho"] = Field(
+        default="log-uniform", description="Spacing of the noise levels: log-uniform or rho (EDM's)."
+    )
+    timesteps: int = Field(
+        default=120, ge=3, description="Noise levels; fewer than 24 add an error that the error bars do not show."
+    )
+    samples: int = Field(
+        default=4096,
+        ge=4,
+        multiple_of=2,
+        description="Samples at each noise level, even; with a target error, at most.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of the order of the data, the noise and the probes.")
+    target_error: Positive | None = Field(
+        default=None,
+        description="Stop a noise level once the standard errors of l and s are this small; never by default.",
+    )
+    precision: Literal["auto", "fp32", "fp16"] = Field(
+        default="auto",
+        description="fp32, fp16 (from t = 0.01 on), or auto: fp16 for forward on a GPU, otherwise fp32.",
+    )
+    form: Literal["analytic", "least-squares"] = Field(
+        default="analytic",
+        description="analytic: l and s alone; least-squares: f and g themselves, too, along trajectories.",
+    )
+    fit_trajectories: int = Field(
+        default=512, ge=32, description="Of least-squares: trajectories that f and g are fitted to."
+    )
 
     @model_validator(mode="before")
     @classmethod

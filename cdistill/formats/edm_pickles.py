@@ -88,14 +88,15 @@ def read_edm(path: Path) -> EDMNetwork:
 def _network(entry: str, network: _Persistent, rest: dict[Any, Any]) -> EDMNetwork:
     if network.class_name != PRECONDITIONER:
         raise CorruptFileError(f"is a {network.class_name}; only {PRECONDITIONER} networks are teachers here")
-    arguments = _arguments(network)
+    arguments, source = _arguments(network), network.source
+    code = source.view if isinstance(source, LongText) else source.encode("utf-8", "surrogatepass")
     return EDMNetwork(
         model_class=_model_class(network, arguments),
         entry=entry,
         init_kwargs=arguments,
         attributes=_attributes(network),
         state=dict(_tensors(network)),
-        source_sha256=_digest(network.source),
+        source_sha256=hashlib.sha256(code).hexdigest(),
         dataset_kwargs=_plain_dict(rest.get("dataset_kwargs", {}), "dataset_kwargs"),
     )
 
@@ -125,11 +126,6 @@ def _persistent(arguments: tuple[Any, ...]) -> _Persistent:
     if not isinstance(source, str | LongText) or not isinstance(state, dict):
         raise CorruptFileError(f"a {name} without its source or state")
     return _Persistent(name, source, state)
-
-
-def _digest(source: str | LongText) -> str:
-    data = source.view if isinstance(source, LongText) else source.encode("utf-8", "surrogatepass")
-    return hashlib.sha256(data).hexdigest()
 
 
 def _find_network(value: Any) -> tuple[str, _Persistent, dict[Any, Any]]:

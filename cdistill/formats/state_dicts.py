@@ -124,7 +124,8 @@ def _inner(stem: str, state: Mapping[str, Tensor]) -> str:
     if part not in ("middle_block", "input_blocks", "output_blocks") or not first.isdecimal():
         raise CorruptFileError(f"an entry {stem!r}, which OpenAI's U-Net does not have")
     if part == "middle_block":
-        sub, block = first, _middle(int(first))
+        side = RESOLUTION >> (LEVELS - 1)  # 0 and 1: a residual block and the attention after it; 2: the second one
+        sub, block = first, f"dec.{side}x{side}_in{int(first) // 2}"
     else:
         sub, _, layer = layer.partition(".")
         attends = f"{part}.{first}.1.qkv.weight" in state
@@ -133,12 +134,6 @@ def _inner(stem: str, state: Mapping[str, Tensor]) -> str:
     if not inner or not sub.isdecimal():
         raise CorruptFileError(f"an entry {stem!r}, which OpenAI's U-Net does not have")
     return f"{block}.{inner}"
-
-
-def _middle(index: int) -> str:
-    """Blocks 0 and 1 are a residual block and the attention after it; 2 is the second residual block."""
-    side = RESOLUTION >> (LEVELS - 1)
-    return f"dec.{side}x{side}_in{index // 2}"
 
 
 def _encoder(index: int) -> str:

@@ -11,15 +11,12 @@ from cdistill.settings import Section
 class PreconditioningSection(Section):
     """f and g of the consistency function."""
 
-    name: Annotated[
-        str,
-        AfterValidator(PRECONDITIONINGS.check),
-        Field(description="A preconditioning (cdistill ls preconditionings)."),
-    ] = "analytic"
-    coefficients: Annotated[
-        str | None,
-        Field(description="File of the teacher's l and s, for those that need them; estimated first by default."),
-    ] = None
-    allow_other_teacher: Annotated[
-        bool, Field(description="Accept coefficients that were estimated for another teacher.")
-    ] = False
+    name: Annotated[str, AfterValidator(PRECONDITIONINGS.check)] = Field(
+        default="analytic", description="A preconditioning (cdistill ls preconditionings)."
+    )
+    coefficients: str | None = Field(
+        default=None, description="File of the teacher's l and s, for those that need them; estimated first by default."
+    )
+    allow_other_teacher: bool = Field(
+        default=False, description="Accept coefficients that were estimated for another teacher."
+    )

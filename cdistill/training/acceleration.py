@@ -6,7 +6,6 @@ Nothing is assumed: `python -m tests.benchmarks.training` measures what each of 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -82,11 +81,6 @@ def lay_out(network: nn.Module, channels_last: bool) -> None:
     """Puts the weights of the convolutions into the memory format."""
     if channels_last:
         network.to(memory_format=torch.channels_last)
-
-
-def compiled_call(denoiser: Denoiser, acceleration: Acceleration) -> Denoiser:
-    """Returns a frozen denoiser that shares its weights and is compiled for any number of samples, or itself."""
-    return cast(Denoiser, torch.compile(denoiser, dynamic=True)) if acceleration.compiled else denoiser
 
 
 def make_solver_step(teacher: Denoiser, acceleration: Acceleration) -> Step:

@@ -8,7 +8,7 @@ known only when the gradients of the whole batch are (`cdistill.training.loss_we
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +23,7 @@ from cdistill.objectives.dsm import dsm_loss
 from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings.base import Preconditioning
 from cdistill.sampling.trajectories import TrajectoryStore
-from cdistill.training.acceleration import Stopwatch, choose_acceleration, compiled_call, lay_out, make_solver_step
+from cdistill.training.acceleration import Stopwatch, choose_acceleration, lay_out, make_solver_step
 from cdistill.training.gan import Adversary, discriminates
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import backward_weighted
@@ -88,14 +88,15 @@ class Distillation(Task):
         self.student_ema = freeze(deepcopy(self.student))
         shared = objective.target_rate in (None, section.ema_rate)
         self.target_net = self.student_ema if shared else freeze(deepcopy(self.student))
+        compiled = self.acceleration.compiled
         self.networks = Networks(
-            target=compiled_call(self.target_net, self.acceleration),
+            target=cast(Denoiser, torch.compile(self.target_net, dynamic=True)) if compiled else self.target_net,
             student=self.student,
             heun_step=make_solver_step(teacher.to(device), self.acceleration),
             autocast=accelerator.autocast,
             solving=self.watch,
         )
-        if self.acceleration.compiled:
+        if compiled:
             self.student.compile()
         self.trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.wrapped = accelerator.prepare(self.student)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 
-from cdistill.analysis.cost import fewest_micro_batches
 from cdistill.data.memory import free_memory
 from cdistill.recipe.files import load_recipe
 from cdistill.recipe.schema import DistillRecipe
@@ -50,8 +49,8 @@ def with_micro_batches(recipe: DistillRecipe, wanted: str, accelerator: Accelera
             return own // count <= int(wanted)
         return replace(whole if count == 1 else parts, micro_batch=own // count).device_bytes <= limit
 
-    fewest = torch.tensor([fewest_micro_batches(own, fits)], device=accelerator.device)
-    count = int(accelerator.gather(fewest).max())
+    fewest = next((count for count in range(1, own) if own % count == 0 and fits(count)), own)
+    count = int(accelerator.gather(torch.tensor([fewest], device=accelerator.device)).max())
     say(f"{count} micro-batch(es) of {own // count} images on each of {processes} process(es)")
     return _divided(recipe, count)
 
