@@ -21,7 +21,7 @@ COMMANDS = {
     "Distil": {
         "estimate-coeffs": "estimate:estimate_coeffs",
         "compare": "evaluate:compare",
-        "trajectories": "trajectories:trajectories",
+        "trajectories": "estimate:trajectories",
         "distill": "distill:distill",
         "plan": "distill:plan",
         "train-teacher": "distill:train_teacher",

@@ -15,9 +15,8 @@ from cdistill.evaluation.estimates import LEVEL, Estimate
 from cdistill.evaluation.features import FeatureNetwork, load_features
 from cdistill.evaluation.metrics import FeatureMetric, Metric, SampleSet
 from cdistill.evaluation.records import SCHEMA, TEACHER, Evaluation, Row
-from cdistill.evaluation.references import Reference
+from cdistill.evaluation.references import Reference, find_statistics
 from cdistill.evaluation.settings import EvaluationSection
-from cdistill.evaluation.statistics_files import find_statistics
 from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import chunk_size
 from cdistill.registry import FEATURES, METRICS

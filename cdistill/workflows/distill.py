@@ -38,7 +38,7 @@ from cdistill.training.gan import Adversary
 from cdistill.training.loop import effective_precision, make_accelerator, train
 from cdistill.training.trackers import check_trackers, log_record, tracking
 from cdistill.workflows.estimate import draw_coefficients, estimate_coefficients, is_estimate, with_fit
-from cdistill.workflows.micro_batches import with_micro_batches
+from cdistill.workflows.plan import with_micro_batches
 from cdistill.workflows.runs import check_run, opened_run
 from cdistill.workflows.students import Student, load_student, recipe_preconditioning, untrained_student
 from cdistill.workflows.targets import Target, run_facts

@@ -17,8 +17,7 @@ from cdistill.evaluation.features import load_features
 from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.pipeline import evaluate_networks, save_evaluation
 from cdistill.evaluation.records import IMAGES, Comparisons, Evaluation, to_json
-from cdistill.evaluation.references import measure
-from cdistill.evaluation.statistics_files import file_facts, write_statistics
+from cdistill.evaluation.references import file_facts, measure, write_statistics
 from cdistill.networks.classes import Classes
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import versions

@@ -15,8 +15,15 @@ from cdistill.evaluation import references
 from cdistill.evaluation.features import Pixels
 from cdistill.evaluation.frechet import moments
 from cdistill.evaluation.metrics import SampleSet
-from cdistill.evaluation.references import Reference, kept_indices, measure
-from cdistill.evaluation.statistics_files import Statistics, find_statistics, read_statistics, write_statistics
+from cdistill.evaluation.references import (
+    Reference,
+    Statistics,
+    find_statistics,
+    kept_indices,
+    measure,
+    read_statistics,
+    write_statistics,
+)
 from cdistill.registry import METRICS
 from cdistill.storage import assets
 from cdistill.storage.assets import Asset
@@ -146,7 +153,7 @@ def test_edm_names_what_edm_published(tmp_path, monkeypatch):
 def test_edms_own_files_are_of_one_network(tmp_path, monkeypatch):
     monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
     monkeypatch.setattr(assets, "LEAST", 1)
-    monkeypatch.setattr("cdistill.evaluation.statistics_files.EDM_STATISTICS", {"digits": Asset("e.npz", "https://x")})
+    monkeypatch.setattr("cdistill.evaluation.references.EDM_STATISTICS", {"digits": Asset("e.npz", "https://x")})
     saved(tmp_path / "e.npz", mu=np.zeros(64), sigma=np.eye(64))
     path = find_statistics("edm", "digits")
     with pytest.raises(MismatchError, match="made by features 'legacy_tensorflow'"):

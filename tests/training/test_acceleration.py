@@ -40,7 +40,7 @@ from cdistill.training.acceleration import Acceleration, make_solver_step, toler
 from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, finish, read
 from cdistill.training.settings import GanSection
-from cdistill.workflows import micro_batches as micro
+from cdistill.workflows import plan as planning
 from cdistill.workflows.plan import plan
 from tests.training.tasks import (
     force_levels,
@@ -500,7 +500,7 @@ NOWHERE = RunFolder(Path("no run here"))
 def test_a_micro_batch_of_at_most_n_images(most, counts, expected):
     """Only equal parts: at most 7 of 24 images are 6; the process that needs the most parts decides."""
     recipe = micro_recipe(accumulation=4)
-    found = micro.with_micro_batches(recipe, most, others(*counts), NOWHERE)
+    found = planning.with_micro_batches(recipe, most, others(*counts), NOWHERE)
     assert found.training.accumulation == expected
     assert found.model_copy(update={"training": recipe.training}) == recipe
 
@@ -517,17 +517,18 @@ def test_auto_takes_what_fits_in_memory(limit, counts, expected, monkeypatch):
         several = recipe.training.accumulation > 1
         return replace(base, state_bytes=150, activation_bytes=10) if several else base
 
-    monkeypatch.setattr(micro, "plan", counted)
-    monkeypatch.setattr(micro, "free_bytes", lambda device: (limit + 1e-6) / 0.8)
-    assert micro.with_micro_batches(micro_recipe(), "auto", others(*counts), NOWHERE).training.accumulation == expected
+    monkeypatch.setattr(planning, "plan", counted)
+    monkeypatch.setattr(planning, "free_bytes", lambda device: (limit + 1e-6) / 0.8)
+    found = planning.with_micro_batches(micro_recipe(), "auto", others(*counts), NOWHERE)
+    assert found.training.accumulation == expected
 
 
 @pytest.mark.slow
 def test_auto_cuts_a_real_recipe(monkeypatch):
     whole, parts = (plan(micro_recipe(accumulation=count), 1) for count in (1, 2))
     for free, expected in ((whole.device_bytes / 0.79, 1), (parts.device_bytes / 0.79, 2), (0, 24)):
-        monkeypatch.setattr(micro, "free_bytes", lambda device, free=free: free)
-        found = micro.with_micro_batches(micro_recipe(), "auto", others(), NOWHERE)
+        monkeypatch.setattr(planning, "free_bytes", lambda device, free=free: free)
+        found = planning.with_micro_batches(micro_recipe(), "auto", others(), NOWHERE)
         assert found.training.accumulation == expected
 
 
@@ -535,18 +536,18 @@ def test_a_run_that_goes_on_keeps_its_micro_batches(monkeypatch, tmp_path):
     """What is free now does not decide, as long as the old number still divides the batch."""
     run = RunFolder(tmp_path)
     (run.checkpoints / "step-00000010").mkdir(parents=True)
-    monkeypatch.setattr(micro, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(planning, "free_bytes", lambda device: 0)
     for before, expected in ((3, 3), (5, 24)):
         changed = {"batch_size": before * 24, "accumulation": before}
         old = micro_recipe().model_copy(update={"training": micro_recipe().training.model_copy(update=changed)})
         run.recipe.write_text(to_toml(old))
-        found = micro.with_micro_batches(micro_recipe(), "auto", others(), run)
+        found = planning.with_micro_batches(micro_recipe(), "auto", others(), run)
         assert found.training.accumulation == expected
 
 
 def test_a_batch_that_cannot_be_shared_is_not_cut():
     with pytest.raises(RecipeError, match="cannot be divided among 5 processes"):
-        micro.with_micro_batches(micro_recipe(), "auto", others(1, 1, 1, 1), NOWHERE)
+        planning.with_micro_batches(micro_recipe(), "auto", others(1, 1, 1, 1), NOWHERE)
 
 
 @pytest.mark.parametrize("text", ["0", "x", "-1", "1.5", ""])
