@@ -5,6 +5,8 @@ blocks of a fixed size aligned to n, and on a CPU the network sees one block at 
 batch sizes or processes.
 """
 
+import glob
+import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.data import Source
-from cdistill.errors import CdistillError, RecipeError, StoppedError
+from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError, StoppedError
 from cdistill.estimation.base import Estimator, GroupSums, Points, replicates, standard_error
-from cdistill.estimation.resume import Progress
 from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
 from cdistill.runtime.randomness import generator, shuffled_indices
+from cdistill.storage.checkpoints import load_tensors, save_tensors
 
 GROUPS = 32
 _FIRST_ROUND = 256  # samples before the first look at the errors: 4 pairs or more in each group
@@ -30,6 +32,9 @@ _CUDA_BLOCKS = 8  # blocks in a call on a GPU, which 16 images would leave idle
 # Below it the two points of a pair lie within a few roundings of each other. Measured on the embedded teachers, fp16
 # moves l by at most 3e-4 above it (bf16 by 3e-3, and by 0.05 at t = 0.002) and s by 5e-3 at t = 0.002.
 _HALF_FROM = 0.01
+_KIND = "unfinished statistics"
+_LAYOUT = 1  # to be raised whenever the same identity comes to mean other samples or sums
+_SAVE_EVERY = 20.0  # seconds of work that a kill -9 can lose
 
 
 def round_ends(settings: EstimationSection) -> list[int]:
@@ -54,6 +59,98 @@ def network_precision(estimator: Estimator, precision: str, device: torch.device
     if precision != "fp32" and estimator.backwards:
         raise RecipeError(f"precision: got {precision}; backward passes underflow in it: fp32, or estimator forward")
     return precision
+
+
+class Progress:
+    """How far the collection has come in one process, loaded from its file if there is one.
+
+    The file lies beside the coefficient file to be, `path`; one that is damaged, of another `identity` or of another
+    number of processes, which divide the samples in another way, is ignored. `shape` is (G, n, k): groups of samples,
+    noise levels and scalars.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        path: Path | None = None,
+        identity: dict[str, Any] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.file = None if path is None else path.with_name(f".{path.name}.part-{rank}-of-{world}")
+        self._header = {"identity": identity or {}, "layout": _LAYOUT}
+        self._world, self._saved = world, time.monotonic()
+        self.sums = torch.zeros(0, *shape, dtype=torch.float64)  # of all processes, of each finished round (R, G, n, k)
+        self.ends: list[int] = []  # samples after each finished round
+        self.stops = torch.full(shape[1:2], -1, dtype=torch.int64)  # last round of each level; -1 while it needs more
+        self.current = torch.zeros(shape, dtype=torch.float64)  # of this process, of the round in progress
+        # This process is in this chunk, has finished so many of its levels and so many (sample, timestep) pairs.
+        self.chunk = self.level = self.pairs = 0
+        self._load()
+
+    def _load(self) -> None:
+        if self.file is None:
+            return
+        try:
+            tensors, header = load_tensors(self.file, _KIND)
+        except (MissingAssetError, CorruptFileError):
+            return
+        if all(header.get(key) == value for key, value in self._header.items()):
+            self.sums, self.stops, self.current = (tensors[name] for name in ("sums", "stops", "current"))
+            self.ends = tensors["ends"].tolist()
+            self.chunk, self.level, self.pairs = tensors["place"].tolist()
+
+    def save(self) -> None:
+        """Writes the file."""
+        if self.file is not None:
+            tensors = {
+                "sums": self.sums,
+                "ends": torch.tensor(self.ends, dtype=torch.int64),
+                "stops": self.stops,
+                "current": self.current,
+                "place": torch.tensor([self.chunk, self.level, self.pairs]),
+            }
+            save_tensors(self.file, tensors, _KIND, self._header)
+        self._saved = time.monotonic()
+
+    def save_sometimes(self) -> None:
+        """Writes the file if it was last written long ago."""
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
+
+    def remove(self) -> None:
+        """Removes the file, and those of other numbers of processes, once the estimate itself is written."""
+        if self.file is not None:
+            name = self.file.name.rpartition("-of-")[0].rpartition("-")[0]
+            for path in self.file.parent.glob(f"{glob.escape(name)}-*-of-*"):
+                path.unlink(missing_ok=True)
+
+    def active(self) -> list[int]:
+        """Returns the noise levels that need more samples."""
+        return (self.stops < 0).nonzero()[:, 0].tolist()
+
+    def finished_pairs(self, samples: int) -> int:
+        """Returns how many of all (sample, timestep) pairs, `samples` at each noise level, need no more work."""
+        stopped = int((self.stops >= 0).sum())
+        before = self.ends[-1] if self.ends else 0
+        return stopped * samples + (len(self.stops) - stopped) * before + self.pairs * self._world
+
+    def close_round(self, total: Tensor, end: int) -> None:
+        """Ends a round in which all processes together summed `total` (G, n, k), up to sample `end`."""
+        self.sums = torch.cat([self.sums, total[None]])
+        self.ends.append(end)
+        self._start_round()
+
+    def back_to(self, rounds: int) -> None:
+        """Forgets what came after the first `rounds` rounds."""
+        if len(self.ends) > rounds:
+            self.stops = torch.where(self.stops >= rounds, -1, self.stops)
+            self.sums, self.ends = self.sums[:rounds], self.ends[:rounds]
+            self._start_round()
+
+    def _start_round(self) -> None:
+        self.current = torch.zeros_like(self.current)
+        self.chunk = self.level = self.pairs = 0
 
 
 class Collection:

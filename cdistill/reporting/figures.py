@@ -16,17 +16,7 @@ from cdistill.analysis.consistency_gap import Score
 from cdistill.estimation.base import standard_error
 from cdistill.estimation.estimate import CoefficientEstimate
 from cdistill.preconditionings import Preconditioning
-from cdistill.reporting.panels import (
-    STYLE,
-    Line,
-    Panel,
-    colour_of,
-    draw,
-    draw_panels,
-    grid,
-    log_values,
-    style_of,
-)
+from cdistill.reporting.panels import STYLE, Line, Panel, colour_of, draw, draw_panels, grid, log_values, style_of
 from cdistill.schedule import log_uniform_grid
 
 _SAME_COLOUR = 6  # between styles that differ in dashes only

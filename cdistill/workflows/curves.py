@@ -11,13 +11,7 @@ from typing import Any
 
 from cdistill.errors import RecipeError, suggest
 from cdistill.evaluation.records import STUDENT, TEACHER, direction
-from cdistill.reporting.curves import (
-    Points,
-    averaged,
-    crossing,
-    evaluation_curves,
-    training_curves,
-)
+from cdistill.reporting.curves import Points, averaged, crossing, evaluation_curves, training_curves
 from cdistill.reporting.panels import Line, Panel, draw_panels, in_rows, save_figure
 from cdistill.runtime.console import Table
 from cdistill.storage.files import write_text

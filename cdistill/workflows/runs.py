@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cdistill.errors import (
-    CdistillError,
-    CorruptFileError,
-    DiskFullError,
-    RecipeError,
-    StoppedError,
-    brief,
-)
+from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, RecipeError, StoppedError, brief
 from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.runtime.console import say

@@ -8,10 +8,9 @@ from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.estimation.autodiff import Autodiff, logit_slope
 from cdistill.estimation.base import Points, matched_slope, replicates, standard_error
-from cdistill.estimation.collecting import GROUPS, Collection, network_precision, round_ends
+from cdistill.estimation.collecting import GROUPS, Collection, Progress, network_precision, round_ends
 from cdistill.estimation.estimate import deviations, solve
 from cdistill.estimation.forward import Forward
-from cdistill.estimation.resume import Progress
 from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import chunk_size
 from cdistill.preconditionings import make_preconditioning

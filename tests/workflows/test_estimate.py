@@ -32,7 +32,7 @@ DIGITS = ["-q", "estimate-coeffs", "--teacher", "digits", "--timesteps", "6"]
 # A command whose unfinished statistics are written at every noise level, so that a test knows how far it has come.
 SAVING = (
     "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-    "import cdistill.estimation.resume as resume; resume._SAVE_EVERY = 0.0\n"
+    "import cdistill.estimation.collecting as collecting; collecting._SAVE_EVERY = 0.0\n"
     "from cdistill.cli.app import run; sys.exit(run(sys.argv[1:]))"
 )
 
