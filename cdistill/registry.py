@@ -15,6 +15,7 @@ import ast
 import os.path
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,7 @@ def first_line(target: str) -> str:
     return ""
 
 
+@dataclass(eq=False)
 class Registry:
     """The entries of one kind, built in and from entry points.
 
@@ -47,22 +49,13 @@ class Registry:
     sentence; `summaries` what entries without a docstring of their own are; `removed` names that version 0.1 had.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        builtin: Mapping[str, str],
-        group: str,
-        removed: Sequence[str] = (),
-        about: str = "",
-        summaries: Mapping[str, str] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.group = group
-        self.removed = removed
-        self.about = about
-        self._builtin = dict(builtin)
-        self._summaries = dict(summaries or {})
-        self._added: dict[str, Any] = {}
+    kind: str
+    builtin: Mapping[str, str]
+    group: str
+    removed: Sequence[str] = ()
+    about: str = ""
+    summaries: Mapping[str, str] = field(default_factory=dict)
+    _added: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def _plugins(self) -> "dict[str, metadata.EntryPoint]":
@@ -73,10 +66,10 @@ class Registry:
     def summary(self, name: str) -> str:
         """Returns in a line what an entry is, importing only what comes from another package; errors as `get`."""
         self.check(name)
-        if name in self._summaries:
-            return self._summaries[name]
-        if name in self._builtin and name not in self._added:
-            line = first_line(self._builtin[name])
+        if name in self.summaries:
+            return self.summaries[name]
+        if name in self.builtin and name not in self._added:
+            line = first_line(self.builtin[name])
         else:
             line = (self.get(name).__doc__ or "").strip().partition("\n")[0]
         what = line.removeprefix("Returns ")
@@ -84,7 +77,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Returns every known name, sorted, without importing what it stands for."""
-        return sorted({*self._builtin, *self._plugins, *self._added})
+        return sorted({*self.builtin, *self._plugins, *self._added})
 
     def add(self, name: str, value: Any) -> None:
         """Adds an entry for this process (tests, notebooks); packages use an entry point instead."""
@@ -114,8 +107,8 @@ class Registry:
         self.check(name)
         if name in self._added:
             return self._added[name]
-        if name in self._builtin:
-            target = self._builtin[name]
+        if name in self.builtin:
+            target = self.builtin[name]
             module, attribute = target.removesuffix("(name)").split(":")
             entry = getattr(import_module(module), attribute)
             return partial(entry, name) if target.endswith("(name)") else entry

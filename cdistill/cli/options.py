@@ -67,17 +67,6 @@ def calls(text: str) -> list[int]:
     return parsed
 
 
-def distinct(seeds: list[int]) -> list[int]:
-    """Returns `seeds` if none occurs twice; a seed has one image.
-
-    Raises:
-        RecipeError: One does.
-    """
-    if len(set(seeds)) < len(seeds):
-        raise RecipeError("--seeds: a seed is named twice; each seed is one image")
-    return seeds
-
-
 def names_of(text: str) -> list[str]:
     """Parses names with commas between them; one that is named twice counts once."""
     return list(dict.fromkeys(name.strip() for name in text.split(",")))

@@ -154,7 +154,7 @@ def plot_trajectories(
     names, picture = preconditionings_of(preconditionings), with_suffix(out, ".png")
     refuse_estimation(context, names, "samples")
     start()
-    from cdistill.workflows.plot import draw_trajectories, trajectory_table
+    from cdistill.workflows.reproduce.figures import draw_trajectories, trajectory_table
 
     results = draw_trajectories(names, nfe, count, section.seed, section.samples, picture)
     if not as_json:

@@ -18,12 +18,12 @@ from cdistill.cli.options import (
     WeightsOption,
     calls,
     class_names,
-    distinct,
     numbers,
     refuse,
     run_or_file,
     with_suffix,
 )
+from cdistill.errors import RecipeError
 from cdistill.registry import WRITERS
 from cdistill.runtime import console
 from cdistill.storage.run_folder import RunFolder, latest_run
@@ -69,7 +69,9 @@ def sample(
 
     Example:  cdistill sample --nfe 1,2,5 --seeds 0-99 --classes 0-9
     """
-    wanted, drawn = distinct(numbers(seeds)), class_names(classes)
+    wanted, drawn = numbers(seeds), class_names(classes)
+    if len(set(wanted)) < len(wanted):
+        raise RecipeError("--seeds: a seed is named twice; each seed is one image")
     counts = calls(nfe) if nfe else None
     chosen = _drawn_from(context, run, teacher, weights)
     start(processes)

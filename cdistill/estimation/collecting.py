@@ -7,7 +7,7 @@ batch sizes or processes.
 
 import glob
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -260,16 +260,12 @@ class Collection:
     def _measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""
         t = self.t[level].expand(len(points.x0)).to(self.device)
-        with self._autocast(level):
+        half = self.precision != "fp32" and float(self.t[level]) >= _HALF_FROM
+        with torch.autocast(self.device.type, torch.float16) if half else nullcontext():
             values = self.estimator.measure(self.denoiser, points, t)
         if self.paired and not self.estimator.paired:
             values = (values[: len(t) // 2] + values[len(t) // 2 :]) / 2
         return values
-
-    def _autocast(self, level: int) -> AbstractContextManager[None]:
-        if self.precision == "fp32" or float(self.t[level]) < _HALF_FROM:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.float16)
 
     def _add_up(self) -> Tensor:
         """Returns the sums of a round over all processes (G, n, k); raises what `run` raises."""

@@ -42,7 +42,7 @@ def kernel_distance(features: Tensor, real: Tensor, within_real: float, device: 
     k(x, y) = (x.y / d + 1)^3. The influence of a sample is 2 (mean over j of k(x, x_j) - mean over j of k(x, y_j)), up
     to a constant.
     """
-    within = _kernel_with_others(features, device) / (len(features) - 1)
+    within = _kernel_sums(features, None, device, "KID (samples)") / (len(features) - 1)
     across = _kernel_sums(features, real, device, "KID") / len(real)
     value = within.mean() + within_real - 2 * across.mean()
     return Estimate(float(value), 2 * (within - across))
@@ -50,12 +50,7 @@ def kernel_distance(features: Tensor, real: Tensor, within_real: float, device: 
 
 def mean_kernel(features: Tensor, device: torch.device) -> float:
     """Returns the mean of k(y_i, y_j) over all i != j, for y (m, d)."""
-    return float(_kernel_with_others(features, device).mean() / (len(features) - 1))
-
-
-def _kernel_with_others(features: Tensor, device: torch.device) -> Tensor:
-    """Returns the sum of k(x_i, x_j) over j != i for every i (n,)."""
-    return _kernel_sums(features, None, device, "KID (samples)")
+    return float(_kernel_sums(features, None, device, "KID (samples)").mean() / (len(features) - 1))
 
 
 def _kernel_sums(first: Tensor, second: Tensor | None, device: torch.device, title: str) -> Tensor:

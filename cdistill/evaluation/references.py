@@ -52,6 +52,7 @@ class Statistics:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class Reference:
     """What samples are compared with.
 
@@ -59,15 +60,11 @@ class Reference:
     the data serve for what it does not hold. So many features of theirs as `keep` are kept, of a fixed random choice.
     """
 
-    def __init__(
-        self,
-        source: Source | None,
-        stats: Path | None = None,
-        accelerator: Accelerator | None = None,
-        keep: int = KEEP,
-    ) -> None:
-        self.source, self.stats, self.accelerator, self.keep = source, stats, accelerator, keep
-        self._results: dict[str, Any] = {}
+    source: Source | None
+    stats: Path | None = None
+    accelerator: Accelerator | None = None
+    keep: int = KEEP
+    _results: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, network: FeatureNetwork, features: bool = False) -> None:
         """Raises CdistillError if the moments as `network` sees them, or `features`, cannot be had; runs nothing."""

@@ -139,7 +139,13 @@ def _from_state(state: dict[str, Tensor], flavour: str | None) -> Foreign:
     """Sorts a plain state dict to its reader, by its keys."""
     kind = state_dict_kind(state)
     if kind == "openai":
-        return _from_openai(state, flavour)
+        if flavour is None:
+            raise RecipeError(
+                "an ImageNet-64 file of OpenAI; EDM, CD and CT look alike in it: add --as edm, --as cd or --as ct"
+            )
+        what, trained_with = f"OpenAI, ImageNet-64, {flavour.upper()}", None if flavour == "edm" else "cm"
+        architecture, tensors, facts = guided_architecture(state), guided_tensors(state), {"flavour": flavour}
+        return Foreign(what, architecture, 0.5, tensors, _OPENAI_LICENCE, trained_with, facts)
     if kind == "ctm-imagenet64":
         architecture = {**guided_architecture(state), "s_branch": True}
         return Foreign("CTM, ImageNet-64", architecture, 0.5, guided_tensors(state), _SONY_LICENCE, "ctm", {})
@@ -148,22 +154,6 @@ def _from_state(state: dict[str, Tensor], flavour: str | None) -> Foreign:
     if kind == "ctm-cifar10":
         return Foreign("CTM, CIFAR-10", {**architecture, "s_branch": True}, 0.5, floats, _SONY_LICENCE, "ctm", {})
     return Foreign("EDM teacher, state dict", architecture, 0.5, floats, _UNKNOWN_LICENCE, None, {})
-
-
-def _from_openai(state: dict[str, Tensor], flavour: str | None) -> Foreign:
-    if flavour is None:
-        raise RecipeError(
-            "an ImageNet-64 file of OpenAI; EDM, CD and CT look alike in it: add --as edm, --as cd or --as ct"
-        )
-    return Foreign(
-        f"OpenAI, ImageNet-64, {flavour.upper()}",
-        guided_architecture(state),
-        0.5,
-        guided_tensors(state),
-        _OPENAI_LICENCE,
-        None if flavour == "edm" else "cm",
-        {"flavour": flavour},
-    )
 
 
 def unet_architecture(state: Mapping[str, Tensor]) -> dict[str, Any]:

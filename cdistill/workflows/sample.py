@@ -28,7 +28,7 @@ from cdistill.sampling.drawing import chunks_together
 from cdistill.sampling.image_grids import as_ranges
 from cdistill.sampling.inversion import TOLERANCE, invert
 from cdistill.sampling.sample_store import SampleStore
-from cdistill.sampling.samplers import SamplerChoice, TimedSampler, make_samplers
+from cdistill.sampling.samplers import SamplerChoice, make_samplers
 from cdistill.sampling.teacher_data import renumbered
 from cdistill.sampling.writers import Samples, Writer, is_picture_of_seed
 from cdistill.schedule import T
@@ -271,17 +271,13 @@ def invert_images(
         RecipeError: More than one sampler, or one with fresh noise.
     """
     denoiser, preconditioning, _ = load_network(run, teacher, weights)
-    samplers = list(make_samplers(denoiser, preconditioning, choice, nfe).values())
-    if len(samplers) > 1:
-        raise RecipeError(f"--nfe: got {len(samplers)} numbers; an image is inverted with one")
+    sampler, *others = make_samplers(denoiser, preconditioning, choice, nfe).values()
+    if others:
+        raise RecipeError(f"--nfe: got {1 + len(others)} numbers; an image is inverted with one")
     source = _fit(load_source(str(images.absolute())), denoiser)
     device = make_accelerator("fp32").device
     denoiser.to(device)
-    return _invert_all(samplers[0], source, device)
-
-
-def _invert_all(sampler: TimedSampler, source: Source, device: torch.device) -> InvertedImages:
-    size, batches = chunk_size(sampler.denoiser.sample_shape), []
+    size, batches = chunk_size(denoiser.sample_shape), []
     with progress(len(source), "inverting", "img") as advance, torch.inference_mode():
         for begin in range(0, len(source), size):
             signals.check("inversion")

@@ -22,7 +22,6 @@ from cdistill.registry import METRICS, PRECONDITIONINGS
 from cdistill.reporting.panels import draw_panels, save_figure
 from cdistill.runtime import signals as stopping
 from cdistill.storage.run_folder import RunFolder, held
-from cdistill.workflows.plot import draw_trajectories
 from cdistill.workflows.reproduce import claims, experiments, outcomes
 from cdistill.workflows.reproduce.claims import (
     CLAIMS,
@@ -43,7 +42,7 @@ from cdistill.workflows.reproduce.claims import (
     with_figures,
 )
 from cdistill.workflows.reproduce.experiments import ARMS, EXPERIMENTS, NFE, DataSet, Trial, choose_data, trials
-from cdistill.workflows.reproduce.figures import panel
+from cdistill.workflows.reproduce.figures import draw_trajectories, panel
 from cdistill.workflows.reproduce.jobs import Job, Request, run_jobs
 from cdistill.workflows.reproduce.outcomes import (
     Comparison,

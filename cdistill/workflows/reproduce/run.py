@@ -14,7 +14,6 @@ from cdistill.runtime.processes import versions
 from cdistill.storage.files import read_json, write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.workflows.plan import plan
-from cdistill.workflows.plot import draw_trajectories
 from cdistill.workflows.reproduce.claims import (
     CLAIMS,
     MIXTURE,
@@ -26,7 +25,7 @@ from cdistill.workflows.reproduce.claims import (
     with_figures,
 )
 from cdistill.workflows.reproduce.experiments import ALIGNMENT, NFE, DataSet, Trial, choose_data, trials
-from cdistill.workflows.reproduce.figures import draw_all
+from cdistill.workflows.reproduce.figures import draw_all, draw_trajectories
 from cdistill.workflows.reproduce.jobs import Request, preparations, run_jobs, trainings
 from cdistill.workflows.reproduce.outcomes import (
     Comparison,
