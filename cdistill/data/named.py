@@ -51,7 +51,9 @@ def load_patches(split: str = "train") -> Source:
     draw = np.random.RandomState(0 if split == "train" else 1)
     cuts = []
     for photograph in ("china.jpg", "flower.jpg"):
-        grey = _half_size(load_sample_image(photograph) @ np.array([0.299, 0.587, 0.114]))
+        whole = load_sample_image(photograph) @ np.array([0.299, 0.587, 0.114])
+        height, width = whole.shape[0] // 2, whole.shape[1] // 2  # an odd last row or column is left out
+        grey = whole[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
         for top, left in _corners(grey.shape, split, _COUNTS[split] // 2, draw):
             cuts.append(grey[top : top + SIDE, left : left + SIDE])
     images = np.stack(cuts).round().astype(np.uint8)
@@ -87,13 +89,6 @@ def load_published(name: str, split: str = "train") -> Source:
             f"{expected[1]} classes; {advice}"
         )
     return replace(source, name=name)
-
-
-def _half_size(image: np.ndarray) -> np.ndarray:
-    """Averages blocks of 2x2 pixels; an odd last row or column is left out."""
-    height, width = image.shape[0] // 2, image.shape[1] // 2
-    mean: np.ndarray = image[: 2 * height, : 2 * width].reshape(height, 2, width, 2).mean(axis=(1, 3))
-    return mean
 
 
 def _corners(shape: tuple[int, ...], split: str, count: int, draw: np.random.RandomState) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,15 +95,12 @@ class Reference:
             return file_facts(self.stats)["sha256"]
         return self.source.digest if self.source is not None else ""
 
-    @cached_property
-    def _file(self) -> Statistics | None:
-        return None if self.stats is None else read_statistics(self.stats)
-
     def _stored(self, network: FeatureNetwork, features: bool) -> Statistics | None:
         """Returns the statistics in the file, None where the data have to serve; CdistillError where neither can."""
-        stored = self._file
-        if stored is not None and self.stats is not None and self._serves(network, stored):
-            check_made_for(self.stats, stored, network.name, network.digest)
+        path = self.stats
+        stored = None if path is None else self.once("file", lambda: read_statistics(path))
+        if stored is not None and path is not None and self._serves(network, stored):
+            check_made_for(path, stored, network.name, network.digest)
             if not features or stored.features is not None:
                 return stored
         if self.source is None:

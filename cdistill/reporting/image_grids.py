@@ -14,7 +14,6 @@ from cdistill.sampling.image_grids import as_ranges, tile
 _SIDE = 32  # small images are enlarged to about this many pixels
 MOST = 64  # images of a grid
 
-
 Grid = dict[str, Any]
 """A picture of many samples: `label`, the sampler; `alt`, what it shows in words; `uri`, the PNG; size in pixels."""
 

@@ -21,7 +21,6 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-
 # Where channels innermost were measured to be fast for convolutions; on a GPU not measured yet.
 _CHANNELS_LAST = {("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "bf16")}
 

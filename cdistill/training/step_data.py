@@ -24,7 +24,6 @@ from cdistill.training.settings import TrainingSection
 
 _BLOCK = 16  # samples whose noise one generator draws
 
-
 FAndG = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """f and g at noise levels t and s, float64 on the CPU."""
 
