@@ -11,8 +11,10 @@ if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
 def main() -> None:
     """Runs the command line."""
     from cdistill.runtime.signals import follow_launcher
+    from cdistill.runtime.streams import install
 
     follow_launcher()
+    install()
     from cdistill.cli.app import run
     from cdistill.runtime.processes import calm_threads, end
 

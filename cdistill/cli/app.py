@@ -15,6 +15,7 @@ from cdistill.errors import CdistillError, DiskFullError
 from cdistill.registry import first_line
 from cdistill.runtime import console
 from cdistill.runtime import processes as launch
+from cdistill.runtime.streams import output_error
 from cdistill.storage.files import FULL
 
 COMMANDS = {
@@ -115,7 +116,7 @@ def run(arguments: Sequence[str]) -> int:
     set_arguments(arguments)
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
     try:
-        return guard(lambda: _run(wanted, list(arguments)))
+        return _printed(guard(lambda: _run(wanted, list(arguments))))
     finally:
         launch.leave_group()
 
@@ -123,6 +124,15 @@ def run(arguments: Sequence[str]) -> int:
 def _run(wanted: str, arguments: list[str]) -> int:
     launch.check_environment()
     return build(wanted)(arguments, standalone_mode=False) or 0
+
+
+def _printed(code: int) -> int:
+    """Returns the exit code, another one where the results could not be printed."""
+    error = output_error()
+    if error is None or code:
+        return code
+    console.fail(f"standard output: {error.strerror}; the results are in files only, as far as the command writes some")
+    return DiskFullError.exit_code if error.errno in FULL else 2
 
 
 def _explain_usage(error: TyperException) -> int:
@@ -153,9 +163,6 @@ def guard(command: Callable[[], int]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.fail("interrupted")
         return 130
-    except BrokenPipeError:
-        sys.stdout = None  # the reader, such as `head`, has gone: nothing is left to flush
-        return 0
     except OSError as error:
         console.fail(f"{error.filename or 'writing'}: {_advice(error)}")
         return DiskFullError.exit_code if error.errno in FULL else 2
