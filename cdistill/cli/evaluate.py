@@ -60,7 +60,10 @@ def evaluate(
     check: Annotated[
         Path | None, typer.Option(help="Repeat what this record describes, and compare every figure with it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the comparison of several runs is written (JSON).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of the record, or of the comparison of several (.json); beside the run by default."),
+    ] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,8 +76,8 @@ def evaluate(
     paths = [*(runs or []), *([run] if run else [])]
     if check is not None:
         refuse_others(context, "--check repeats what the record says; leave it out", "check")
-    elif len(paths) < 2:
-        refuse(context, "goes with several runs, for their comparison; a record lies beside its run", "out")
+    if out is not None:
+        with_suffix(out, ".json")
     if not paths and teacher is None and check is None:
         paths = [latest_run().path]
     start(processes)
@@ -91,7 +94,7 @@ def evaluate(
     choice = SamplerChoice(sampler, None, times, gamma)
     with console.json_only(as_json):
         several = len(targets) > 1
-        result = evaluate_together(targets, choice, out) if several else run_evaluate(targets[0], choice)
+        result = evaluate_together(targets, choice, out) if several else run_evaluate(targets[0], choice, out)
         show(result)
     return finish(as_json, result.to_dict(), "")
 

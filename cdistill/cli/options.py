@@ -15,6 +15,7 @@ from rich.markup import escape
 from cdistill.errors import RecipeError
 from cdistill.registry import PRECONDITIONINGS, SAMPLERS
 from cdistill.settings import Section, check_section
+from cdistill.storage.files import check_place
 from cdistill.storage.run_folder import RunFolder, latest_run
 
 MOST = 10_000_000  # numbers in a list that a person types
@@ -87,13 +88,15 @@ def short_name(text: str) -> str:
 
 
 def with_suffix(path: Path, suffix: str) -> Path:
-    """Returns `path` if it ends in `suffix`.
+    """Returns `path` if it ends in `suffix` and can be written.
 
     Raises:
         RecipeError: It does not.
+        CdistillError: It cannot.
     """
     if path.suffix != suffix:
         raise RecipeError(f"{path}: needs a name that ends in {suffix}")
+    check_place(path)
     return path
 
 

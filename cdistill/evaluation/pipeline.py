@@ -13,6 +13,7 @@ from cdistill.evaluation.evaluator import Evaluator
 from cdistill.evaluation.records import STUDENT, UNTRAINED, Evaluation, Row, to_json
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
+from cdistill.runtime.console import rescuing
 from cdistill.sampling.image_grids import tile
 from cdistill.sampling.samplers import (
     SamplerChoice,
@@ -117,6 +118,13 @@ def save_evaluation(
     evaluator: Evaluator, evaluation: Evaluation, folder: Path, name: str, images: str | None = None
 ) -> Evaluation:
     """Writes ``NAME.json`` and the pictures, see `save_images`; returns the record as it was written."""
+    with rescuing(evaluation.table()):
+        return _save_evaluation(evaluator, evaluation, folder, name, images)
+
+
+def _save_evaluation(
+    evaluator: Evaluator, evaluation: Evaluation, folder: Path, name: str, images: str | None
+) -> Evaluation:
     picture = save_images(evaluator, folder, images or name, evaluation.drawn)
     if picture is not None:
         shown = str(picture.with_suffix(".npz").relative_to(folder))

@@ -147,6 +147,17 @@ def _draw(content: Table) -> rich_table.Table:
     return drawn
 
 
+@contextmanager
+def rescuing(*results: Table) -> Iterator[None]:
+    """Shows results on stderr if their writing fails: nothing that was computed is lost without a word."""
+    try:
+        yield
+    except Exception:
+        for result in results:
+            say(str(result))
+        raise
+
+
 def facts(title: str, rows: Sequence[Sequence[str]]) -> None:
     """Prints names and what they are on stdout, from the main process, both aligned left."""
     if not is_main_process():

@@ -1,10 +1,12 @@
 """Writing that survives a crash: atomic, durable, clear about a full disk; and where files belong. Needs no torch."""
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def check_place(path: Path) -> None:
+    """Raises CdistillError unless a file can be written at `path`; asked before the work whose result it is."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CdistillError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from error
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -16,13 +16,13 @@ from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import load_preconditioning
 from cdistill.preconditionings.coefficients import Coefficients, check_teacher, load_coefficients
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.runtime.console import Table, compact, progress
+from cdistill.runtime.console import Table, compact, progress, rescuing
 from cdistill.runtime.processes import versions
 from cdistill.sampling.drawing import Sampler
 from cdistill.sampling.moments import Number, Student, collect_moments
 from cdistill.sampling.samplers import make_sampler
 from cdistill.schedule import rho_grid
-from cdistill.storage.files import write_text
+from cdistill.storage.files import check_place, write_text
 from cdistill.teachers import Teacher
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.estimate import estimate_coefficients, open_teacher, with_fit
@@ -147,6 +147,8 @@ def compare(
     names = list(preconditionings or PRECONDITIONINGS.names())
     accelerator = accelerator or make_accelerator("fp32")
     teacher, out = open_teacher(teacher, weights, accelerator), None if out is None else Path(out)
+    if out is not None:
+        check_place(out / "compare.json")
     known = Path(coefficients) if isinstance(coefficients, str) else coefficients
     if any(_asks(name, "needs_coefficients") for name in names):
         fitted = [name for name in names if _asks(name, "needs_fit")]
@@ -171,7 +173,8 @@ def compare(
     ordered = [scores[place.name] for place in ranks]
     comparison = PreconditioningComparison(ordered, score_bound(moments), ranks, left_out, moments.levels, facts)
     if out is not None and accelerator.is_main_process:
-        comparison.save(out)
+        with rescuing(comparison.table(), comparison.pair_table()):
+            comparison.save(out)
     accelerator.wait_for_everyone()
     return comparison
 

@@ -16,7 +16,7 @@ from cdistill.estimation.settings import EstimationSection
 from cdistill.preconditionings import make_preconditioning
 from cdistill.preconditionings.coefficients import Fit, load_coefficients
 from cdistill.registry import ESTIMATORS, PRECONDITIONINGS
-from cdistill.runtime.console import progress, say
+from cdistill.runtime.console import progress, rescuing, say
 from cdistill.runtime.processes import let_main, versions
 from cdistill.sampling.moments import collect_moments, fit_f_and_g
 from cdistill.sampling.teacher_data import open_data
@@ -128,7 +128,8 @@ def _estimate(
     if settings.form == "least-squares":
         estimate = replace(estimate, fit=_fit(teacher, source, settings, accelerator))
     if accelerator.is_main_process and out is not None:
-        estimate.save(out)
+        with rescuing(estimate.table()):
+            estimate.save(out)
     accelerator.wait_for_everyone()
     collection.progress.remove()
     return estimate

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from cdistill.data import Source, load_source
-from cdistill.errors import CorruptFileError, RecipeError
+from cdistill.errors import CdistillError, CorruptFileError, RecipeError
 from cdistill.evaluation.comparison import Repetition, compare, repetition
 from cdistill.evaluation.evaluator import Evaluator
 from cdistill.evaluation.features import load_features
@@ -19,10 +19,10 @@ from cdistill.evaluation.pipeline import evaluate_networks, save_evaluation
 from cdistill.evaluation.records import IMAGES, Comparisons, Evaluation, to_json
 from cdistill.evaluation.references import file_facts, measure, write_statistics
 from cdistill.networks.classes import Classes
-from cdistill.runtime.console import say
+from cdistill.runtime.console import rescuing, say
 from cdistill.runtime.processes import versions
 from cdistill.sampling.samplers import SamplerChoice
-from cdistill.storage.files import write_text
+from cdistill.storage.files import check_place, write_text
 from cdistill.training.loop import make_accelerator
 from cdistill.workflows.targets import LoadedTarget, Target, load_target
 
@@ -30,12 +30,15 @@ _USUAL = ("nfe", "samples", "split")  # changes that the name of a record shows
 DEFAULT = SamplerChoice()
 
 
-def evaluate(target: Target | Path | str, choice: SamplerChoice = DEFAULT, **changes: Any) -> Evaluation:
+def evaluate(
+    target: Target | Path | str, choice: SamplerChoice = DEFAULT, out: Path | None = None, **changes: Any
+) -> Evaluation:
     """Measures a run's student, a converted student, a teacher, or images; writes the record beside it.
 
     Args:
         target: What to measure; of a run or a file its path is enough.
         choice: The student's sampler; without times, at each NFE of the evaluation section.
+        out: File of the record, .json; beside what is measured by default.
         **changes: Values in place of those of the evaluation section: ``nfe=[2, 3]``, ``samples=1000``.
 
     Returns:
@@ -43,7 +46,7 @@ def evaluate(target: Target | Path | str, choice: SamplerChoice = DEFAULT, **cha
 
     Raises:
         RecipeError: Options that contradict each other, or that nothing would read.
-        CdistillError: Files are missing or damaged.
+        CdistillError: Files are missing or damaged, or the record cannot be written.
 
     >>> evaluation = evaluate(Target(teacher="mixture-1d"), samples=64)
     >>> [(row.sampler, row.nfe) for row in evaluation.rows]
@@ -53,7 +56,7 @@ def evaluate(target: Target | Path | str, choice: SamplerChoice = DEFAULT, **cha
     asked = replace(asked, changes={**asked.changes, **changes})
     loaded = load_target(asked)
     _check_options([loaded], choice)
-    return _measure(loaded, choice, make_accelerator("fp32"))
+    return _measure(loaded, choice, make_accelerator("fp32"), out or _place(loaded, choice))
 
 
 def evaluate_together(
@@ -73,12 +76,17 @@ def evaluate_together(
     _check_options(loaded, choice)
     _check_common(loaded, choice)
     accelerator = make_accelerator("fp32")
-    evaluations = [_measure(target, choice, accelerator) for target in loaded]
+    places = [_place(target, choice, out, k) for k, target in enumerate(loaded)]
+    written = out or loaded[0].folder / f"comparison-{_digest([asdict(part) for part in targets])}.json"
+    for place in (*places, written):
+        check_place(place)
+    evaluations = [_measure(target, choice, accelerator, place) for target, place in zip(loaded, places, strict=True)]
     pairs = [compare(evaluations[0], other) for other in evaluations[1:]]
     comparisons = Comparisons(comparisons=pairs, records=evaluations)
-    comparisons._path = out or loaded[0].folder / f"comparison-{_digest([asdict(part) for part in targets])}.json"
+    comparisons._path = written
     if accelerator.is_main_process:
-        write_text(comparisons._path, to_json(comparisons))
+        with rescuing(comparisons.table()):
+            write_text(written, to_json(comparisons))
     return comparisons
 
 
@@ -94,7 +102,7 @@ def check_record(path: Path) -> Repetition:
     target, choice = _request(path, before)
     if target.path is not None and not Path(target.path).exists():
         target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
-    now = _measure(load_target(target), choice, make_accelerator("fp32"), write=False)
+    now = _measure(load_target(target), choice, make_accelerator("fp32"))
     return repetition(path, before, now)
 
 
@@ -145,8 +153,12 @@ def _check_common(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> Non
             )
 
 
-def _measure(target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerator, write: bool = True) -> Evaluation:
-    """Measures one target; writes the record and pictures if asked."""
+def _measure(
+    target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerator, out: Path | None = None
+) -> Evaluation:
+    """Measures one target; writes the record to `out`, if that is given, and pictures beside it."""
+    if out is not None:
+        check_place(out)
     target.to(accelerator.device)
     source = target.source(accelerator)
     classes = _classes(target, source)
@@ -165,9 +177,17 @@ def _measure(target: LoadedTarget, choice: SamplerChoice, accelerator: Accelerat
     else:
         say(f"{target.title}: {len(evaluator.seeds)} samples of seeds {seeds}")
         evaluation = evaluate_networks(evaluator, choice, target.student, target.untrained, **facts)
-    if not write:
-        return evaluation
-    return save_evaluation(evaluator, evaluation, target.folder, _name(target, choice))
+    return evaluation if out is None else save_evaluation(evaluator, evaluation, out.parent, out.stem)
+
+
+def _place(target: LoadedTarget, choice: SamplerChoice, out: Path | None = None, number: int = 0) -> Path:
+    """Returns where a record goes: beside what is measured, or beside `out` if nothing can be written there."""
+    place = target.folder / f"{_name(target, choice)}.json"
+    try:
+        check_place(place)
+    except CdistillError:
+        return place if out is None else out.with_name(f"{out.stem}-{number}-{place.name}")
+    return place
 
 
 def _classes(target: LoadedTarget, source: Source | None) -> Classes:

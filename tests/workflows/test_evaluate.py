@@ -208,7 +208,6 @@ def test_a_student_is_evaluated_from_python(folder):
         (["runs/digits", "--reference", "no.npz"], 3, "no.npz"),
         (["runs/digits", "--features", "no.pt"], 3, "no.pt"),
         (["runs/digits", "--nfe", "2", "--times", "3"], 2, "leave --nfe out"),
-        (["runs/digits", "--out", "c.json"], 2, "--out: goes with several runs"),
         (["--check", "x.json", "--nfe", "2"], 2, "--nfe: --check repeats"),
         (["s.safetensors", "--data", "digits", "--weights", "w.pt"], 2, "--weights: are a teacher's"),
         (["s.safetensors", "--data", "digits", "--baselines", "euler"], 2, "--baselines: are a teacher's solvers"),
@@ -238,3 +237,23 @@ def test_images_with_losses_are_told_from_data_without(tmp_path, monkeypatch, ca
     for images, differs in (("jpg", True), ("png", False)):
         assert run(["evaluate", images, *options]) == 0
         assert ("stored with losses (JPEG or the like)" in capsys.readouterr().err) == differs
+
+
+def test_figures_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys):
+    from cdistill.errors import DiskFullError
+    from cdistill.evaluation import pipeline
+
+    def full(path: Path, text: str) -> None:
+        raise DiskFullError(f"{path}: the disk is full")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "write_text", full)
+    assert run(["evaluate", "--teacher", "mixture-1d", "--samples", "64", "--out", "x.json"]) == 7
+    found = capsys.readouterr()
+    assert "teacher (Heun)" in found.err
+    assert "Wasserstein" in found.err
+    assert "error: x.json: the disk is full" in found.err
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert run(["evaluate", "--teacher", "mixture-1d", "--samples", "64", "--out", "x.json"]) == 0
+    assert json.loads(Path("x.json").read_text())["rows"]
