@@ -98,7 +98,9 @@ def build_denoiser(architecture: Mapping[str, Any], sigma_data: float) -> EDMDen
     if takes_s:
         unet.add_s_branch()
     side, channels = arguments["resolution"], arguments["channels"]
-    return EDMDenoiser(unet, (channels, side, side), float(sigma_data), arguments["num_classes"])
+    denoiser = EDMDenoiser(unet, (channels, side, side), float(sigma_data), arguments["num_classes"])
+    denoiser.architecture = {"network": kind, **arguments, "s_branch": takes_s}
+    return denoiser
 
 
 def load_denoiser(architecture: Mapping[str, Any], sigma_data: float, tensors: Mapping[str, Tensor]) -> EDMDenoiser:

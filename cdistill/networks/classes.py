@@ -32,7 +32,7 @@ class Classes:
     @classmethod
     def parse(cls, value: Any, count: int) -> Classes:
         """Returns what the header of a file says, see `to_dict`, about `count` classes; ValueError if it cannot be."""
-        if value is None or not count:
+        if not (count and value and value["counts"]):
             return cls.unknown(count)
         counts, names = tuple(value["counts"]), tuple(value["names"])
         if len(counts) != count or len(names) not in (0, count):

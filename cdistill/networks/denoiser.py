@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class Denoiser(nn.Module, ABC):
 
     sample_shape: tuple[int, ...]  # shape of one sample, (C, H, W) or (d,)
     sigma_data: float  # standard deviation of the data that the network was scaled for
+    architecture: dict[str, Any] | None = None  # from which it can be built, see `cdistill.networks.architecture`
     known_classes: Classes = Classes()  # that it takes as labels; none when unconditional
 
     @property
@@ -98,6 +99,7 @@ class EDMDenoiser(Denoiser):
         copy.model.set_dropout(dropout)
         if takes_s:
             copy.model.add_s_branch()
+            copy.architecture = copy.architecture and {**copy.architecture, "s_branch": True}
         copy.train().requires_grad_(True)
         for parameter in copy.model.unused():
             parameter.requires_grad_(False)

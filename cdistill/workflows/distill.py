@@ -252,7 +252,8 @@ def make_task(
         warmup,
     )  # fmt: skip
     task.identity = {"teacher_sha256": teacher.digest, "data_sha256": source.digest}
-    task.facts = {"classes": source.classes.to_dict()} if len(source.classes) else {}
+    network = {"architecture": task.student.architecture, "sigma_data": task.student.sigma_data}
+    task.facts = {"network": network, "classes": source.classes.to_dict()}
     if store is not None:
         task.identity["trajectory_store_sha256"] = store.digest
     return task

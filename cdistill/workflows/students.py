@@ -1,12 +1,13 @@
 """A trained student, put together from its run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from cdistill.errors import CorruptFileError, MismatchError, RecipeError, brief
+from cdistill.errors import CorruptFileError, MismatchError, MissingAssetError, RecipeError, brief
 from cdistill.networks.architecture import load_denoiser
 from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import Denoiser, freeze
@@ -29,14 +30,14 @@ class Student:
     Attributes:
         denoiser: D(x, t, s) with the averaged weights, frozen.
         preconditioning: f and g.
-        teacher: The teacher that it was distilled from.
+        teacher: The teacher that it was distilled from; None if its weights are not there any more.
         recipe: The recipe of its run.
         step: Training steps that these weights have had.
     """
 
     denoiser: Denoiser
     preconditioning: Preconditioning
-    teacher: Teacher
+    teacher: Teacher | None
     recipe: DistillRecipe
     step: int
 
@@ -70,7 +71,7 @@ class Student:
 
 
 def load_student(run: RunFolder | str | Path, weights: Path | None = None, step: str = "last") -> Student:
-    """Loads a student of a run.
+    """Loads a student of a run; a U-Net without its teacher, if that is not there any more.
 
     Args:
         run: The run, or its folder.
@@ -93,28 +94,38 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
     if not run.recipe.is_file():
         raise CorruptFileError(f"{run.recipe}: missing; this folder is no longer a whole run")
     recipe = load_recipe(run.recipe, DistillRecipe)
-    teacher = _find_teacher(recipe, weights)
     chosen = run.find_checkpoint(step, recipe.checkpoint.best)
     groups, state = load_checkpoint(chosen)
-    check_identity(chosen, state, {"teacher_sha256": teacher.digest})
-    denoiser = untrained_student(teacher, recipe)
+    teacher = _find_teacher(recipe, weights, state)
+    if teacher is not None:
+        check_identity(chosen, state, {"teacher_sha256": teacher.digest})
     try:
-        denoiser.load_state_dict(groups["ema"])
+        if teacher is None:
+            denoiser: Denoiser = freeze(load_denoiser(**state["network"], tensors=groups["ema"]))
+        else:
+            denoiser = untrained_student(teacher, recipe)
+            denoiser.load_state_dict(groups["ema"])
         denoiser.known_classes = Classes.parse(state.get("classes"), denoiser.num_classes)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise MismatchError(f"{chosen}: its weights do not fit a student of {teacher.name!r} ({error})") from error
+        raise MismatchError(f"{chosen}: its weights do not fit a student of {recipe.teacher!r} ({error})") from error
     if broken := next((name for name, tensor in groups["ema"].items() if not bool(tensor.isfinite().all())), None):
         raise CorruptFileError(
             f"{chosen}: {broken} holds NaN or infinity: this student has diverged; choose another --step"
         )
-    form = recipe_preconditioning(recipe, teacher, run.coefficients)
+    form = recipe_preconditioning(recipe, teacher, run.coefficients, denoiser.sigma_data)
     return Student(denoiser, form, teacher, recipe, int(state["step"]))
 
 
-def _find_teacher(recipe: DistillRecipe, weights: Path | None) -> Teacher:
-    if weights is not None and recipe.teacher.endswith(WEIGHT_SUFFIXES):
-        return load_teacher(str(weights))
-    return load_teacher(recipe.teacher, weights or recipe.weights_path)
+def _find_teacher(recipe: DistillRecipe, weights: Path | None, state: Mapping[str, Any]) -> Teacher | None:
+    """Loads the teacher of a run; None if its weights have gone and the checkpoint describes the student's network."""
+    try:
+        if weights is not None and recipe.teacher.endswith(WEIGHT_SUFFIXES):
+            return load_teacher(str(weights))
+        return load_teacher(recipe.teacher, weights or recipe.weights_path)
+    except MissingAssetError as error:
+        if weights is not None or not (state.get("network") or {}).get("architecture"):
+            raise MissingAssetError(f"{error}; if it has moved, say where: --weights FILE") from error
+        return None
 
 
 def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:
@@ -138,11 +149,13 @@ def untrained_student(teacher: Teacher, recipe: DistillRecipe) -> Denoiser:
     return freeze(teacher.denoiser.student(takes_s(recipe), recipe.training.dropout))
 
 
-def recipe_preconditioning(recipe: DistillRecipe, teacher: Teacher, coefficients: Path) -> Preconditioning:
+def recipe_preconditioning(
+    recipe: DistillRecipe, teacher: Teacher | None, coefficients: Path, sigma_data: float | None = None
+) -> Preconditioning:
     """Builds the preconditioning of a run, see `load_preconditioning`; without an input for s it jumps to eps only."""
     section = recipe.preconditioning
     other = section.allow_other_teacher
-    form = load_preconditioning(section.name, teacher, coefficients, allow_other_teacher=other)
+    form = load_preconditioning(section.name, teacher, coefficients, sigma_data=sigma_data, allow_other_teacher=other)
     form.to_eps_only = form.to_eps_only or not takes_s(recipe)
     return form
 

@@ -135,16 +135,22 @@ def load_target(target: Target) -> LoadedTarget:
 
 def _load_run(run: RunFolder, target: Target) -> LoadedTarget:
     student = load_student(run, target.weights_path, target.step)
+    teacher = student.teacher
+    if teacher is None:
+        raise MissingAssetError(
+            f"{run.path}: its teacher {student.recipe.teacher!r} is not there, with which students are compared; "
+            "say where its weights are: --weights FILE"
+        )
     section = check_section({**student.recipe.evaluation.model_dump(), **target.changes}, EvaluationSection, "evaluate")
     return LoadedTarget(
         request=target,
         title=f"{run.path}, step {student.step}",
         folder=run.path,
         section=section,
-        source=lambda accelerator: open_data(student.recipe.data, section.split, student.teacher, accelerator),
-        teacher=student.teacher,
+        source=lambda accelerator: open_data(student.recipe.data, section.split, teacher, accelerator),
+        teacher=teacher,
         student=(student.denoiser, student.preconditioning),
-        untrained=untrained_student(student.teacher, student.recipe),
+        untrained=untrained_student(teacher, student.recipe),
         facts=run_facts(run, student.recipe, student.step, student.denoiser),
     )
 

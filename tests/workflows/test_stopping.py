@@ -156,3 +156,25 @@ def test_a_training_that_changed_nothing_at_its_end_says_so(tmp_path, monkeypatc
     broken_from = 0
     assert run([*arguments, "--set", "training.patience=9", "--out", "r"]) == DivergedError.exit_code
     assert "all 6 steps were skipped, not finite: nothing is trained" in capsys.readouterr().err
+
+
+def test_a_student_is_drawn_from_without_its_teacher(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "assets"))
+    shipped = Path(__file__).parents[2] / "cdistill/teachers/assets/digits.safetensors"
+    Path("t.safetensors").write_bytes(shipped.read_bytes())
+    small = [*FAST, "teacher=t.safetensors", "training.iterations=1", "evaluation.samples=16"]
+    assert run(["distill", "--recipe", "digits-paper", *(w for v in small for w in ("--set", v)), "--out", "r"]) == 0
+    draw = ["sample", "--run", "r", "--nfe", "1", "--seeds", "0-3", "--format", "npz"]
+    assert run([*draw, "--out", "before"]) == 0
+    Path("t.safetensors").rename("moved.safetensors")
+    assert run([*draw, "--out", "after"]) == 0
+    assert Path("before/nfe1.npz").read_bytes() == Path("after/nfe1.npz").read_bytes()
+    capsys.readouterr()
+    assert run(["evaluate", "r", "--nfe", "1"]) == 3
+    assert (
+        "is not there, with which students are compared; say where its weights are: --weights"
+        in capsys.readouterr().err
+    )
+    assert run(["evaluate", "r", "--nfe", "1", "--weights", "moved.safetensors"]) == 0
+    assert run([*draw, "--out", "wrong", "--weights", "nowhere.safetensors"]) == 3
