@@ -103,7 +103,7 @@ def test_the_batch_size_changes_no_file(form, calls):
 def test_a_thousand_seeds_in_lists_of_any_length_are_the_same_samples():
     denoiser, form = load_converted(Path("s.safetensors"))
     sampler = make_sampler(denoiser, form, nfe=1)
-    draw = lambda seeds: generate(sampler, (1, 8, 8), seeds, 10)  # noqa: E731
+    draw = lambda seeds: generate(sampler, (1, 8, 8), seeds, denoiser.known_classes.shares)  # noqa: E731
     whole, labels = draw(range(1000))
     for size in (1, 7, 64, 1000):
         parts = [draw(range(start, min(start + size, 1000))) for start in range(0, 1000, size)]
@@ -124,7 +124,8 @@ def test_the_files_hold_what_generate_draws(form, capsys):
     denoiser, coefficients = load_converted(Path("s.safetensors"))
     assert record["weights_sha256"] == tensor_digest(denoiser.state_dict())
     seeds, classes = [70, 3, *range(500, 641)], [k % 10 for k in range(143)]
-    expected, labels = generate(make_sampler(denoiser, coefficients, nfe=1), (1, 8, 8), seeds, 10, classes)
+    sampler, shares = make_sampler(denoiser, coefficients, nfe=1), denoiser.known_classes.shares
+    expected, labels = generate(sampler, (1, 8, 8), seeds, shares, classes)
     source = load_source(f"samples/nfe1.{form}")
     assert torch.equal(source.samples[:], to_uint8(expected))
     assert torch.equal(source.labels, labels)
