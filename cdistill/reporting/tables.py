@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from cdistill.evaluation.records import Difference, Evaluation, Interval, Pair, Row, figure
 from cdistill.reporting.reading import Run
@@ -20,13 +20,8 @@ _SHARED = (
 """Without these alike, values do not compare."""
 
 
-class Cell(NamedTuple):
-    """A value, "" where it was not measured; its interval or standard error; and a mark."""
-
-    text: str
-    below: str = ""
-    mark: str = ""
-
+Cell = tuple[str, str, str]
+"""(a value, "" where it was not measured; its interval or standard error; a mark)."""
 
 Table = tuple[str, Sequence[tuple[str, str]], Sequence[tuple[str, int, Sequence[Cell]]]]
 """(caption, heads of the columns of values and the text below each, rows: sampler, NFE and cells)."""
@@ -59,7 +54,7 @@ def _results(title: str, evaluations: Mapping[str, Evaluation]) -> Results:
             for metric in metrics
             for names in _chunks(list(evaluations))
         ]
-    marks = {cell.mark for _, _, rows in tables for _, _, cells in rows for cell in cells}
+    marks = {mark for _, _, rows in tables for _, _, cells in rows for _, _, mark in cells}
     return title, notes + [text for mark, text in _LEGEND.items() if mark in marks], tables
 
 
@@ -128,7 +123,7 @@ def pair_tables(pairs: Sequence[Pair], runs: Sequence[Run]) -> list[Table]:
         rows = []
         for one in pair.differences:
             texts = titles.get(one.metric, one.metric), figure(one.first), figure(one.second)
-            cells = [*map(Cell, texts), _difference(one), Cell(one.verdict)]
+            cells: list[Cell] = [*((text, "", "") for text in texts), _difference(one), (one.verdict, "", "")]
             rows.append((one.sampler, one.nfe, cells))
         tables.append((f"{pair.second} compared with {pair.first}, on the same seeds", columns, rows))
     return tables
@@ -140,30 +135,30 @@ def _disjoint(one: Interval | None, other: Interval | None) -> bool:
 
 def _cell(row: Row | None, metric: str, mark: str = "") -> Cell:
     if row is None or (value := row.value(metric)) is None:
-        return Cell("not finite" if row is not None and metric in row.values else "")
+        return "not finite" if row is not None and metric in row.values else "", "", ""
     interval, error = row.interval(metric), row.errors.get(metric)
     if interval is None:
-        return Cell(f"{value:.4g}", f"± {error:.2g}" if error is not None else "", mark)
-    return _with_interval(value, interval)._replace(mark=mark)
+        return f"{value:.4g}", f"± {error:.2g}" if error is not None else "", mark
+    return *_with_interval(value, interval), mark
 
 
 def _difference(one: Difference) -> Cell:
     low, high = one.interval
     if one.difference is None or low is None or high is None:
-        return Cell(figure(one.difference))
-    return _with_interval(one.difference, (low, high))
+        return figure(one.difference), "", ""
+    return *_with_interval(one.difference, (low, high)), ""
 
 
-def _with_interval(value: float, interval: Interval) -> Cell:
+def _with_interval(value: float, interval: Interval) -> tuple[str, str]:
     """Returns a value above its interval, both with two digits of half its width.
 
     >>> _with_interval(4.0, (3.95, 4.05)), _with_interval(0.5, (0.5, 0.5))
-    (Cell(text='4.000', below='3.950 to 4.050', mark=''), Cell(text='0.5', below='0.5 to 0.5', mark=''))
+    (('4.000', '3.950 to 4.050'), ('0.5', '0.5 to 0.5'))
     """
     half = (interval[1] - interval[0]) / 2
     digits = max(0, 1 - math.floor(math.log10(half))) if 0 < half < math.inf else 99
     texts = [f"{x:.4g}" if digits > 8 or abs(x) >= 1e6 else f"{x:.{digits}f}" for x in (value, *interval)]
-    return Cell(texts[0], f"{texts[1]} to {texts[2]}")
+    return texts[0], f"{texts[1]} to {texts[2]}"
 
 
 def _direction(evaluation: Evaluation, metric: str) -> str:
