@@ -10,6 +10,8 @@ if not __package__ and sys.path and Path(sys.path[0]).resolve() == _HERE:
 
 def main() -> None:
     """Runs the command line."""
+    if sys.platform == "win32":
+        sys.exit("error: cdistill runs on Linux and macOS; on Windows, run it in WSL 2")
     from cdistill.runtime.signals import follow_launcher
     from cdistill.runtime.streams import install
 

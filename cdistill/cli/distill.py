@@ -9,6 +9,7 @@ import typer
 from cdistill.cli.evaluate import show
 from cdistill.cli.execution import finish, start
 from cdistill.cli.options import (
+    AcceptDataOption,
     JsonOption,
     MicroBatchOption,
     ProcessesOption,
@@ -37,6 +38,7 @@ def distill(
     weights: WeightsOption = None,
     out: OutOption = None,
     resume: ResumeOption = "auto",
+    accept_data: AcceptDataOption = False,
     dry_run: DryRunOption = False,
     micro_batch: MicroBatchOption = None,
     processes: ProcessesOption = 1,
@@ -53,7 +55,7 @@ def distill(
     named = [] if weights is None else [f"weights={json.dumps(str(weights))}"]
     chosen = load_recipe(recipe, DistillRecipe, [*override, *named])
     if dry_run:
-        refuse(context, "--dry-run trains nothing; leave it out", "out", "resume", "micro_batch")
+        refuse(context, "--dry-run trains nothing; leave it out", "out", "resume", "accept_data", "micro_batch")
         return _print_cost(chosen, processes, as_json)
     find_weights(chosen.teacher, chosen.weights_path)
     start(processes)
@@ -62,7 +64,8 @@ def distill(
     with console.json_only(as_json):
         folder = _run_folder(recipe, out, resume)
         mode: Literal["auto", "never"] = "never" if resume == "never" else "auto"
-        show(run_distill(chosen, out=folder, resume=mode, micro_batch=micro_batch).evaluation)
+        run = run_distill(chosen, out=folder, resume=mode, micro_batch=micro_batch, accept_data=accept_data)
+        show(run.evaluation)
     return finish(as_json, RunFolder(folder).results(), "")
 
 
@@ -73,6 +76,7 @@ def train_teacher(
     override: SetOption = [],  # noqa: B006
     out: OutOption = None,
     resume: ResumeOption = "auto",
+    accept_data: AcceptDataOption = False,
     dry_run: DryRunOption = False,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,
@@ -86,13 +90,13 @@ def train_teacher(
 
     chosen = load_recipe(recipe, TeacherRecipe, override)
     if dry_run:
-        refuse(context, "--dry-run trains nothing; leave it out", "out", "resume")
+        refuse(context, "--dry-run trains nothing; leave it out", "out", "resume", "accept_data")
         return _print_cost(chosen, processes, as_json)
     start(processes)
     from cdistill.workflows.distill import train_teacher as run_train
 
     with console.json_only(as_json):
-        path = run_train(chosen, _run_folder(recipe, out, resume), resume)
+        path = run_train(chosen, _run_folder(recipe, out, resume), resume, accept_data)
     return finish(as_json, {"teacher": str(path)}, f"teacher: {path}; use it with --teacher {path}")
 
 

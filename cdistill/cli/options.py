@@ -260,6 +260,9 @@ RECIPE, SAMPLER, RUNNING = "Recipe", "Sampler", "Execution"
 _recipe, _sampler, _running = (partial(typer.Option, rich_help_panel=panel) for panel in (RECIPE, SAMPLER, RUNNING))
 RecipeOption = Annotated[Path, _recipe("--recipe", "-r", help="A TOML file, or the name of a shipped recipe.")]
 SetOption = Annotated[list[str], _recipe("--set", help="Override, as in --set training.iterations=100; repeatable.")]
+AcceptDataOption = Annotated[
+    bool, typer.Option("--accept-data", help="Resume though the data have changed since, as by a repair.")
+]
 ResumeOption = Annotated[
     str, typer.Option(help="auto: resume a stopped run; never: refuse a folder with a run; or the folder of a run.")
 ]

@@ -148,6 +148,7 @@ def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str
     wrong = [key for key, digest in identity.items() if made_with.get(key) != digest]
     if wrong:
         names = ", ".join(key.removesuffix("_sha256").replace("_", " ") for key in wrong)
-        raise MismatchError(
-            f"{folder}: made with another {names} than given now; give that one, or start again with another --out"
-        )
+        data = wrong == ["data_sha256"]
+        what = "other data" if data else f"another {names}"
+        remedy = "give these, or --accept-data if they were repaired," if data else "give that one,"
+        raise MismatchError(f"{folder}: made with {what} than given now; {remedy} or start again with another --out")

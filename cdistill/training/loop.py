@@ -44,6 +44,7 @@ class Task(ABC):
         identity: Digests of what the state depends on; a checkpoint with others is refused.
         images: Images a step, all processes together.
         facts: What else a checkpoint says, JSON values.
+        accept_data: Whether a checkpoint made with other data is resumed all the same.
         seed: Seed of the run.
         attempt: How often the run went back to a checkpoint; every attempt draws other numbers.
     """
@@ -51,6 +52,7 @@ class Task(ABC):
     accelerator: Accelerator
     identity: dict[str, str]
     facts: Mapping[str, Any] = MappingProxyType({})
+    accept_data: bool = False
     images: int
     seed: int
     attempt: int = 0
@@ -236,7 +238,8 @@ def start(task: Task, folder: RunFolder, iterations: int) -> tuple[int, Counters
 def restore(task: Task, checkpoint: Path) -> tuple[int, Counters]:
     """Loads a checkpoint into the task; returns its number of steps and its counters."""
     groups, state = load_checkpoint(checkpoint)
-    check_identity(checkpoint, state, task.identity)
+    identity = {key: digest for key, digest in task.identity.items() if key != "data_sha256" or not task.accept_data}
+    check_identity(checkpoint, state, identity)
     try:
         task.load(groups)
     except (RuntimeError, KeyError) as error:

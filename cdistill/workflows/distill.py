@@ -48,7 +48,7 @@ Warmup = tuple[Objective[ObjectiveSection], int] | None
 AnyRecipe = TypeVar("AnyRecipe", DistillRecipe, TeacherRecipe)
 
 
-def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
+def train_teacher(recipe: TeacherRecipe, out: Path, resume: str, accept_data: bool = False) -> Path:
     """Trains a teacher in the run folder `out` and returns the path of its file."""
     check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
@@ -68,7 +68,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, resume: str) -> Path:
             f"{_uneven(source)}"
         )
         task = DenoisingTask(denoiser, source, accelerator, section, recipe.seed)
-        task.identity = {"data_sha256": source.digest}
+        task.identity, task.accept_data = {"data_sha256": source.digest}, accept_data
         train(task, folder, section.iterations, checkpoint, section.patience, recipe.logging.every)
         if accelerator.is_main_process:
             save_teacher(path, Teacher(str(path), task.average, source.name), architecture, {"recipe": to_toml(recipe)})
@@ -109,6 +109,7 @@ def distill(
     out: str | Path | None = None,
     resume: Literal["auto", "never"] = "auto",
     micro_batch: str | None = None,
+    accept_data: bool = False,
 ) -> DistilledRun:
     """Distils a teacher into a student, estimating coefficients first if need be.
 
@@ -117,6 +118,7 @@ def distill(
         overrides: ``section.key=value`` each, as on the command line.
         out: The run folder; runs/RECIPE by default. A run that was interrupted there is resumed.
         resume: "never" refuses a folder that holds a run.
+        accept_data: Whether a run is resumed though its data have changed since, as where a damaged image was replaced.
         micro_batch: Images that a device works on at once, or "auto" for as many as fit; the recipe's accumulation by
             default.
 
@@ -138,10 +140,12 @@ def distill(
         raise RecipeError("overrides: got some for a recipe that is loaded; load it with them")
     if out is None:
         raise RecipeError("out: missing; a recipe that is loaded has no name to call the run folder by")
-    return DistilledRun(Path(out), _distill(recipe, RunFolder(Path(out)), resume, micro_batch))
+    return DistilledRun(Path(out), _distill(recipe, RunFolder(Path(out)), resume, micro_batch, accept_data))
 
 
-def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch: str | None) -> Evaluation:
+def _distill(
+    recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch: str | None, accept_data: bool
+) -> Evaluation:
     check_trackers(recipe.logging.trackers)
     recipe = with_absolute_paths(recipe)
     teacher = load_teacher(recipe.teacher, recipe.weights_path)
@@ -165,6 +169,7 @@ def _distill(recipe: DistillRecipe, folder: RunFolder, resume: str, micro_batch:
         warmup = make_warmup(recipe, teacher)
         store = open_store(recipe, teacher, [objective, *(warmup or ())[:1]], source, accelerator)
         task = make_task(recipe, teacher, form, objective, source, accelerator, adversary, store, warmup)
+        task.accept_data = accept_data
         say(
             f"{folder.path}: {recipe.objective.name}, {recipe.preconditioning.name}; teacher {teacher.name}, "
             f"{count_parameters(teacher.denoiser):,} parameters; student {count_parameters(task.student):,}; "

@@ -22,7 +22,8 @@ def doctor() -> list[list[str]]:
     rows = [["cdistill", __version__], ["python", platform.python_version()]]
     rows += [[package, _version(package)] for package in ("torch", "torchvision", "accelerate", "safetensors", "lpips")]
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads"])
+    apple = "; Apple's GPU is not used" if torch.backends.mps.is_available() else ""
+    rows.append(["device", ", ".join(gpus) or f"cpu, {thread_count()} threads{apple}"])
     rows.append(["free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"])
     rows += [[f"teacher {path.stem}", "ships with the package"] for path in sorted(teachers.glob("*.safetensors"))]
     rows += [[f"teacher {name}", _place(entry.present(), entry.asset.path)] for name, entry in OFFICIAL.items()]

@@ -17,6 +17,7 @@ from cdistill.runtime.processes import is_gone, this_process
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 from cdistill.storage.files import list_checkpoints
 from cdistill.storage.run_folder import RunFolder
+from tests.archives import encode, random_images, write_folder
 from tests.conftest import FAST, command, environment
 from tests.runner import kill, start, wait_for_step
 
@@ -178,3 +179,35 @@ def test_a_student_is_drawn_from_without_its_teacher(tmp_path, monkeypatch, caps
     )
     assert run(["evaluate", "r", "--nfe", "1", "--weights", "moved.safetensors"]) == 0
     assert run([*draw, "--out", "wrong", "--weights", "nowhere.safetensors"]) == 3
+
+
+def test_data_that_were_repaired_are_accepted_when_a_person_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path / "assets"))
+    images = random_images(40, 12, 1)
+    write_folder(tmp_path / "data", {f"{k:02d}.png": encode(image) for k, image in enumerate(images)})
+    small = [*FAST, "data=data/", "evaluation.split=train", "evaluation.samples=16", "training.iterations=2"]
+    arguments = ["distill", "--recipe", "patches-paper", "--out", "r"]
+    assert run([*arguments, *(w for v in small for w in ("--set", v))]) == 0
+    (tmp_path / "data" / "07.png").write_bytes(encode(255 - images[7]))
+    longer = [*arguments, *(w for v in [*small[:-1], "training.iterations=3"] for w in ("--set", v))]
+    assert run(longer) == 4
+    assert "made with other data than given now; give these, or --accept-data" in capsys.readouterr().err
+    assert run([*longer, "--accept-data"]) == 0
+    assert RunFolder(Path("r")).status()["step"] == 3
+
+
+def test_windows_is_told_what_runs_there(monkeypatch):
+    import sys
+
+    from cdistill.__main__ import main
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="runs on Linux and macOS; on Windows, run it in WSL 2"):
+        main()
+
+
+def test_nothing_that_macos_lacks_is_needed_at_import(run_python):
+    gone = "import os, sys, torch\nsys.platform = 'darwin'\ndel os.sched_getaffinity\n"
+    code = f"{gone}import cdistill.cli.app, cdistill.workflows.distill\nprint(cdistill.__version__)"
+    assert run_python(code).strip()
