@@ -72,7 +72,9 @@ class DiskFullError(CdistillError):
 class StoppedError(CdistillError):
     """A signal asked the program to stop; the state is saved and the run can be resumed."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    exit_code = 75
+
+    def __init__(self, message: str, exit_code: int = exit_code) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 

@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 from cdistill import __version__
 from cdistill.cli.execution import set_arguments
-from cdistill.errors import CdistillError, DiskFullError
+from cdistill.errors import CdistillError, DiskFullError, StoppedError
 from cdistill.registry import first_line
 from cdistill.runtime import console
 from cdistill.runtime import processes as launch
@@ -167,6 +167,9 @@ def guard(command: Callable[[], int]) -> int:
         console.fail(f"{error.filename or 'writing'}: {_advice(error)}")
         return DiskFullError.exit_code if error.errno in FULL else 2
     except Exception as error:
+        if launch.peer_gone(error):
+            console.fail("another of the processes has died; what was saved is kept: run the same command to resume")
+            return StoppedError.exit_code
         if launch.is_main_process():
             raise
         # The main process explains; the others die of its death, and their tracebacks would only hide that.

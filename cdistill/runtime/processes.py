@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MOST_THREADS = 1024  # of one process; torch ends in a segmentation fault with a hundred thousand
+_PEER_SIGNS = ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "gloo")  # in what torch says
 PACKAGES = ("torch", "accelerate", "safetensors", "numpy", "scipy", "scikit-learn")
 _GRACE = 30.0  # seconds that the others get to save when one process has failed
 
@@ -176,6 +177,12 @@ def is_gone(process: Any) -> bool:
         return True
     except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
         return False
+
+
+def peer_gone(error: Exception) -> bool:
+    """Whether an error is what the others see when one of several processes has died, on this machine or another."""
+    text = str(error)
+    return world_size() > 1 and isinstance(error, RuntimeError) and any(sign in text for sign in _PEER_SIGNS)
 
 
 def leave_group() -> None:

@@ -13,7 +13,7 @@ from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, Reci
 from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.runtime.console import say
-from cdistill.runtime.processes import let_main, versions
+from cdistill.runtime.processes import let_main, peer_gone, versions
 from cdistill.storage.files import list_checkpoints, read_json, write_text
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.acceleration import choose_acceleration
@@ -53,7 +53,8 @@ def opened_run(
             raise
         except Exception as error:
             if accelerator.is_main_process:
-                folder.write_status(state="failed", exit_code=1, error=f"{type(error).__name__}: {brief(error)}")
+                state, code = ("stopped", StoppedError.exit_code) if peer_gone(error) else ("failed", 1)
+                folder.write_status(state=state, exit_code=code, error=f"{type(error).__name__}: {brief(error)}")
             raise
 
 

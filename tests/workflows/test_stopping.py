@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,13 +14,13 @@ import torch
 
 from cdistill.cli.app import run
 from cdistill.errors import DivergedError
-from cdistill.runtime.processes import is_gone, this_process
+from cdistill.runtime.processes import _free_port, is_gone, this_process
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 from cdistill.storage.files import list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from tests.archives import encode, random_images, write_folder
 from tests.conftest import FAST, command, environment
-from tests.runner import kill, start, wait_for_step
+from tests.runner import kill, start, steps_of, wait_for_step
 
 LONG = ["distill", "--recipe", "mixture", "--out", "r", *(
     word for value in [*FAST, "preconditioning.name=ctm", "training.iterations=100000"] for word in ("--set", value)
@@ -198,7 +199,6 @@ def test_data_that_were_repaired_are_accepted_when_a_person_says_so(tmp_path, mo
 
 
 def test_windows_is_told_what_runs_there(monkeypatch):
-    import sys
 
     from cdistill.__main__ import main
 
@@ -211,3 +211,35 @@ def test_nothing_that_macos_lacks_is_needed_at_import(run_python):
     gone = "import os, sys, torch\nsys.platform = 'darwin'\ndel os.sched_getaffinity\n"
     code = f"{gone}import cdistill.cli.app, cdistill.workflows.distill\nprint(cdistill.__version__)"
     assert run_python(code).strip()
+
+
+@pytest.mark.slow
+def test_two_nodes_share_a_folder_and_when_one_dies_the_other_ends_and_the_run_resumes(tmp_path):
+    """Two agents of torchrun, as on two machines; the second is killed with its process, which sends nothing."""
+    port = _free_port()
+
+    def node(rank: int) -> subprocess.Popen[str]:
+        options = ["--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank)]
+        place = ["--master_addr", "127.0.0.1", "--master_port", str(port), "-m", "cdistill"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, *place, *LONG], cwd=tmp_path,
+            env=environment(PYTHONPATH=str(Path(__file__).parents[2])), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+
+    first, second = nodes = node(0), node(1)
+    wait_for_step(tmp_path / "r", 10, first)
+    for process in (*psutil.Process(second.pid).children(recursive=True), psutil.Process(second.pid)):
+        process.kill()
+    _, errors = first.communicate(timeout=60)
+    second.communicate()
+    assert errors.count("error: another of the processes has died; what was saved is kept") == 1, errors
+    status = RunFolder(tmp_path / "r").status()
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    done = steps_of(tmp_path / "r")[-1]
+    nodes = node(0), node(1)
+    wait_for_step(tmp_path / "r", done + 10, nodes[0])
+    for process in nodes:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert RunFolder(tmp_path / "r").status()["state"] == "stopped"
