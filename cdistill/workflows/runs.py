@@ -80,7 +80,8 @@ def check_run(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe, resume: 
         changed = differences(load_recipe(folder.recipe, type(recipe)), recipe, recipe.may_change)
         if changed:
             raise RecipeError(
-                f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); choose another --out"
+                f"{folder.path}: holds a run of another recipe ({'; '.join(changed)}); choose another --out; only "
+                f"{', '.join(recipe.may_change)} may change"
             )
 
 
