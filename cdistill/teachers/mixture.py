@@ -7,7 +7,6 @@ component, so that the samples of a class are a Gaussian's.
 """
 
 from copy import deepcopy
-from functools import cache
 from math import sqrt
 
 import torch
@@ -144,7 +143,6 @@ class MixtureStudent(Denoiser):
         return F.one_hot(labels, self.num_classes).to(x.dtype) * sqrt(self.num_classes)
 
 
-@cache
 def mixture_1d() -> MixtureDenoiser:
     """Returns the exact denoiser of 1/3 N(-2, 1) + 2/3 N(1, 0.25) (Zheng et al. 2025, Section 5.3).
 
@@ -187,7 +185,6 @@ def broad_spectrum() -> Tensor:
 _SPECTRA = {"narrow": narrow_spectrum, "broad": broad_spectrum}
 
 
-@cache
 def spectral_mixture(name: str) -> MixtureDenoiser:
     """Returns the exact denoiser of "mixture-narrow", "mixture-broad" or, conditional, either with "-cond"."""
     _, width, *conditional = name.split("-")

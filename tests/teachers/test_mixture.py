@@ -188,3 +188,12 @@ def test_a_conditional_mixture_is_distilled_and_judged(tmp_path):
         assert rows["student", k]["teacher-mse"] < rows["untrained student", k]["teacher-mse"] < 0.1
     teacher = rows["teacher (Heun)", 34]
     assert teacher["frechet-vectors"] < rows["student", 2]["frechet-vectors"] < rows["student", 1]["frechet-vectors"]
+
+
+@pytest.mark.parametrize("name", ["mixture-1d", "mixture-narrow", "mixture-broad-cond"])
+def test_what_moves_a_teacher_moves_neither_its_data_nor_another_one(name):
+    """On a GPU they would meet a CPU's random numbers there."""
+    first, second = load_teacher(name), load_teacher(name)
+    first.denoiser.to("meta")
+    assert {tensor.device.type for tensor in second.denoiser.state_dict().values()} == {"cpu"}
+    assert load_source(name).samples.device.type == "cpu"
