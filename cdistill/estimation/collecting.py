@@ -19,7 +19,7 @@ from cdistill.data import Source
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError, StoppedError
 from cdistill.estimation.base import Estimator, GroupSums, Points, replicates, standard_error
 from cdistill.estimation.settings import EstimationSection
-from cdistill.networks.denoiser import Denoiser, chunk_size
+from cdistill.networks.denoiser import Denoiser, chunk_size, tolerate_compiler
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
 from cdistill.runtime.randomness import generator, shuffled_indices
@@ -186,6 +186,8 @@ class Collection:
         self.block = chunk_size(source.shape)
         fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
+        if fast:
+            tolerate_compiler()
         self.denoiser = cast(Denoiser, torch.compile(denoiser, dynamic=False)) if fast else denoiser
         self.stopped = False
         shape = self.groups, len(t), len(estimator.scalars)

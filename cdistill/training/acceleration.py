@@ -19,7 +19,7 @@ from cdistill.training.settings import TrainingSection
 Step = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """One step of a solver: x (B, ...), t (B,), u (B,), labels (B,) or None."""
 
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Where channels innermost were measured to be fast for convolutions; on a GPU not measured yet.
 _CHANNELS_LAST = {("cpu", "fp32"), ("cuda", "fp16"), ("cuda", "bf16")}
@@ -64,16 +64,11 @@ def choose_acceleration(section: TrainingSection, accelerator: Accelerator) -> A
         return (device, precision) in _CHANNELS_LAST if section.channels_last == "auto" else section.channels_last
 
     return Acceleration(
-        teacher_dtype=None if wanted == "fp32" else _TYPES[wanted],
+        teacher_dtype=None if wanted in ("fp32", "tf32") else _TYPES[wanted],
         compiled=device == "cuda" if section.compile == "auto" else section.compile,
         channels_last=innermost(own),
         teacher_channels_last=innermost(wanted),
     )
-
-
-def tolerate_compiler() -> None:
-    """Lets what cannot be compiled here run as it is, for example where there is no C++ compiler; torch logs why."""
-    torch._dynamo.config.suppress_errors = True
 
 
 def lay_out(network: nn.Module, channels_last: bool) -> None:

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
-from cdistill.runtime.processes import set_threads, world_size
+from cdistill.runtime.processes import local_processes, set_threads, world_size
 from cdistill.runtime.randomness import derive_seed
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, remove_checkpoint, save_checkpoint
 from cdistill.storage.files import list_checkpoints, read_json, step_of
@@ -31,7 +31,7 @@ from cdistill.storage.run_folder import RunFolder
 from cdistill.training.settings import CheckpointSection
 from cdistill.training.trackers import log_record
 
-_PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+_PRECISION = {"fp32": "no", "tf32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 Groups = dict[str, dict[str, Tensor]]
 
@@ -396,9 +396,21 @@ def _stop(folder: RunFolder, done: int, number: int) -> None:
 def make_accelerator(precision: str) -> Accelerator:
     """Returns accelerate's handle on devices and processes, and sets the threads, which accelerate changes.
 
+    float32 is float32 on a GPU too, where torch would compute convolutions in TF32 by default; `precision` "tf32" asks
+    for that.
+
     Raises:
-        CdistillError: The launcher started several processes that do not know of each other.
+        CdistillError: The launcher started several processes that do not know of each other, there are fewer GPUs than
+            processes, or the device has no bfloat16.
     """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    gpus = torch.cuda.device_count()
+    if 0 < gpus < local_processes():
+        raise CdistillError(
+            f"launch: {local_processes()} processes on this machine, which has {gpus} GPUs; start one for each GPU"
+        )
+    if precision == "bf16" and gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise CdistillError("training.precision: this GPU has no bf16; choose fp16 or fp32")
     try:
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
     except ValueError as error:
@@ -417,4 +429,6 @@ def effective_precision(accelerator: Accelerator) -> str:
     asked = str(accelerator.mixed_precision)
     if asked == "fp16" and accelerator.device.type == "cpu":
         return "fp32 (fp16 was asked for; a CPU has none)"
-    return "fp32" if asked == "no" else asked
+    if asked != "no":
+        return asked
+    return "tf32" if accelerator.device.type == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"

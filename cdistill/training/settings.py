@@ -59,7 +59,10 @@ class DenoisingSection(Section):
     p_std: Annotated[float, Field(gt=0, le=10)] = 1.2
     sigma_data: Positive = 0.5
     flips: bool = True
-    precision: Precision = "fp32"
+    precision: Precision = Field(
+        default="fp32",
+        description="fp32, tf32 (on a GPU, convolutions and products of matrices with 10 bits), fp16 or bf16.",
+    )
     patience: Count = 20
 
 
@@ -84,7 +87,10 @@ class TrainingSection(Section):
     ema_rate: Rate = Field(default=0.999, description="Rate of the moving average that is sampled from.")
     dropout: Rate = 0.0
     flips: bool = True
-    precision: Precision = "fp32"
+    precision: Precision = Field(
+        default="fp32",
+        description="fp32, tf32 (on a GPU, convolutions and products of matrices with 10 bits), fp16 or bf16.",
+    )
     teacher_precision: Literal["same", "fp32", "fp16", "bf16"] = "same"
     compile: bool | Literal["auto"] = "auto"
     channels_last: bool | Literal["auto"] = "auto"

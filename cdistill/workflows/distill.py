@@ -15,7 +15,7 @@ from cdistill.evaluation.evaluator import Evaluator
 from cdistill.evaluation.pipeline import evaluate_networks, evaluate_student, save_evaluation, save_images
 from cdistill.evaluation.records import STUDENT, Evaluation
 from cdistill.networks.architecture import build_denoiser
-from cdistill.networks.denoiser import Denoiser, count_parameters
+from cdistill.networks.denoiser import Denoiser, count_parameters, tolerate_compiler
 from cdistill.objectives.base import Objective, make_objective
 from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings import Preconditioning, load_preconditioning
@@ -31,7 +31,6 @@ from cdistill.storage.files import copy_file, list_checkpoints
 from cdistill.storage.run_folder import RUNS, RunFolder
 from cdistill.teachers import Teacher, load_teacher, save_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
-from cdistill.training.acceleration import tolerate_compiler
 from cdistill.training.denoising import DenoisingTask
 from cdistill.training.distillation import Distillation
 from cdistill.training.gan import Adversary

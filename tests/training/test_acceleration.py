@@ -29,6 +29,7 @@ from cdistill.analysis.cost import Plan, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.errors import RecipeError
+from cdistill.networks.denoiser import tolerate_compiler
 from cdistill.recipe.files import load_recipe, shipped_recipes, to_toml
 from cdistill.recipe.schema import DistillRecipe
 from cdistill.runtime.randomness import generator
@@ -36,7 +37,7 @@ from cdistill.storage.checkpoints import load_checkpoint, save_checkpoint
 from cdistill.storage.files import list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
-from cdistill.training.acceleration import Acceleration, make_solver_step, tolerate_compiler
+from cdistill.training.acceleration import Acceleration, make_solver_step
 from cdistill.training.distillation import Distillation
 from cdistill.training.loop import Counters, finish, read
 from cdistill.training.settings import GanSection

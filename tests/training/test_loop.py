@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cdistill.errors import DivergedError, MismatchError, RecipeError, StoppedError
+from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
 from cdistill.runtime import signals
 from cdistill.storage.files import file_digest, list_checkpoints
 from cdistill.storage.run_folder import RunFolder
-from cdistill.training.loop import Task, gradient_norm, step_scaled, train
+from cdistill.training.loop import Task, gradient_norm, make_accelerator, step_scaled, train
 from cdistill.training.settings import CheckpointSection
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -203,3 +203,19 @@ def test_the_rate_counts_the_steps_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("cdistill.training.loop.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     folder = run(Walk(), tmp_path / "run", evaluate_every=1, evaluate=lambda done: [next(clock) for _ in range(100)])
     assert {record["images_per_second"] for record in lines(folder)} == {4.0}
+
+
+def test_float32_is_float32_on_a_gpu_unless_tf32_is_asked_for():
+    for precision, allowed in (("tf32", True), ("fp32", False)):
+        make_accelerator(precision)
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+def test_more_processes_than_gpus_and_missing_bf16_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(CdistillError, match="this GPU has no bf16; choose fp16 or fp32"):
+        make_accelerator("bf16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(CdistillError, match="2 processes on this machine, which has 1 GPUs"):
+        make_accelerator("fp32")
