@@ -31,6 +31,7 @@ EPS = 0.002
 T = 80.0
 SIGMA_DATA = 0.5
 RHO = 7.0
+_MOST_TIMES = 10_000  # of a list
 
 
 def rho_grid(points: int, eps: float = EPS, t_max: float = T, rho: float = RHO) -> Tensor:
@@ -100,7 +101,7 @@ def time_list(times: str | Sequence[float] | Tensor) -> Tensor:
     first = 1 if levels and math.isclose(levels[0], T, rel_tol=1e-6) else 0
     last = 1 if levels and math.isclose(levels[-1], EPS, rel_tol=1e-6) else 0
     whole = [T, *levels[first : len(levels) - last], EPS]
-    if not levels or not all(t > s for t, s in pairwise(whole)):
+    if not levels or len(levels) > _MOST_TIMES or not all(t > s for t, s in pairwise(whole)):
         shown = times if isinstance(times, str) else ",".join(f"{level:g}" for level in levels)
         raise RecipeError(
             f"times: got {printable(shown)!r}; needs noise levels that fall strictly from {T:g} to {EPS:g}; both ends "

@@ -8,12 +8,16 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cdistill.errors import RecipeError, suggest
+from cdistill.errors import RecipeError, printable, suggest
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]  # what is counted, and takes no memory
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MOST_CALLS = 10_000
+Calls = Annotated[int, Field(ge=1, le=MOST_CALLS)]  # of a network, for one sample
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+_MOST_ERRORS = 20  # that a message lists
 
 
 class Section(BaseModel):
@@ -40,12 +44,14 @@ def check_section(
         return model.model_validate(values)
     except ValidationError as error:
         front = f"{where}: " if where else ""
-        raise RecipeError("\n".join(f"{front}{_explain(item, model, spell)}" for item in error.errors())) from error
+        lines = [f"{front}{_explain(item, model, spell)}" for item in error.errors()[:_MOST_ERRORS]]
+        more = error.error_count() - len(lines)
+        raise RecipeError("\n".join(lines + [f"{front}{more:,} more errors"] * (more > 0))) from error
 
 
 def _explain(item: Any, model: type[BaseModel], spell: Callable[[str], str]) -> str:
     """Makes one line of one of pydantic's errors."""
-    key = spell(".".join(map(str, item["loc"]))) if item["loc"] else ""
+    key = printable(spell(".".join(map(str, item["loc"])))) if item["loc"] else ""
     if item["type"] == "extra_forbidden":
         *path, last = map(str, item["loc"])
         section = _section_at(model, path)
@@ -57,7 +63,7 @@ def _explain(item: Any, model: type[BaseModel], spell: Callable[[str], str]) -> 
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{key}: got {printable(repr(item['input']))}; {message[0].lower()}{message[1:]}"
 
 
 def _section_at(model: type[BaseModel], path: Sequence[str]) -> type[Section] | None:

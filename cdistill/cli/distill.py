@@ -104,7 +104,7 @@ def plan(
     *,
     recipe: RecipeOption,
     override: SetOption = [],  # noqa: B006
-    devices: Annotated[int, typer.Option(min=1, help="Devices that share the batch.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, max=10**6, help="Devices that share the batch.")] = 1,
     tflops: TflopsOption = TFLOPS,
     as_json: JsonOption = False,
 ) -> None:

@@ -95,7 +95,7 @@ def trajectories(
     override: SetOption = [],  # noqa: B006
     teacher: Annotated[str | None, typer.Option(help="In place of a recipe: a teacher's name or its file.")] = None,
     weights: WeightsOption = None,
-    points: Annotated[int, typer.Option(min=2, help="With --teacher: N, noise levels of the rho-grid.")] = 18,
+    points: Annotated[int, typer.Option(min=2, max=4096, help="With --teacher: N, noise levels of the rho-grid.")] = 18,
     typed: dict[str, Any],
     listed: Annotated[bool, typer.Option("--list", help="Show what is kept, and stop.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Remove what is kept, of --teacher or of all.")] = False,

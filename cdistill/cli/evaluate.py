@@ -127,7 +127,9 @@ def reference_stats(
     *,
     data: Annotated[str, typer.Option(help="Data source, or the path of one.")],
     section: EvaluationSection,
-    keep: Annotated[int, typer.Option(min=0, help="Feature vectors to write too, for KID, precision and recall.")] = 0,
+    keep: Annotated[
+        int, typer.Option(min=0, max=MOST, help="Feature vectors to write too, for KID, precision and recall.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="File; reference-DATA-FEATURES.npz by default.")] = None,
     processes: ProcessesOption = 1,
     as_json: JsonOption = False,

@@ -12,9 +12,9 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
-from cdistill.errors import RecipeError
+from cdistill.errors import RecipeError, printable
 from cdistill.registry import PRECONDITIONINGS, SAMPLERS
-from cdistill.settings import Section, check_section
+from cdistill.settings import MOST_CALLS, Section, check_section
 from cdistill.storage.files import check_place
 from cdistill.storage.run_folder import RunFolder, latest_run
 
@@ -36,13 +36,13 @@ def numbers(text: str) -> list[int]:
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
             stretch = range(int(first), int(last if dash else first) + 1)
-            if stretch.stop > LARGEST or len(stretch) > MOST:
-                raise RecipeError(f"got {text!r}; at most {MOST:,} numbers below 2^32")
+            if stretch.stop > LARGEST or len(stretch) + len(parsed) > MOST:
+                raise RecipeError(f"got {printable(text)!r}; at most {MOST:,} numbers below 2^32")
             parsed += stretch
     except ValueError as error:
-        raise RecipeError(f"got {text!r}; needs numbers and ranges, as in 2,3,5 or 0-63") from error
+        raise RecipeError(f"got {printable(text)!r}; needs numbers and ranges, as in 2,3,5 or 0-63") from error
     if not parsed:
-        raise RecipeError(f"got {text!r}; an empty range")
+        raise RecipeError(f"got {printable(text)!r}; an empty range")
     return parsed
 
 
@@ -60,11 +60,13 @@ def calls(text: str) -> list[int]:
     """Parses numbers of network calls.
 
     Raises:
-        RecipeError: One is less than 1.
+        RecipeError: One is less than 1 or more than 10,000, or there are more than 100.
     """
     parsed = numbers(text)
     if min(parsed) < 1:
         raise RecipeError(f"--nfe: got {min(parsed)}; the number of network calls must be 1 or more")
+    if max(parsed) > MOST_CALLS or len(parsed) > 100:
+        raise RecipeError(f"--nfe: got {printable(text)!r}; at most 100 numbers of up to {MOST_CALLS:,} network calls")
     return parsed
 
 
@@ -297,6 +299,6 @@ TflopsOption = Annotated[
     typer.Option(min=1e-6, callback=_finite, help="TFLOP/s that a device sustains; the paper's A800s did 33 to 44."),
 ]
 ProcessesOption = Annotated[
-    int, typer.Option("--nproc", min=1, help="Processes to start on this machine.", rich_help_panel=RUNNING)
+    int, typer.Option("--nproc", min=1, max=1024, help="Processes to start on this machine.", rich_help_panel=RUNNING)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout.", rich_help_panel=RUNNING)]

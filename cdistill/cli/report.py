@@ -24,6 +24,8 @@ from cdistill.estimation.settings import EstimationSection
 from cdistill.runtime import console
 from cdistill.storage.run_folder import latest_run
 
+_MOST_POINTS = 10**6  # jumps of all trajectories that are drawn
+
 
 def report(
     *,
@@ -64,7 +66,9 @@ def reproduce(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Data sets with commas; all of the experiments' by default.")] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Trainings of each kind.")] = 3,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at once; as many as cores by default.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Trainings at once; as many as cores by default.")
+    ] = None,
     processes: ProcessesOption = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the trainings, their cost and commands, and stop.")
@@ -142,7 +146,7 @@ def plot_trajectories(
     context: typer.Context,
     preconditionings: Annotated[str, typer.Option(help="Names with commas.")] = "ctm,analytic",
     nfe: Annotated[int, typer.Option(min=1, max=1000, help="Jumps of the students.")] = 3,
-    count: Annotated[int, typer.Option(min=2, help="Trajectories that are measured.")] = 4096,
+    count: Annotated[int, typer.Option(min=2, max=10**6, help="Trajectories that are measured.")] = 4096,
     section: EstimationSection,
     out: Annotated[Path, typer.Option(help="PNG.")] = Path("plots/trajectories.png"),
     as_json: JsonOption = False,
@@ -153,6 +157,8 @@ def plot_trajectories(
     """
     names, picture = preconditionings_of(preconditionings), with_suffix(out, ".png")
     refuse_estimation(context, names, "samples")
+    if nfe * count > _MOST_POINTS:
+        raise RecipeError(f"--nfe, --count: {nfe} jumps of {count:,} trajectories; at most {_MOST_POINTS:,} together")
     start()
     from cdistill.workflows.reproduce.figures import draw_trajectories, trajectory_table
 

@@ -58,7 +58,7 @@ def sample(
     classes: Annotated[str | None, typer.Option(help=CLASSES)] = None,
     form: Annotated[str, typer.Option("--format", callback=WRITERS.check, help=FORMATS)] = "grid",
     out: Annotated[Path, typer.Option(help="Folder.")] = Path("samples"),
-    batch_size: Annotated[int | None, typer.Option(min=1, help=BATCH)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=10**6, help=BATCH)] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove pictures of other seeds from a folder that --format png fills.")
     ] = False,

@@ -14,6 +14,7 @@ changes nothing but the time. Flips are allowed; a recipe's `training.flips` ask
 
 from collections.abc import Iterator
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from cdistill.runtime import signals
 from cdistill.runtime.console import progress
 
 _AT_ONCE = 512  # images that are decoded before signals are answered
+_BYTES_AT_ONCE = 2**26  # of their pixels
 
 
 def load_source(name: str, split: str = "train") -> Source:
@@ -86,9 +88,9 @@ def _load_images(images: Images) -> Source:
 
 def _decode(images: Images, shape: tuple[int, ...]) -> Iterator[Pixels]:
     """Yields all images (n, C, H, W) at a time; by this thread alone, because Pillow keeps Python's lock."""
-    indices = range(len(images))
-    for start in range(0, len(images), _AT_ONCE):
-        yield np.stack(images.decode(indices[start : start + _AT_ONCE], shape))
+    indices, size = range(len(images)), max(1, min(_AT_ONCE, _BYTES_AT_ONCE // prod(shape)))
+    for start in range(0, len(images), size):
+        yield np.stack(images.decode(indices[start : start + size], shape))
 
 
 def _digest(images: Images) -> str:

@@ -18,7 +18,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from cdistill.errors import DiskFullError
+from cdistill.errors import CdistillError, DiskFullError
 from cdistill.formats.images import Pixels
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
@@ -74,6 +74,12 @@ def free_memory() -> int:
     except (OSError, StopIteration):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([free, *_left_in_container()])
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises CdistillError, which begins with `what`, unless `needed` bytes are free."""
+    if needed > (free := free_memory()):
+        raise CdistillError(f"{what}: needs {needed / 2**30:,.1f} GiB of memory, {free / 2**30:,.1f} GiB are free")
 
 
 def _left_in_container() -> Iterator[int]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cdistill.registry import ESTIMATORS
-from cdistill.settings import Positive, Section
+from cdistill.settings import Positive, Section, Seed
 
 
 def _known_estimator(name: str) -> str:
@@ -24,15 +24,19 @@ class EstimationSection(Section):
         default="log-uniform", description="Spacing of the noise levels: log-uniform or rho (EDM's)."
     )
     timesteps: int = Field(
-        default=120, ge=3, description="Noise levels; fewer than 24 add an error that the error bars do not show."
+        default=120,
+        ge=3,
+        le=10_000,
+        description="Noise levels; fewer than 24 add an error that the error bars do not show.",
     )
     samples: int = Field(
         default=4096,
         ge=4,
+        le=10**9,
         multiple_of=2,
         description="Samples at each noise level, even; with a target error, at most.",
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order of the data, the noise and the probes.")
+    seed: Seed = Field(default=0, description="Seed of the order of the data, the noise and the probes.")
     target_error: Positive | None = Field(
         default=None,
         description="Stop a noise level once the standard errors of l and s are this small; never by default.",
@@ -46,7 +50,7 @@ class EstimationSection(Section):
         description="analytic: l and s alone; least-squares: f and g themselves, too, along trajectories.",
     )
     fit_trajectories: int = Field(
-        default=512, ge=32, description="Of least-squares: trajectories that f and g are fitted to."
+        default=512, ge=32, le=10**6, description="Of least-squares: trajectories that f and g are fitted to."
     )
 
     @model_validator(mode="before")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from cdistill.data import Source
+from cdistill.data.memory import check_memory
 from cdistill.data.source import QUANTISATION, to_uint8
 from cdistill.errors import CdistillError, RecipeError, StoppedError
 from cdistill.evaluation.estimates import LEVEL, Estimate
@@ -51,6 +53,8 @@ class Evaluator:
         self.shares, self.class_law = drawn.shares, drawn.law
         self.teacher, self.accelerator = teacher, accelerator
         self.seeds = range(section.first_seed, section.first_seed + section.samples)
+        width = prod(shape) * (1 if len(shape) == 3 else 8)
+        check_memory(len(self.seeds) * width, f"evaluation.samples: {section.samples:,} of shape {shape}")
         network = load_features(section.features)
         if section.features not in FEATURES.names():
             network.check(shape)  # one's own, by its path: it must be there, even if no metric asks for it

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from typing_extensions import override
 
+from cdistill.data.memory import check_memory
 from cdistill.data.source import from_uint8
 from cdistill.errors import CdistillError, MissingAssetError, brief
 from cdistill.registry import FEATURES, check_features, is_script
@@ -27,6 +29,7 @@ from cdistill.runtime import signals
 from cdistill.runtime.console import progress
 from cdistill.storage import assets
 
+MOST_DIMENSIONS = 2**14  # of features, whose covariance is taken
 BATCH = 64  # images that a feature network sees; fixed, because the number alone changes the last bits
 
 
@@ -59,6 +62,7 @@ class Pixels(FeatureNetwork):
     def check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 3:
             raise CdistillError(f"features {self.name!r}: needs images; the samples have shape {shape}")
+        check_dimensions(prod(shape), self.name)
 
     @override
     def __call__(self, images: Tensor) -> Tensor:
@@ -182,6 +186,8 @@ def extract(network: FeatureNetwork, samples: Tensor, accelerator: Accelerator |
         raise ValueError("no samples")
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     first = network(samples[:BATCH]).float().cpu()  # by every process: it gives the dimension
+    check_dimensions(first.shape[1], network.name)
+    check_memory(4 * len(samples) * first.shape[1], f"features {network.name!r} of {len(samples):,} samples")
     features = torch.zeros(len(samples), first.shape[1])
     bar = progress(len(samples), f"features ({network.name})", "img")
     with nullcontext(None) if isinstance(network, Pixels) else bar as advance:  # pixels take no time
@@ -208,6 +214,15 @@ def check_vectors(features: Any, count: int, name: str) -> Tensor:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise CdistillError(f"features {name!r}: got {got} for {count} images; needs a tensor ({count}, d)")
     return features
+
+
+def check_dimensions(count: int, name: str) -> None:
+    """Raises CdistillError if features have too many dimensions for a covariance, 2 GiB."""
+    if count > MOST_DIMENSIONS:
+        raise CdistillError(
+            f"features {name!r}: {count:,} dimensions; at most {MOST_DIMENSIONS:,}; choose other features, or smaller "
+            "images"
+        )
 
 
 def device() -> torch.device:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdistill.data import Source
+from cdistill.data.memory import check_memory
 from cdistill.errors import CdistillError, CorruptFileError, MismatchError, MissingAssetError, RecipeError
-from cdistill.evaluation.features import BATCH, FeatureNetwork, Pixels
+from cdistill.evaluation.features import BATCH, FeatureNetwork, Pixels, check_dimensions
 from cdistill.evaluation.frechet import Sums
 from cdistill.formats.npz import npz_errors, read_array
 from cdistill.runtime import signals
@@ -142,6 +143,8 @@ def measure(
     kept: Tensor | None = None
     for start, features in _own_parts(source, network, accelerator):
         if kept is None:
+            check_dimensions(features.shape[1], network.name)
+            check_memory(4 * len(wanted) * features.shape[1], f"{len(wanted):,} kept features {network.name!r}")
             kept = torch.zeros(len(wanted), features.shape[1])
         first, last = torch.searchsorted(wanted, torch.tensor([start, start + len(features)])).tolist()
         kept[first:last] = features[wanted[first:last] - start]

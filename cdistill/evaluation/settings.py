@@ -5,22 +5,29 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import METRICS, SAMPLERS, check_features
-from cdistill.settings import Count, Section
+from cdistill.settings import Calls, Section
 
 
 class EvaluationSection(Section):
     """What is measured, when, and on how many images."""
 
-    nfe: list[Count] = Field(
+    nfe: list[Calls] = Field(
         default=[1, 2, 3, 5],
         min_length=1,
+        max_length=100,
         description="Numbers of network calls at which a student is measured: 1,2,3,5.",
     )
     every: int = Field(
-        default=0, ge=0, description="Iterations between evaluations during training; 0 evaluates at the end only."
+        default=0,
+        ge=0,
+        le=10**9,
+        description="Iterations between evaluations during training; 0 evaluates at the end only.",
     )
     samples: int = Field(
-        default=2000, ge=2, description="Samples of each row, one for each seed; of given images all are measured."
+        default=2000,
+        ge=2,
+        le=10**7,
+        description="Samples of each row, one for each seed; of given images all are measured.",
     )
     metrics: list[Annotated[str, AfterValidator(METRICS.check)]] = Field(
         default=[], description="Names of metrics (cdistill ls metrics); none named: all that apply to the data."
@@ -48,4 +55,6 @@ class EvaluationSection(Section):
     baselines: list[Annotated[str, AfterValidator(SAMPLERS.check)]] = Field(
         default=[], description="Solvers by which the teacher is measured too, at the same NFE: euler,heun,dpmpp-2m."
     )
-    grid_images: Count = Field(default=64, description="Samples that are kept as pictures beside the results.")
+    grid_images: int = Field(
+        default=64, ge=1, le=10_000, description="Samples that are kept as pictures beside the results."
+    )

@@ -11,10 +11,10 @@ from cdistill.settings import Count, Rate, Section
 class NetworkSection(Section):
     """A small DDPM++ (arguments of SongUNet)."""
 
-    model_channels: Annotated[int, Field(ge=16, multiple_of=4)]
-    channel_mult: Annotated[list[Count], Field(min_length=1)]
-    num_blocks: Count
-    attn_resolutions: list[Count]
+    model_channels: Annotated[int, Field(ge=16, le=4096, multiple_of=4)]
+    channel_mult: Annotated[list[Annotated[int, Field(ge=1, le=64)]], Field(min_length=1, max_length=12)]
+    num_blocks: Annotated[int, Field(ge=1, le=64)]
+    attn_resolutions: Annotated[list[Count], Field(max_length=12)]
     dropout: Rate = 0.0
 
     @model_validator(mode="after")

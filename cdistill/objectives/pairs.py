@@ -17,11 +17,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+_MOST_POINTS = 256  # the law of t, u and s has the cube of their number
+
 Law = Literal["ctm", "uniform", "mixed"] | Sequence[int]
 
 
 def check_pairs(pairs: Law, points: int) -> None:
-    """Raises ValueError if a number of calls makes no grid of every so many of the `points`."""
+    """Raises ValueError if a number of calls makes no grid of every so many of the `points`, or these are too many."""
+    if points > _MOST_POINTS:
+        raise ValueError(f"points: got {points}; pairs of noise levels are drawn from at most {_MOST_POINTS}")
     wrong = [] if isinstance(pairs, str) else [calls for calls in pairs if (points - 1) % calls]
     if wrong:
         raise ValueError(

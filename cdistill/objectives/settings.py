@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import DISTANCES, OBJECTIVES
-from cdistill.settings import Count, Section
+from cdistill.settings import Calls, Section
 
 DistanceName = Annotated[str, AfterValidator(DISTANCES.check)]
 DSM = "Keep D(x, t, t) a denoiser by denoising score matching."
-Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Count], Field(min_length=1)]
+Pairs = Literal["ctm", "uniform", "mixed"] | Annotated[list[Calls], Field(min_length=1, max_length=100)]
 """Which (t, s) a student is trained on, see `cdistill.objectives.pairs`."""
 
 
@@ -27,7 +27,7 @@ class GridSection(ObjectiveSection):
     """Settings of an objective on a grid of noise levels; without DSM, which exact targets do not need."""
 
     dsm: bool = Field(default=False, description=DSM)
-    points: Annotated[int, Field(ge=2)] = Field(default=18, description="N, noise levels of the time grid.")
+    points: Annotated[int, Field(ge=2, le=4096)] = Field(default=18, description="N, noise levels of the time grid.")
 
 
 class SolverSection(GridSection):

@@ -22,7 +22,7 @@ from cdistill.registry import (
     teacher_data_count,
 )
 from cdistill.sampling.settings import TrajectoriesSection
-from cdistill.settings import Count, Section
+from cdistill.settings import Count, Section, Seed
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.settings import (
     CheckpointSection,
@@ -68,7 +68,7 @@ class TeacherRecipe(Section):
     may_change: ClassVar[tuple[str, ...]] = ("checkpoint", "logging")
 
     data: Annotated[str, AfterValidator(_known_data)]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     network: NetworkSection
     training: DenoisingSection
     checkpoint: CheckpointSection = CheckpointSection()
@@ -86,7 +86,7 @@ class DistillRecipe(Section):
     teacher: Annotated[str, AfterValidator(_known_teacher)]
     weights: str | None = None
     data: Annotated[str, AfterValidator(_known_data_or_teacher)] | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     preconditioning: PreconditioningSection = PreconditioningSection()
     estimation: EstimationSection = EstimationSection()
     trajectories: TrajectoriesSection = TrajectoriesSection()

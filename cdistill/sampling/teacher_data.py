@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from cdistill import __version__
 from cdistill.data import Source, load_source
+from cdistill.data.memory import check_memory
 from cdistill.errors import MismatchError, RecipeError
 from cdistill.networks.classes import Classes
 from cdistill.networks.denoiser import chunk_size
@@ -96,6 +98,7 @@ def teacher_data(name: str, split: str, teacher: Teacher, accelerator: Accelerat
     mirrored: of these data there are as many as one likes. After a StoppedError finished samples are kept.
     """
     count = teacher_data_count(name)
+    check_memory(count * prod(teacher.shape) * (1 if len(teacher.shape) == 3 else 8), f"data {name!r}")
     seeds = range(_FIRST_SEED[split], _FIRST_SEED[split] + count)
     store = _open({"teacher": teacher.digest}, teacher, teacher.denoiser.known_classes.shares)
     _draw(store, seeds, f"samples of {teacher.name}", teacher, teacher.denoiser.known_classes.shares, accelerator)

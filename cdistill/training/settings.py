@@ -30,7 +30,7 @@ class LoggingSection(Section):
     """Training steps between lines of metrics.jsonl, and accelerate's trackers that get the same numbers."""
 
     every: Count = 10
-    trackers: list[Literal["tensorboard", "wandb"]] = []
+    trackers: Annotated[list[Literal["tensorboard", "wandb"]], Field(max_length=2)] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> "LoggingSection":
@@ -52,7 +52,7 @@ class DenoisingSection(Section):
     """EDM's training of a teacher (Karras et al. 2022, Table 1)."""
 
     iterations: Count
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
     learning_rate: Positive
     ema_rate: Rate
     p_mean: Annotated[float, Field(ge=-20, le=20)] = -1.2
@@ -79,7 +79,7 @@ class TrainingSection(Section):
     moved: ClassVar[Mapping[str, str]] = MOVED
 
     iterations: Count
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=10**6)]
     learning_rate: Positive = 4e-4
     decay: Literal["none", "cosine"] = Field(
         default="none", description="Of the learning rate: none, or half a cosine, from its full value to 0 at the end."
@@ -120,6 +120,6 @@ class GanSection(Section):
     """CTM's GAN loss, on from step `start`: then every other step trains the discriminator instead of the student."""
 
     discriminator: Annotated[str, AfterValidator(DISCRIMINATORS.check)] = "small"
-    start: Annotated[int, Field(ge=0)] = 0
+    start: Annotated[int, Field(ge=0, le=10**9)] = 0
     learning_rate: Positive = 2e-3
     augment: list[Literal["color", "translation", "cutout"]] = ["color", "translation", "cutout"]
