@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
-from cdistill.errors import CorruptFileError, MissingAssetError
+from cdistill.errors import MissingAssetError
 from cdistill.runtime.console import Table
-from cdistill.storage.files import read_json
+from cdistill.storage.bounded import damaged, explain, load_json
 
 SCHEMA = 2
 STUDENT, UNTRAINED, TEACHER, IMAGES = "student", "untrained student", "teacher (Heun)", "images"
@@ -106,9 +106,11 @@ class Evaluation(_Record):
         if not path.is_file():
             raise MissingAssetError(f"{path}: no such record; cdistill evaluate writes one beside every result")
         try:
-            evaluation = cls.model_validate(read_json(path))
+            evaluation = cls.model_validate(load_json(path))
         except ValidationError as error:
-            raise CorruptFileError(f"{path}: not a record of an evaluation; cdistill evaluate writes one") from error
+            raise damaged(path, f"not a record of an evaluation: {explain(error)}") from error
+        if not any(row.values for row in evaluation.rows):
+            raise damaged(path, "it holds no figures")
         evaluation._path = path
         return evaluation
 

@@ -5,16 +5,19 @@ Every name is looked up, unknown keys are refused, and all errors are reported a
 
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cdistill.errors import MissingAssetError, RecipeError, suggest
+from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, printable, suggest
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe, recipe_of_objectives
 from cdistill.registry import OBJECTIVES
 from cdistill.settings import AnySection, Section, check_section
+from cdistill.storage.bounded import LARGEST_RECIPE, parse_toml, read_bytes
 from cdistill.training.settings import MOVED
+
+_LONGEST_CHAIN = 10  # recipes that extend each other
+_MOST_PARTS = 16  # of a key
 
 
 def load_recipe(path: Path, model: type[AnySection], overrides: Sequence[str] = ()) -> AnySection:
@@ -114,15 +117,21 @@ def _read(path: Path, outer: Sequence[Path] = ()) -> dict[str, Any]:
         RecipeError: A file is no TOML, or extends itself.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        values = parse_toml(read_bytes(path, LARGEST_RECIPE))
+    except CorruptFileError as error:
+        raise RecipeError(str(error)) from error
+    except ValueError as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
     base = values.pop("extends", None)
     values = _upgrade(values)
     if base is None:
         return values
-    if not isinstance(base, str) or path.resolve() in outer:
-        raise RecipeError(f"{path}: extends: got {base!r}; needs the name of another recipe, and no cycle")
+    if not isinstance(base, str) or path.resolve() in outer or len(outer) == _LONGEST_CHAIN:
+        shown = printable(repr(base))
+        raise RecipeError(
+            f"{path}: extends: got {shown}; needs the name of another recipe, in no cycle and no chain of more than "
+            f"{_LONGEST_CHAIN}"
+        )
     beside = path.parent / base
     return _merge(_read(beside if beside.is_file() else find_recipe(Path(base)), [*outer, path.resolve()]), values)
 
@@ -164,9 +173,11 @@ def _parse_override(override: str) -> dict[str, Any]:
     if match is None:
         raise RecipeError(f"--set {override!r}: needs the form section.key=value, as in training.iterations=100")
     try:
-        value = tomllib.loads(f"value = {match[2]}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {match[2]}")["value"]
+    except ValueError:
         value = match[2]
+    if match[1].count(".") > _MOST_PARTS:
+        raise RecipeError(f"--set {printable(override, 40)!r}: a key of more than {_MOST_PARTS} parts")
     for key in reversed(match[1].split(".")):
         value = {key: value}
     return dict(value)

@@ -21,7 +21,7 @@ def evaluation_curves(records: Iterable[dict[str, Any]], sampler: str = STUDENT)
         for row in record.get("rows", []):
             for metric, value in row["values"].items():
                 if row["sampler"] == sampler and value is not None and math.isfinite(value):
-                    curves.setdefault((row["nfe"], metric), {})[record["step"]] = float(value)
+                    curves.setdefault((row["nfe"], metric), {})[record.get("step") or 0] = float(value)
     return {key: sorted(points.items()) for key, points in curves.items()}
 
 

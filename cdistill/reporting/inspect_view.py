@@ -2,14 +2,13 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cdistill.errors import printable
 from cdistill.runtime.console import facts, table
-from cdistill.storage.integrity import is_shallow
+from cdistill.storage.bounded import parse_toml
 from cdistill.storage.run_folder import flatten
 
 TENSORS = 20
@@ -101,13 +100,12 @@ def _run_rows(record: Mapping[str, Any], full: bool) -> list[list[str]]:
     ]
 
 
-def read_toml(text: str) -> dict[str, Any]:
+def read_toml(text: bytes | str) -> dict[str, Any]:
     """Returns a recipe as values that JSON has too, {} where it is none."""
     try:
-        values = tomllib.loads(text[:_RECIPE])
-        plain: dict[str, Any] = json.loads(json.dumps(values, default=str)) if is_shallow(values) else {}
+        plain: dict[str, Any] = json.loads(json.dumps(parse_toml(text), default=str))
         return plain
-    except (ValueError, RecursionError):
+    except ValueError:
         return {}
 
 

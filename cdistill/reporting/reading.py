@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from cdistill.errors import CorruptFileError, MissingAssetError, brief, printable
 from cdistill.evaluation.records import Comparisons, Evaluation, Pair
-from cdistill.storage.run_folder import LARGEST, RunFolder, RunRecord
+from cdistill.storage.bounded import LARGEST, explain, load_json, read_bytes
+from cdistill.storage.run_folder import RunFolder, RunRecord
 from cdistill.storage.run_folder import read_run as read_record
 
 _PIXELS = 1 << 26
@@ -99,7 +100,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; cdistill evaluate RUN_A RUN_B --out {path} writes it")
-    return _checked(path, lambda: Comparisons.model_validate_json(_bytes(path))).comparisons
+    return _checked(path, lambda: Comparisons.model_validate(load_json(path))).comparisons
 
 
 def _pictures(folder: Path, file: str, evaluation: Evaluation) -> tuple[Pictures | None, bytes | None]:
@@ -118,10 +119,10 @@ def _pictures(folder: Path, file: str, evaluation: Evaluation) -> tuple[Pictures
 
 def _arrays(path: Path) -> Pictures:
     """Reads samples; sizes are checked before anything is unpacked."""
-    with zipfile.ZipFile(io.BytesIO(_bytes(path))) as archive:
+    with zipfile.ZipFile(io.BytesIO(content := read_bytes(path))) as archive:
         if sum(member.file_size for member in archive.infolist()) > LARGEST:
             raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
-    with np.load(path, allow_pickle=False) as stored:
+    with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         seeds, teacher = stored["seeds"], stored.get("teacher")
         students = {int(name[3:]): stored[name] for name in stored.files if name[:3] == "nfe" and name[3:].isdecimal()}
     images = [*([] if teacher is None else [teacher]), *students.values()]
@@ -135,7 +136,7 @@ def _arrays(path: Path) -> Pictures:
 
 
 def _png(path: Path) -> bytes:
-    png = _bytes(path)
+    png = read_bytes(path)
     with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
         if picture.width * picture.height > _PIXELS:
             raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
@@ -143,19 +144,12 @@ def _png(path: Path) -> bytes:
     return png
 
 
-def _bytes(path: Path) -> bytes:
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} bytes")
-    return path.read_bytes()
-
-
 def _checked(path: Path, read: Callable[[], Read]) -> Read:
     """Returns what `read` gives, and turns all that a damaged file may raise into one line."""
     try:
         return read()
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        reason = explain(error)
     except OSError as error:
         if error.errno is not None:  # of the system, not of what is in the file
             raise

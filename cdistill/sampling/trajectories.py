@@ -34,8 +34,9 @@ from cdistill.sampling.drawing import Noise, stream
 from cdistill.sampling.settings import TrajectoriesSection
 from cdistill.sampling.solvers import heun_step, solve
 from cdistill.schedule import RHO
+from cdistill.storage.bounded import read_json
 from cdistill.storage.checkpoints import load_tensors, save_tensors
-from cdistill.storage.files import asset_folder, read_json, write_text
+from cdistill.storage.files import asset_folder, write_text
 from cdistill.teachers import Teacher
 
 SHARD = 256  # trajectories; a kill -9 loses at most those that a process is following

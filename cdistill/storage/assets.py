@@ -8,8 +8,9 @@ from pathlib import Path
 
 from cdistill.errors import CorruptFileError, MissingAssetError
 from cdistill.runtime.console import say_once
+from cdistill.storage.bounded import read_json
 from cdistill.storage.download import FetchError, alone, download, reach
-from cdistill.storage.files import asset_folder, file_digest, read_json, replacing, write_text
+from cdistill.storage.files import asset_folder, file_digest, replacing, write_text
 
 LEAST = 2**20  # bytes that a download must have if neither its size nor its digest is known
 _digests: dict[tuple[int, ...], str] = {}

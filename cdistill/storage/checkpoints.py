@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +27,15 @@ from cdistill.storage.files import (
     sync,
     write_text,
 )
-from cdistill.storage.integrity import SCHEMA, canonical, check_header, check_manifest, own_header
+from cdistill.storage.integrity import (
+    SCHEMA,
+    canonical,
+    check_header,
+    check_manifest,
+    load_state,
+    open_tensors,
+    own_header,
+)
 
 
 def tensor_digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -66,14 +73,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 def _load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; a {kind} file is needed here")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise CorruptFileError(
-            f"{path}: damaged, or not a safetensors file ({error}); make or fetch it again"
-        ) from error
+    with open_tensors(path, "pt") as (file, _):
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header, stated = own_header(path, metadata, kind)
     check_header(path, header, stated, tensor_digest(tensors, canonical(header)))
     if header["kind"] != kind:
@@ -135,11 +137,13 @@ def remove_checkpoint(checkpoint: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Reads the groups of tensors by file stem, and the state, verified; CorruptFileError names an altered file."""
+    """Reads the groups of tensors by file stem, and the state, verified; CorruptFileError names an altered file.
+
+    The state is of the step that the folder is named after, see `load_state`.
+    """
     names = [Path(name) for name in check_manifest(folder)]
     groups = {n.stem: load_tensors(folder / n, "checkpoint")[0] for n in names if n.suffix == ".safetensors"}
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    return groups, state
+    return groups, load_state(folder)
 
 
 def check_identity(folder: Path, state: Mapping[str, Any], identity: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -10,31 +9,23 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from cdistill.errors import CdistillError, CorruptFileError, DiskFullError
+from cdistill.storage.bounded import open_regular
 
 Result = TypeVar("Result")
 
 FULL = {28, 27, 122}  # ENOSPC, EFBIG, EDQUOT
-_CHECKPOINT = re.compile(r"step-(\d{8})")
+_CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})")
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically and durably; DiskFullError if it did not fit, and the old file is untouched."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON object from a file, {} when it is missing or no object."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def check_place(path: Path) -> None:
@@ -57,7 +48,8 @@ def copy_file(source: Path, target: Path) -> None:
 
 def list_checkpoints(parent: Path) -> list[Path]:
     """Returns the checkpoints in a folder, oldest first."""
-    return sorted(path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name))
+    found = [path for path in parent.glob("step-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -66,8 +58,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Returns the SHA-256 of a file; errors as `cdistill.storage.bounded.open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -9,19 +9,28 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
+from pydantic import Field, ValidationError, create_model
 from safetensors import SafetensorError, safe_open
 
 from cdistill.errors import CorruptFileError, MissingAssetError, printable
-from cdistill.storage.files import file_digest, list_checkpoints
+from cdistill.storage.bounded import damaged, explain, load_json, open_regular, parse_json
+from cdistill.storage.files import file_digest, list_checkpoints, step_of
 
 SCHEMA = 1
-LONGEST_HEADER = 8 << 20  # bytes; that of 2,000 tensors has 0.3 MB
-_DEEPEST = 50
+_STATE = create_model(  # of state.json, beside what a task adds
+    "State",
+    step=(Annotated[int, Field(ge=0)], ...),
+    identity=(dict[str, str], {}),
+    due=(bool, True),
+    scaler=(dict[str, float] | None, None),
+)
+LONGEST_HEADER = 2 << 20  # bytes; that of 2,000 tensors has 0.3 MB
 _PIECE = 1 << 20
 
 # Type in the file -> its name in torch and its bytes.
@@ -54,13 +63,23 @@ def canonical(header: Mapping[str, Any] | None) -> str:
     return json.dumps(header, sort_keys=True)
 
 
-def is_shallow(value: Any) -> bool:
-    """Whether lists and dicts are nested no deeper in `value` than any honest file needs; deep ones exhaust a stack."""
-    level = [value]
-    for _ in range(_DEEPEST):
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
-        level = [child for children in inner for child in children]
-    return not level
+@contextmanager
+def open_tensors(path: Path, framework: str) -> Iterator[tuple[safe_open, int]]:
+    """Opens a safetensors file for "np" or "pt" tensors, and yields the byte where these begin, too.
+
+    CorruptFileError: It is no regular file, truncated, or its header is too long, or not one that safetensors writes.
+    """
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
+        with safe_open(path, framework) as opened:
+            yield opened, 8 + length
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CorruptFileError(
+            f"{path}: damaged, or not a safetensors file ({printable(str(error))}); make or fetch it again"
+        ) from error
 
 
 def read_layout(path: Path) -> Layout:
@@ -70,19 +89,9 @@ def read_layout(path: Path) -> Layout:
     """
     if not path.is_file():
         raise MissingAssetError(f"{path}: no such file; give the path of a file that cdistill made, or of a run")
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-        if length > LONGEST_HEADER:
-            raise ValueError(f"a header of {length:,} bytes; at most {LONGEST_HEADER:,} are read")
-        with safe_open(path, "np") as opened:
-            entries = dict(_entries(opened, 8 + length))
-            metadata = opened.metadata() or {}
-    except (SafetensorError, ValueError, OSError) as error:
-        reason = printable(str(error))
-        raise CorruptFileError(
-            f"{path}: damaged, or not a safetensors file ({reason}); make or fetch it again"
-        ) from error
+    with open_tensors(path, "np") as (opened, begin):
+        entries = dict(_entries(opened, begin))
+        metadata = opened.metadata() or {}
     return Layout(path, path.stat().st_size, dict(sorted(entries.items())), metadata)
 
 
@@ -103,18 +112,13 @@ def own_header(path: Path, metadata: Mapping[str, str], kind: str = "") -> tuple
     CorruptFileError: It was not made by cdistill, or the header is damaged.
     """
     try:
-        stated = json.loads(metadata.get("cdistill", "null"))
-        header = stated.get("header") if isinstance(stated, dict) else None
-        shallow = is_shallow(header)
-        canonical(header)
-    except (ValueError, RecursionError) as error:
-        reason = printable(str(error))
-        raise CorruptFileError(f"{path}: damaged, its header is no JSON ({reason}); make or fetch it again") from error
+        stated = parse_json(metadata.get("cdistill", "null"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: damaged, its header is no JSON ({error}); make or fetch it again") from error
+    header = stated.get("header") if isinstance(stated, dict) else None
     if not isinstance(header, dict):
         needed = f"; a {kind} file is needed" if kind else ""
         raise CorruptFileError(f"{path}: a safetensors file, but not made by cdistill{needed}")
-    if not shallow:
-        raise CorruptFileError(f"{path}: its header is nested too deeply; make or fetch it again")
     return header, stated.get("sha256")
 
 
@@ -132,7 +136,7 @@ def check_header(path: Path, header: Mapping[str, Any], stated: object, digest: 
 def layout_digest(layout: Layout, text: str) -> str:
     """Computes the SHA-256 of `tensor_digest` from the file, a piece at a time."""
     digest = hashlib.sha256(text.encode())
-    with layout.path.open("rb") as file:
+    with open_regular(layout.path) as file:
         for name in sorted(layout.entries):
             dtype, shape, begin, size = layout.entries[name]
             digest.update(f"\0{name}\0torch.{dtype}\0{shape}\0".encode())
@@ -152,7 +156,7 @@ def numbers(layout: Layout, name: str, rows: Sequence[int]) -> list[tuple[float,
     if rows and max(rows) >= shape[0]:
         raise CorruptFileError(f"{layout.path}: table {name!r} has {shape[0]} rows only; make or fetch it again")
     row_layout = Struct(f"<{math.prod(shape) // max(1, shape[0])}{NUMBERS[dtype]}")
-    with layout.path.open("rb") as file:
+    with open_regular(layout.path) as file:
         return [
             row_layout.unpack(_bytes(layout.path, file, start + row * row_layout.size, row_layout.size)) for row in rows
         ]
@@ -166,15 +170,28 @@ def check_manifest(folder: Path) -> list[str]:
     others = [path.name for path in list_checkpoints(folder.parent) if path.name != folder.name]
     advice = f"remove this folder to resume from {others[-1]}" if others else "remove this folder to start again"
     try:
-        manifest: dict[str, str] = json.loads((folder / "manifest.json").read_text())
+        manifest = load_json(folder / "manifest.json")
         wrong = [n for n, digest in manifest.items() if not _is_name(n) or file_digest(folder / n) != digest]
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, CorruptFileError) as error:
         raise CorruptFileError(f"{folder}: damaged checkpoint ({error}); {advice}") from error
     if wrong:
         raise CorruptFileError(f"{folder}: {', '.join(map(printable, wrong))} was altered; {advice}")
     if "state.json" not in manifest:
         raise CorruptFileError(f"{folder}: its manifest names no state.json; {advice}")
     return sorted(manifest)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Reads a checkpoint's ``state.json``; CorruptFileError unless it is one of this folder."""
+    path = folder / "state.json"
+    state = load_json(path)
+    try:
+        _STATE.model_validate(state, strict=True)
+    except ValidationError as error:
+        raise damaged(path, explain(error)) from error
+    if (step := state["step"]) != step_of(folder):
+        raise damaged(path, f"it is of step {step}, the folder of step {step_of(folder)}")
+    return state
 
 
 def _is_name(name: str) -> bool:

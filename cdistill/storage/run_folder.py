@@ -20,25 +20,35 @@ import math
 import re
 import shutil
 import time
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field, ValidationError, create_model
 
-from cdistill.errors import CorruptFileError, MissingAssetError, RecipeError, RunLockedError, brief, printable
+from cdistill.errors import MissingAssetError, RecipeError, RunLockedError, printable
 from cdistill.runtime.processes import is_gone, this_process
-from cdistill.storage.files import list_checkpoints, read_json, step_of, sync, write_text
+from cdistill.storage.bounded import damaged, explain, load_json, parse_json, parse_toml, read_bytes, read_json
+from cdistill.storage.files import list_checkpoints, step_of, sync, write_text
 
 RUNS = Path("runs")
-LARGEST = 64 << 20  # bytes of a recipe, log or record that is read
+_LARGEST_LOG = 128 << 20  # bytes of metrics.jsonl
 _BEFORE = (".lock", "status.json", "coefficients.safetensors")  # what may be there before a run begins
 _UNFINISHED = re.compile(r"\.tmp-\d+-.+")
-Content = TypeVar("Content")
+_STATUS = {"state": str, "kind": str, "error": str, "time": str, "step": int, "iterations": int, "exit_code": int}
+_ROW = create_model("Row", sampler=(str, ...), nfe=(int, ...), values=(dict[str, float | None], ...))
+_RECORD = create_model(  # of metrics.jsonl, beside the numbers of a training; None is a number that is not finite
+    "Record",
+    step=(Annotated[int, Field(ge=0)], ...),
+    event=(str, ...),
+    samples=(int | None, None),
+    metrics=(dict[str, dict[str, Any]], {}),
+    rows=(list[_ROW], []),  # type: ignore[valid-type]
+)
 
 
 @dataclass(frozen=True)
@@ -108,12 +118,16 @@ class RunFolder:
             sync(self.path / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Returns the records of metrics.jsonl; a half-written last line is left out."""
+        """Returns the records of metrics.jsonl; half-written lines are left out, CorruptFileError for wrong ones."""
+        path = self.path / "metrics.jsonl"
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = read_bytes(path, _LARGEST_LOG).decode().splitlines()
         except FileNotFoundError:
             return []
-        return [record for line in lines if (record := _parse(line)) is not None]
+        except UnicodeDecodeError as error:
+            raise damaged(path, str(error)) from error
+        read = (_parse(line, f"{path}: line {number}") for number, line in enumerate(lines, 1))
+        return [record for record in read if record is not None]
 
     def truncate_metrics(self, step: int) -> None:
         """Drops the records after `step`, which a resumed run will write again."""
@@ -132,11 +146,14 @@ class RunFolder:
     def find_checkpoint(self, wanted: str, goal: str | None = None) -> Path:
         """Returns the checkpoint that is `wanted`: "last", "best" (see `best_step`) or the number of its steps.
 
-        MissingAssetError: There is none of that step, or none that was evaluated; it lists what there is.
+        RecipeError: It is neither. MissingAssetError: There is none of that step, or none that was evaluated; the
+        message lists what there is.
         """
         last = self.latest_checkpoint()
         if wanted == "last":
             return last
+        if wanted != "best" and not re.fullmatch("[0-9]{1,12}", wanted):
+            raise RecipeError(f"step: got {printable(wanted)!r}; needs last, best or the number of a step")
         step = self.best_step(goal) if wanted == "best" else int(wanted)
         checkpoints = {step_of(path): path for path in list_checkpoints(self.checkpoints)}
         if step not in checkpoints:
@@ -192,25 +209,32 @@ def read_run(folder: RunFolder) -> RunRecord:
         raise MissingAssetError(
             f"{folder.path}: no run here, {folder.recipe.name} is missing; name the folder of a run"
         )
-    recipe = _checked(folder.recipe, Path.read_text)
-    records = _checked(folder.path / "metrics.jsonl", lambda path: folder.metrics())
+    try:
+        recipe = read_bytes(folder.recipe).decode()
+        values = flatten(parse_toml(recipe))
+    except ValueError as error:
+        raise damaged(folder.recipe, str(error)) from error
+    records = folder.metrics()
     evaluations = {record["step"]: record for record in records if record.get("event") == "evaluation"}
     results = [folder.path / "evaluation.json", *sorted(folder.path.glob("evaluation-*.json"))]
     return RunRecord(
         folder=folder,
         recipe=recipe,
-        values=flatten(_checked(folder.recipe, lambda path: tomllib.loads(recipe))),
+        values=values,
         status=true_status(_object(folder.path / "status.json")),
         environment=_object(folder.path / "env.json"),
         training=[record for record in records if record.get("event") != "evaluation"],
         evaluations=[evaluations[step] for step in sorted(evaluations)],
-        results={path.name: _object(path) for path in results if path.is_file()},
+        results={path.name: _result(path) for path in results if path.is_file()},
         checkpoints={step_of(path): path for path in list_checkpoints(folder.checkpoints)},
     )
 
 
 def true_status(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a status whose state is "died" where it says that a process works which is no longer there."""
+    """Returns a status without what is of another type than is written, "died" where its process is no longer there."""
+    status = {
+        key: value for key, value in status.items() if value is None or isinstance(value, _STATUS.get(key, object))
+    }
     dead = status.get("state") in ("preparing", "running") and is_gone(status.get("process"))
     return (
         {**status, "state": "died", "error": "its process is gone; the same command resumes it"} if dead else {**status}
@@ -229,25 +253,21 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _result(path: Path) -> dict[str, Any]:
+    """Returns a record of an evaluation; CorruptFileError unless its rows have the form of those in metrics.jsonl."""
+    record = _object(path)
+    try:
+        _RECORD.model_validate(
+            {**record, "step": 0 if record.get("step") is None else record["step"], "event": "evaluation"}, strict=True
+        )
+    except ValidationError as error:
+        raise damaged(path, explain(error)) from error
+    return record
+
+
 def _object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file, {} where there is no file."""
-    if not path.is_file():
-        return {}
-    value = _checked(path, lambda path: json.loads(path.read_bytes()))
-    if not isinstance(value, dict):
-        raise CorruptFileError(f"{path}: damaged (no JSON object); restore it, or make it again")
-    return value
-
-
-def _checked(path: Path, read: Callable[[Path], Content]) -> Content:
-    """Returns what `read` makes of a file of bounded size, and turns damage into one line."""
-    try:
-        if path.is_file() and path.stat().st_size > LARGEST:
-            raise ValueError(f"it has more than {LARGEST:,} bytes")
-        return read(path)
-    except (ValueError, RecursionError) as error:
-        reason = printable(brief(error))
-        raise CorruptFileError(f"{path}: damaged ({reason}); restore it, or make it again") from error
+    return load_json(path) if path.exists() else {}
 
 
 @contextmanager
@@ -282,15 +302,24 @@ def run_names(paths: Sequence[Path], where: str) -> list[str]:
 
 
 def _values(record: dict[str, Any]) -> dict[str, float]:
-    """Returns METRIC@NFE -> value of an evaluation's record, in its order."""
+    """Returns METRIC@NFE -> value of an evaluation's record, in its order, without those that are not finite."""
     return {
-        f"{metric}@{row['nfe']}": value for row in record.get("rows", []) for metric, value in row["values"].items()
+        f"{metric}@{row['nfe']}": value
+        for row in record.get("rows", [])
+        for metric, value in row["values"].items()
+        if value is not None
     }
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str, where: str) -> dict[str, Any] | None:
+    """Returns the record in a line of metrics.jsonl, None if it is no JSON object."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = parse_json(line)
+        _RECORD.model_validate(value, strict=True)
+    except ValidationError as error:
+        if isinstance(value, dict):
+            raise damaged(where, explain(error)) from error
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+    except ValueError:
+        return None
+    return dict(value)

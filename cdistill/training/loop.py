@@ -17,16 +17,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.optim import Optimizer
 
-from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError
+from cdistill.errors import CdistillError, DivergedError, MismatchError, RecipeError, StoppedError, printable
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
 from cdistill.runtime.processes import local_processes, set_threads, world_size
 from cdistill.runtime.randomness import derive_seed
+from cdistill.storage.bounded import damaged, explain, read_json
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, remove_checkpoint, save_checkpoint
-from cdistill.storage.files import list_checkpoints, read_json, step_of
+from cdistill.storage.files import list_checkpoints, step_of
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.settings import CheckpointSection
 from cdistill.training.trackers import log_record
@@ -119,6 +121,9 @@ class Counters:
     def row(self) -> int:
         """The longest row of skipped steps that has not ended."""
         return max(self.in_a_row.values(), default=0)
+
+
+_COUNTERS = TypeAdapter(Counters)
 
 
 @dataclass(frozen=True)
@@ -242,14 +247,18 @@ def restore(task: Task, checkpoint: Path) -> tuple[int, Counters]:
     check_identity(checkpoint, state, identity)
     try:
         task.load(groups)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         raise MismatchError(f"{checkpoint}: its tensors do not fit this recipe ({error})") from error
     if (scaler := task.accelerator.scaler) is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     known, given = {part.name for part in fields(Counters)}, state.get("counters", {})
-    if not given.keys() <= known:
-        raise MismatchError(f"{checkpoint}: counts {', '.join(given.keys() - known)}; made by a newer cdistill")
-    counters = Counters(**given)
+    if isinstance(given, dict) and not given.keys() <= known:
+        unknown = printable(", ".join(given.keys() - known))
+        raise MismatchError(f"{checkpoint}: counts {unknown}; made by a newer cdistill")
+    try:
+        counters = _COUNTERS.validate_python(given)
+    except ValidationError as error:
+        raise damaged(checkpoint / "state.json", f"counters: {explain(error)}") from error
     task.attempt = counters.attempt
     return int(state["step"]), counters
 

@@ -1,9 +1,11 @@
 """TensorBoard and Weights & Biases, through accelerate's own trackers: they get the numbers that metrics.jsonl gets."""
 
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,6 +15,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from cdistill.errors import CdistillError, RecipeError, brief
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import let_main
+from cdistill.storage.bounded import read_bytes
 from cdistill.storage.files import list_checkpoints, step_of, write_text
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.settings import LoggingSection
@@ -92,6 +95,7 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
         f"{event}/{row['sampler']}/nfe{row['nfe']}/{metric}": value
         for row in record.get("rows", [])
         for metric, value in row["values"].items()
+        if value is not None  # a figure that is not finite
     }
 
 
@@ -130,16 +134,23 @@ def _wandb(folder: RunFolder, config: Mapping[str, Any]) -> GeneralTracker:
     """Starts or resumes the run of Weights & Biases that belongs to this folder; the user's variables come first."""
     place = folder.path / "tracking"
     place.mkdir(exist_ok=True)
-    identity = place / "wandb-id.txt"
-    if not identity.is_file():
-        write_text(identity, uuid.uuid4().hex)
     tracker = WandBTracker(
         os.environ.get("WANDB_PROJECT") or "cdistill",
         name=os.environ.get("WANDB_NAME") or folder.path.resolve().name,
-        id=os.environ.get("WANDB_RUN_ID") or identity.read_text(),
+        id=os.environ.get("WANDB_RUN_ID") or _identity(place / "wandb-id.txt"),
         dir=os.environ.get("WANDB_DIR") or str(place),
         resume="allow",
     )
     tracker.start()
     tracker.store_init_configuration(dict(config))
     return tracker
+
+
+def _identity(path: Path) -> str:
+    """Returns by what Weights & Biases knows the run; made up at first, and where the file holds something else."""
+    with suppress(FileNotFoundError, CdistillError):
+        text = read_bytes(path, 1000).decode(errors="replace")
+        if re.fullmatch("[0-9a-f]{32}", text):
+            return text
+    write_text(path, identity := uuid.uuid4().hex)
+    return identity

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from pydantic import TypeAdapter
 
 from cdistill.data import Source, load_source
 from cdistill.errors import CdistillError, CorruptFileError, RecipeError
@@ -28,6 +29,7 @@ from cdistill.workflows.targets import LoadedTarget, Target, load_target
 
 _USUAL = ("nfe", "samples", "split")  # changes that the name of a record shows
 DEFAULT = SamplerChoice()
+_REQUEST = TypeAdapter(tuple[Target, SamplerChoice])
 
 
 def evaluate(
@@ -113,6 +115,7 @@ def _request(path: Path, record: Evaluation) -> tuple[Target, SamplerChoice]:
         asked, choice = dict(request["target"]), SamplerChoice(**request["choice"])
         optimised = asked.pop("optimise", False)  # written by version 0.1
         target = Target(**asked)
+        _REQUEST.validate_python((asdict(target), asdict(choice)))
     except (TypeError, KeyError, ValueError) as error:
         raise CorruptFileError(f"{path}: not a record that can be repeated; cdistill evaluate writes one") from error
     if optimised:

@@ -11,13 +11,14 @@ from cdistill.errors import CorruptFileError
 from cdistill.reporting.inspect_view import read_toml
 from cdistill.reporting.page import render
 from cdistill.reporting.reading import read_pairs, read_run
-from cdistill.storage.files import list_checkpoints, read_json, read_steadily, write_text
+from cdistill.storage.bounded import open_regular, parse_json, read_bytes, read_json
+from cdistill.storage.files import list_checkpoints, read_steadily, write_text
 from cdistill.storage.integrity import (
     NUMBERS,
     Layout,
     check_manifest,
-    is_shallow,
     layout_digest,
+    load_state,
     numbers,
     read_layout,
     verify,
@@ -96,7 +97,7 @@ def inspect_checkpoint(folder: Path) -> dict[str, Any]:
     """
     names = check_manifest(folder)
     files = [inspect_file(folder / name) for name in names if name.endswith(".safetensors")]
-    state = _object(folder / "state.json")
+    state = load_state(folder)
     return {"file": str(folder), "kind": "checkpoint folder", "checksum": "ok", "state": state, "files": files}
 
 
@@ -114,7 +115,7 @@ def inspect_run(run: RunFolder) -> dict[str, Any]:
         "kind": "run",
         "checksum": "ok",
         "status": true_status(status),
-        "recipe": read_toml(run.recipe.read_text(errors="replace") if _is_small(run.recipe) else ""),
+        "recipe": read_toml(read_bytes(run.recipe) if _is_small(run.recipe) else ""),
         "environment": _object(run.path / "env.json"),
         "last": _last_record(run.path / "metrics.jsonl"),
         "results": _object(run.path / "evaluation.json"),
@@ -157,8 +158,7 @@ def _can_be_read(layout: Layout, name: str) -> bool:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path) if _is_small(path) else {}
-    return value if is_shallow(value) else {}
+    return read_json(path) if _is_small(path) else {}
 
 
 def _is_small(path: Path) -> bool:
@@ -169,15 +169,15 @@ def _last_record(path: Path) -> dict[str, Any]:
     """Returns the last whole line of metrics.jsonl, {} if there is none near the end of it."""
     if not path.is_file():
         return {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(max(0, file.seek(0, 2) - _LARGEST_TEXT))
         lines = file.read().splitlines()
     for line in reversed(lines[-2:]):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line)
+        except ValueError:
             continue
-        if isinstance(record, dict) and is_shallow(record):
+        if isinstance(record, dict):
             return record
     return {}
 

@@ -14,7 +14,8 @@ from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.runtime.console import say
 from cdistill.runtime.processes import let_main, peer_gone, versions
-from cdistill.storage.files import list_checkpoints, read_json, write_text
+from cdistill.storage.bounded import read_json
+from cdistill.storage.files import list_checkpoints, write_text
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.acceleration import choose_acceleration
 from cdistill.training.loop import effective_precision

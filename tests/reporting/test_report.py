@@ -23,7 +23,8 @@ from cdistill.reporting import charts, curves, page, panels, summary, tables
 from cdistill.reporting.panels import Line, Panel
 from cdistill.reporting.reading import read_run
 from cdistill.reporting.tables import BEST, FIRST, best
-from cdistill.storage.run_folder import LARGEST, RunFolder
+from cdistill.storage.bounded import LARGEST
+from cdistill.storage.run_folder import RunFolder
 from cdistill.workflows.inspection import inspect_file
 from tests.conftest import PACKAGE
 from tests.report_runs import SEEDS, change_json, evaluation, images, make_run, recipe, write, write_images

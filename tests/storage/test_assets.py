@@ -115,7 +115,7 @@ def test_a_damaged_record_is_said_before_anything_is_fetched(folder, text, prese
     ("suffix", "error", "message"),
     [
         ("", MissingAssetError, r"file\.bin is a folder, move it away\)"),
-        (".json", CorruptFileError, r"file\.bin\.json: cannot be read \(Is a directory\); fix or remove it"),
+        (".json", CorruptFileError, r"file\.bin\.json: not the record of a digest; remove it"),
     ],
 )
 def test_a_folder_in_the_way_is_said_before_anything_is_fetched(folder, suffix, error, message):

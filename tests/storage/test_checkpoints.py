@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, MissingAssetError
 from cdistill.storage import checkpoints as checkpoint
+from cdistill.storage import integrity
+from cdistill.storage.bounded import read_json
 from cdistill.storage.checkpoints import (
     load_checkpoint,
     load_tensors,
@@ -21,7 +23,7 @@ from cdistill.storage.checkpoints import (
     save_tensors,
     tensor_digest,
 )
-from cdistill.storage.files import list_checkpoints, read_json, step_of
+from cdistill.storage.files import list_checkpoints, step_of
 from cdistill.storage.integrity import check_manifest
 from cdistill.storage.run_folder import RunFolder
 
@@ -270,7 +272,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkey
     path = tmp_path / "x.safetensors"
     contents = [{"a": torch.full((1000,), float(value))} for value in range(3)]
     save_tensors(path, contents[0], "coefficients", {})
-    waiting, honest = contents[1:], checkpoint.safe_open
+    waiting, honest = contents[1:], integrity.safe_open
 
     def replaced_in_between(*arguments):
         opened = honest(*arguments)
@@ -281,7 +283,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkey
             return SimpleNamespace(metadata=lambda: metadata, keys=again.keys, get_tensor=again.get_tensor)
         return opened
 
-    monkeypatch.setattr(checkpoint, "safe_open", lambda *given: nullcontext(replaced_in_between(*given)))
+    monkeypatch.setattr(integrity, "safe_open", lambda *given: nullcontext(replaced_in_between(*given)))
     tensors, header = load_tensors(path, "coefficients")
     assert torch.equal(tensors["a"], contents[2]["a"])
     assert header["step"] == 0

@@ -130,7 +130,7 @@ def test_a_file_of_a_run_that_is_too_large_is_not_read(folder):
     folder.recipe.write_text("seed = 3")
     with (folder.path / "status.json").open("wb") as file:
         file.truncate(65 << 20)
-    with pytest.raises(CorruptFileError, match="more than 67,108,864 bytes"):
+    with pytest.raises(CorruptFileError, match="more than 16,777,216 bytes"):
         read_run(folder)
 
 

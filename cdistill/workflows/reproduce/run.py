@@ -11,7 +11,8 @@ from cdistill.evaluation.records import finite
 from cdistill.preconditionings.coefficients import load_coefficients
 from cdistill.reporting.curves import training_curves
 from cdistill.runtime.processes import versions
-from cdistill.storage.files import read_json, write_text
+from cdistill.storage.bounded import read_json
+from cdistill.storage.files import write_text
 from cdistill.storage.run_folder import RunFolder, held
 from cdistill.workflows.plan import plan
 from cdistill.workflows.reproduce.claims import (
