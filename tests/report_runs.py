@@ -26,6 +26,7 @@ def make_run(
     status = {"state": "finished", "kind": "distill", "error": None, "step": 60, "iterations": 60}
     write_json(path / "status.json", status)
     machine = {"device": "cpu", "processes": 1, "threads": 2, "precision": "fp32", "versions": VERSIONS}
+    machine["jumps"] = {"levels": [80.0, 2.0, 0.002], "starts": [0.7, 0.3, 0.0], "ends": [0.0, 0.4, 0.6]}
     write_json(path / "env.json", {"command": ["distill", "--out", "my runs/a"], **machine})
     write_json(path / "evaluation.json", evaluation(shift, spread, calls))
     records = [{"step": k, "event": "train", "consistency": 1 / (1 + k), "skipped": 0} for k in range(10, 70, 10)]

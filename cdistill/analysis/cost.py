@@ -145,7 +145,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
         trajectories=followed * teaching.forward,
         trajectory_bytes=kept_bytes,
-        **_law(objective),
+        **trained_jumps(objective),
     )
 
 
@@ -170,7 +170,7 @@ def _trajectories(
     return count * 2.0 * last * section.substeps, float(size)
 
 
-def _law(objective: Objective[ObjectiveSection]) -> dict[str, Any]:
+def trained_jumps(objective: Objective[ObjectiveSection]) -> dict[str, Any]:
     """Returns how often the jumps that are trained start and end at each noise level, where the objective says it."""
     law, grid = objective.law, objective.grid
     if law is None or grid is None:

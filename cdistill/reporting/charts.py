@@ -38,10 +38,26 @@ def by_calls(runs: Sequence[Run]) -> list[Group]:
 def while_training(runs: Sequence[Run]) -> list[Group]:
     """Returns what was measured and logged during the trainings, against iterations."""
     note = "Values of the steps that were logged; neighbours are averaged where there are many."
+    lines = [line for run in runs for line in _trained(run, len(runs) > 1)]
+    jumps = _panel("jumps", "noise level", lines, x_log=True, linear=True)
+    about = "How often a jump from t to s that is trained starts, and ends, at each noise level."
     return [
         *_group("Metrics against iterations", "Of the student, measured while it was trained.", _metrics(runs)),
         *_group("Losses", note, _losses(runs)),
+        *_group("Which jumps are trained", about, jumps),
     ]
+
+
+def _trained(run: Run, named: bool) -> Iterator[Line]:
+    """Yields the shares of the trained jumps that start, and that end, at each noise level."""
+    jumps = run.record.environment.get("jumps") or {}
+    for style, (key, what) in enumerate((("starts", "start"), ("ends", "end"))):
+        try:
+            points = [(float(t), float(share)) for t, share in zip(jumps["levels"], jumps[key], strict=True)]
+        except (TypeError, KeyError, ValueError, OverflowError):
+            return  # an older run, or a file that says something else
+        if all(math.isfinite(t) and t > 0 and math.isfinite(share) for t, share in points):
+            yield Line(f"{run.name}: {what}" if named else what, points, style=style)
 
 
 def _metrics(runs: Sequence[Run]) -> list[Panel]:

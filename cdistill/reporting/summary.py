@@ -76,7 +76,7 @@ def provenance(run: Run) -> list[Provenance]:
     typed = run.record.environment.get("command")
     settings = {
         "seed": run.record.values.get("seed"),
-        **{key: value for key, value in run.record.environment.items() if key != "command"},
+        **{key: value for key, value in run.record.environment.items() if key not in ("command", "jumps")},
     }
     command = command_line(typed) if isinstance(typed, list | str) else ""
     parts = [("Run", command, _rows(settings))]

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from cdistill.analysis.cost import trained_jumps
 from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, RecipeError, StoppedError, brief
+from cdistill.objectives.base import make_objective
 from cdistill.recipe.files import differences, load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.runtime.console import say
@@ -96,6 +98,8 @@ def _write_environment(folder: RunFolder, recipe: DistillRecipe | TeacherRecipe,
         **_engine(recipe, accelerator),
         "versions": versions(),
     }
+    if isinstance(recipe, DistillRecipe):
+        facts["jumps"] = trained_jumps(make_objective(recipe.objective, (1,), meta=True))
     old = read_json(folder.path / "env.json")
     changed = [
         f"{key} {old[key]} -> {facts[key]}"

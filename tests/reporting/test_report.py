@@ -119,10 +119,18 @@ def test_a_page_says_everything_about_a_run():
     assert "What is missing" not in found.text
     charts = [attributes["aria-label"] for attributes in found.all("svg") if attributes.get("role") == "img"]
     assert [text.split(" against ")[0] for text in charts] == [
-        "Frechet (pixels)", "Precision", "Frechet (pixels)", "Precision", "consistency", "l(t)", "s(t)", "f(t, s)",
-        "g(t, s)",
+        "Frechet (pixels)", "Precision", "Frechet (pixels)", "Precision", "consistency", "jumps", "l(t)", "s(t)",
+        "f(t, s)", "g(t, s)",
     ]  # fmt: skip
     assert "student: 4 at 1, 2 at 2; teacher (Heun), 34 NFE: 0.25" in charts[0]
+
+
+@pytest.mark.parametrize("jumps", [None, 3, [], {"levels": [1.0]}, {"levels": ["x"], "starts": [1.0], "ends": [1.0]}])
+def test_which_jumps_are_trained_is_drawn_where_it_is_known(jumps):
+    path = make_run(Path("run"))
+    assert "Which jumps are trained" in reported(path).text
+    change_json(path / "env.json", jumps=jumps)
+    assert "Which jumps are trained" not in reported(path).text
 
 
 def test_values_stand_above_their_intervals():
