@@ -3,10 +3,11 @@
 A section lives in the room that reads it; `cdistill.recipe` composes them.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cdistill.errors import RecipeError, printable, suggest
 
@@ -16,6 +17,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 MOST_CALLS = 10_000
 Calls = Annotated[int, Field(ge=1, le=MOST_CALLS)]  # of a network, for one sample
 Rate = Annotated[float, Field(ge=0, lt=1)]
+FilePath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The path of a file; a relative one counts from the folder where a command runs."""
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
 _MOST_ERRORS = 20  # that a message lists
 

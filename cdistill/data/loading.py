@@ -12,6 +12,7 @@ into memory if they take at most half of what is free, otherwise once into a fil
 changes nothing but the time. Flips are allowed; a recipe's `training.flips` asks for them.
 """
 
+import os
 from collections.abc import Iterator
 from functools import cache, partial
 from math import prod
@@ -51,8 +52,9 @@ def load_source(name: str, split: str = "train") -> Source:
     >>> load_source("digits").shape
     (1, 8, 8)
     """
-    if is_data_path(name):
-        return load_file(Path(name).absolute(), split)
+    path = os.path.expanduser(name)
+    if is_data_path(path):
+        return load_file(Path(path).absolute(), split)
     source: Source = SOURCES.get(name)(split)
     return source
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import METRICS, SAMPLERS, check_features
-from cdistill.settings import Calls, Section
+from cdistill.settings import Calls, FilePath, Section
 
 
 class EvaluationSection(Section):
@@ -43,12 +43,12 @@ class EvaluationSection(Section):
         default="data",
         description="How often each class is drawn: as in the data, or all that occur there alike (uniform).",
     )
-    features: Annotated[str, AfterValidator(check_features)] = Field(
+    features: Annotated[FilePath, AfterValidator(check_features)] = Field(
         default="legacy_tensorflow",
         description="Network of FID, KID, precision and recall: a name (cdistill ls features), a TorchScript file, "
         "or module:callable, uint8 (B,3,H,W) -> (B,d); the last two run code that you name.",
     )
-    reference: str | None = Field(
+    reference: FilePath | None = Field(
         default=None,
         description="Statistics of the real data: 'edm', or a file of EDM's or of cdistill reference-stats.",
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from cdistill.registry import PRECONDITIONINGS
-from cdistill.settings import Section
+from cdistill.settings import FilePath, Section
 
 
 class PreconditioningSection(Section):
@@ -14,7 +14,7 @@ class PreconditioningSection(Section):
     name: Annotated[str, AfterValidator(PRECONDITIONINGS.check)] = Field(
         default="analytic", description="A preconditioning (cdistill ls preconditionings)."
     )
-    coefficients: str | None = Field(
+    coefficients: FilePath | None = Field(
         default=None, description="File of the teacher's l and s, for those that need them; estimated first by default."
     )
     allow_other_teacher: bool = Field(

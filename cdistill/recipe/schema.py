@@ -1,12 +1,13 @@
 """What a recipe consists of: sections, each defined in the room that reads it, and what must hold between them."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, SerializeAsAny, create_model, model_validator
 
-from cdistill.errors import RecipeError
+from cdistill.errors import RecipeError, UnknownNameError
 from cdistill.estimation.settings import EstimationSection
 from cdistill.evaluation.settings import EvaluationSection
 from cdistill.networks.settings import NetworkSection
@@ -22,7 +23,7 @@ from cdistill.registry import (
     teacher_data_count,
 )
 from cdistill.sampling.settings import TrajectoriesSection
-from cdistill.settings import Count, Section, Seed
+from cdistill.settings import Count, FilePath, Section, Seed
 from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.training.settings import (
     CheckpointSection,
@@ -36,12 +37,17 @@ from cdistill.training.settings import (
 
 def _known_teacher(name: str) -> str:
     """Checks the name of a teacher; the path of a file of weights passes."""
+    name = os.path.expanduser(name)
     return name if name.endswith(WEIGHT_SUFFIXES) else TEACHERS.check(name)
 
 
 def _known_data(name: str) -> str:
     """Checks the name of a data source; a path passes."""
-    return name if is_data_path(name) else SOURCES.check(name)
+    name = os.path.expanduser(name)
+    try:
+        return name if is_data_path(name) else SOURCES.check(name)
+    except UnknownNameError as error:
+        raise ValueError(f"{error}; or the path of a file or folder, from {Path.cwd()} if it is relative") from error
 
 
 def _known_data_or_teacher(name: str) -> str:
@@ -84,7 +90,7 @@ class DistillRecipe(Section):
     """Everything that `cdistill distill` needs; `weights` is the teacher's file where it is in no usual place."""
 
     teacher: Annotated[str, AfterValidator(_known_teacher)]
-    weights: str | None = None
+    weights: FilePath | None = None
     data: Annotated[str, AfterValidator(_known_data_or_teacher)] | None = None
     seed: Seed = 0
     preconditioning: PreconditioningSection = PreconditioningSection()

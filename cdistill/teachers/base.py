@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,7 @@ def load_teacher(name: str, weights: Path | None = None) -> Teacher:
     >>> load_teacher("digits").shape
     (1, 8, 8)
     """
+    name = os.path.expanduser(name)
     if Path(name).suffix in WEIGHT_SUFFIXES:
         if weights is not None:
             raise RecipeError(f"weights: goes with the name of a teacher; {name} is a file already")

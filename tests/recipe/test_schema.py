@@ -5,9 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdistill.data import load_source
 from cdistill.errors import MissingAssetError, RecipeError
 from cdistill.recipe.files import check_recipe, differences, load_recipe, shipped_recipes, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
+from cdistill.teachers import load_teacher
 
 GOOD = """
 teacher = "digits"
@@ -298,3 +300,25 @@ def test_recipes_of_cm_change_nothing_but_the_objective():
     own = {"preconditioning.name", "objective.name", "objective.dsm", "objective.target_rate"}
     assert changed == own | ctms_alone
     assert (cm.objective.name, cm.objective.dsm, cm.objective.target_rate) == ("cm", False, 0.0)
+
+
+def test_paths_may_begin_at_home_and_an_unknown_name_says_where_paths_begin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(RecipeError, match=rf"'plain'; known: .*; or the path of a file or folder, from {tmp_path}"):
+        load_recipe(Path("digits"), DistillRecipe, ["data=plain"])
+    (tmp_path / "plain").mkdir()
+    assert load_recipe(Path("digits"), DistillRecipe, ["data=plain"]).data == "plain"
+    changes = [
+        "data=~/images", "teacher=~/t.pkl", "weights=~/w.pkl", "preconditioning.coefficients=~/c.safetensors",
+        "evaluation.reference=~/r.npz", "evaluation.features=~/f.pt",
+    ]  # fmt: skip
+    recipe = load_recipe(Path("digits"), DistillRecipe, changes)
+    found = (
+        recipe.data, recipe.teacher, recipe.weights, recipe.preconditioning.coefficients, recipe.evaluation.reference,
+        recipe.evaluation.features,
+    )  # fmt: skip
+    assert all(path.startswith(str(tmp_path / "home")) for path in found)
+    for load, name in ((load_source, "~/images.zip"), (load_teacher, "~/t.safetensors")):
+        with pytest.raises(MissingAssetError, match=str(tmp_path / "home")):
+            load(name)
