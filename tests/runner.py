@@ -1,13 +1,17 @@
-"""Runs of the package in processes of their own, and what two runs of the same recipe must have in common."""
+"""Runs of the package, in processes of their own or here, and what two runs of the same recipe have in common."""
 
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from cdistill.cli.app import run as run_app
 from cdistill.storage.checkpoints import load_checkpoint, tensor_digest
 from cdistill.storage.files import list_checkpoints, step_of
 from cdistill.storage.run_folder import RunFolder
@@ -27,6 +31,16 @@ def finish(arguments: Sequence[str], cwd: Path, **variables: str) -> subprocess.
     return subprocess.run(
         command(arguments), cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=300
     )
+
+
+def finish_here(arguments: Sequence[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs `cdistill ...` to its end in this process, which has all of it imported already."""
+    out, errors = StringIO(), StringIO()
+    with (
+        patch.dict(os.environ, environment(**variables)), chdir(cwd), redirect_stdout(out), redirect_stderr(errors)
+    ):  # fmt: skip
+        code = run_app(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -17,7 +17,18 @@ from cdistill.storage.checkpoints import load_checkpoint
 from cdistill.storage.files import file_digest, list_checkpoints
 from cdistill.storage.run_folder import RunFolder
 from tests.conftest import command, environment, fast_distill
-from tests.runner import final_state, finish, kill, outcome, records, start, steps_of, wait_for_step, wait_until
+from tests.runner import (
+    final_state,
+    finish,
+    finish_here,
+    kill,
+    outcome,
+    records,
+    start,
+    steps_of,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 MANY = ("training.iterations=60", "evaluation.every=20")
@@ -25,13 +36,23 @@ RESTLESS = (
     "training.iterations=60", "evaluation.every=10", "checkpoint.keep=1", 'checkpoint.best="teacher-mse@2"',
     "training.learning_rate=0.3", "training.ema_rate=0.5", "objective.target_rate=0.5", "seed=1",
 )  # fmt: skip
-ENDLESS = ("training.iterations=100000", "checkpoint.every=50")
+KNOWN = "preconditioning.name=ctm"  # nothing is estimated and drawn first
+ENDLESS = (KNOWN, "training.iterations=100000", "checkpoint.every=50")
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    found = finish(fast_distill(folder / "run", *MANY), folder)
+    found = finish_here(fast_distill(folder / "run", *MANY), folder)
+    assert found.returncode == 0, found.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The same in two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    found = finish([*fast_distill(folder / "run", *MANY), "--nproc", "2"], folder)
     assert found.returncode == 0, found.stderr
     return folder / "run"
 
@@ -42,9 +63,10 @@ def test_killed_at_random_moments_and_resumed_is_uninterrupted_bit_for_bit(tmp_p
     draw = random.Random(0)
     for _ in range(4):
         process = start(arguments, tmp_path)
-        time.sleep(draw.uniform(2.0, 6.0))  # in the start, the estimation, the training or the evaluation
+        wait_until(run.is_dir, process)
+        time.sleep(draw.uniform(0.0, 3.0))  # in the start, the estimation, the training or the evaluation
         kill(process)
-    found = finish(arguments, tmp_path)
+    found = finish_here(arguments, tmp_path)
     assert found.returncode == 0, found.stderr
     assert outcome(run) == outcome(uninterrupted)
 
@@ -55,7 +77,7 @@ def test_killed_inside_training_resumes_from_the_last_checkpoint(tmp_path, unint
     process = start(arguments, tmp_path)
     wait_for_step(run, 20, process)
     kill(process)
-    assert finish(arguments, tmp_path).returncode == 0
+    assert finish_here(arguments, tmp_path).returncode == 0
     assert final_state(run) == final_state(uninterrupted)
 
 
@@ -74,22 +96,19 @@ def test_signals_save_first_and_say_so(tmp_path, number, code):
     assert int(list_checkpoints(run / "checkpoints")[-1].name[5:]) == status["step"]
 
 
-def test_two_processes_killed_and_resumed_are_two_processes_uninterrupted(tmp_path):
-    results = []
-    for name, interrupt in (("whole", False), ("killed", True)):
-        run = tmp_path / name
-        arguments = [*fast_distill(run), "--nproc", "2"]
-        if interrupt:
-            process = start(arguments, tmp_path)
-            wait_for_step(run, 10, process)
-            for child in children(process.pid):
-                os.kill(child, signal.SIGKILL)
-            process.communicate(timeout=60)
-            assert process.returncode != 0
-        found = finish(arguments, tmp_path)
-        assert found.returncode == 0, found.stderr
-        results.append(final_state(run))
-    assert results[0] == results[1]
+def test_two_processes_killed_and_resumed_are_two_processes_uninterrupted(tmp_path, together):
+    run = tmp_path / "run"
+    arguments = [*fast_distill(run, *MANY), "--nproc", "2"]
+    process = start(arguments, tmp_path)
+    wait_for_step(run, 10, process)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert steps_of(run)[-1] < 60
+    found = finish(arguments, tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert final_state(run) == final_state(together)
 
 
 def children(pid: int) -> list[int]:
@@ -121,40 +140,44 @@ def test_two_processes_stop_together_on_a_signal(tmp_path, number, code, receive
     assert steps_of(run)[-1] == status["step"]
 
 
-def test_two_processes_agree_with_one_to_rounding(tmp_path):
-    """Same draws, same global batch: the weights differ by float32 rounding only."""
-    states = []
-    for processes in (1, 2):
-        run = tmp_path / str(processes)
-        found = finish([*fast_distill(run), "--nproc", str(processes)], tmp_path)
-        assert found.returncode == 0, found.stderr
-        states.append(load_checkpoint(list_checkpoints(run / "checkpoints")[-1])[0]["weights"])
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+def agree(first: Path, second: Path) -> None:
+    """The weights differ by float32 rounding only."""
+    ours, whole = (load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])[0] for folder in (first, second))
+    for group in ("weights", "ema"):
+        for name, value in whole[group].items():
+            torch.testing.assert_close(ours[group][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_agree_with_one_to_rounding(uninterrupted, together):
+    """Same draws, same global batch."""
+    assert json.loads((together / "env.json").read_text())["processes"] == 2
+    agree(together, uninterrupted)
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
 def test_resumed_with_another_number_of_processes_it_agrees_to_rounding_and_says_so(
-    tmp_path, uninterrupted, first, then
+    tmp_path, uninterrupted, together, first, then
 ):
     run = tmp_path / "run"
-    for iterations, processes in ((20, first), (60, then)):
-        more = [*MANY, f"training.iterations={iterations}"]
-        found = finish([*fast_distill(run, *more), "--nproc", str(processes)], tmp_path)
-        assert found.returncode == 0, found.stderr
+    shutil.copytree(uninterrupted if first == 1 else together, run)
+    shutil.rmtree(list_checkpoints(run / "checkpoints")[-1])
+    assert steps_of(run)[-1] == 50
+    if then == 1:
+        found = finish_here(fast_distill(run, *MANY), tmp_path)
+    else:
+        found = finish([*fast_distill(run, *MANY), "--nproc", "2"], tmp_path)
+    assert found.returncode == 0, found.stderr
     line = next(line for line in found.stderr.splitlines() if "no longer the same last bits" in line)
     assert f"processes {first} -> {then}" in line
-    ours, whole = (load_checkpoint(list_checkpoints(folder / "checkpoints")[-1])[0] for folder in (run, uninterrupted))
-    for group in ("weights", "ema"):
-        for name, value in whole[group].items():
-            torch.testing.assert_close(ours[group][name], value, rtol=1e-4, atol=1e-5)
+    assert steps_of(run)[-1] == 60
+    agree(run, uninterrupted)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
     code = (
         "import accelerate, cdistill.cli.app as c, types, cdistill.training.loop as l\n"
         "l.Accelerator = lambda **k: types.SimpleNamespace(num_processes=1)\n"
-        f"raise SystemExit(c.run({fast_distill(tmp_path / 'run')!r}))"
+        f"raise SystemExit(c.run({fast_distill(tmp_path / 'run', KNOWN)!r}))"
     )
     variables = environment(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
     found = subprocess.run(
@@ -167,7 +190,7 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path):
 def test_a_run_in_use_is_refused(tmp_path):
     run = tmp_path / "run"
     with RunFolder(run).locked():
-        found = finish(fast_distill(run), tmp_path)
+        found = finish_here(fast_distill(run), tmp_path)
     assert found.returncode == 6
     assert found.stderr.count("\n") == 1
     assert "another process works in this run" in found.stderr
@@ -180,8 +203,8 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path):
     process = start(arguments, tmp_path)
     wait_for_step(run, 50, process)
     before = RunFolder(run).status()
-    for processes in ("1", "2"):
-        found = finish([*arguments, "--nproc", processes], tmp_path)
+    for processes, run_it in (("1", finish_here), ("2", finish)):
+        found = run_it([*arguments, "--nproc", processes], tmp_path)
         assert found.returncode == 6, found.stderr
         assert found.stderr.count("another process works in this run; wait, or choose another --out") == 1
         assert "Traceback" not in found.stderr
@@ -193,7 +216,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path):
 
 
 def test_a_changed_recipe_is_refused_on_resume(uninterrupted, tmp_path):
-    found = finish(fast_distill(uninterrupted, *MANY, "training.learning_rate=0.5"), tmp_path)
+    found = finish_here(fast_distill(uninterrupted, *MANY, "training.learning_rate=0.5"), tmp_path)
     assert found.returncode == 2
     assert "training.learning_rate: 0.002 -> 0.5" in found.stderr
 
@@ -209,13 +232,13 @@ def test_another_teacher_is_noticed_on_resume(tmp_path, uninterrupted):
     manifest["state.json"] = file_digest(newest / "state.json")
     (newest / "manifest.json").write_text(json.dumps(manifest))
     for arguments in (fast_distill(run, *MANY), ["evaluate", "--run", str(run)]):
-        found = finish(arguments, tmp_path)
+        found = finish_here(arguments, tmp_path)
         assert found.returncode == 4
         assert "made with another teacher" in found.stderr
 
 
 def test_fewer_iterations_than_are_done_are_refused(uninterrupted, tmp_path):
-    found = finish(fast_distill(uninterrupted, "training.iterations=20"), tmp_path)
+    found = finish_here(fast_distill(uninterrupted, "training.iterations=20"), tmp_path)
     assert found.returncode == 2
     assert "has 60 steps already" in found.stderr
 
@@ -224,12 +247,12 @@ def test_checkpoints_without_a_recipe_are_refused(tmp_path, uninterrupted):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
     (run / "recipe.resolved.toml").unlink()
-    assert finish(fast_distill(run, *MANY), tmp_path).returncode == 4
-    assert finish(["evaluate", "--run", str(run)], tmp_path).returncode == 4
+    assert finish_here(fast_distill(run, *MANY), tmp_path).returncode == 4
+    assert finish_here(["evaluate", "--run", str(run)], tmp_path).returncode == 4
 
 
 def test_never_refuses_a_folder_with_a_run(uninterrupted, tmp_path):
-    found = finish([*fast_distill(uninterrupted, *MANY), "--resume", "never"], tmp_path)
+    found = finish_here([*fast_distill(uninterrupted, *MANY), "--resume", "never"], tmp_path)
     assert found.returncode == 2
     assert "already holds a run" in found.stderr
 
@@ -241,12 +264,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used_after_its_remo
     data = bytearray((newest / "weights.safetensors").read_bytes())
     data[-5] ^= 4
     (newest / "weights.safetensors").write_bytes(data)
-    found = finish(fast_distill(run, *MANY), tmp_path)
+    found = finish_here(fast_distill(run, *MANY), tmp_path)
     assert found.returncode == 4
     message = found.stderr.strip().splitlines()[-1]
     assert "weights.safetensors was altered; remove this folder to resume from step-00000050" in message
     shutil.rmtree(newest)
-    assert finish(fast_distill(run, *MANY), tmp_path).returncode == 0
+    assert finish_here(fast_distill(run, *MANY), tmp_path).returncode == 0
     assert outcome(run) == outcome(uninterrupted)
 
 
@@ -265,19 +288,19 @@ def test_a_full_disk_ends_with_7_and_keeps_the_previous_checkpoint(tmp_path):
     )
     root = str(Path(__file__).parents[2])
     found = subprocess.run(
-        [*command([])[:1], "-c", code, root, *fast_distill(run)], cwd=tmp_path, env=environment(),
+        [*command([])[:1], "-c", code, root, *fast_distill(run, KNOWN)], cwd=tmp_path, env=environment(),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert found.returncode == 7, found.stderr
     assert "disk (or quota) is full" in found.stderr
     assert "Traceback" not in found.stderr
     assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["step-00000010"]
-    assert finish(fast_distill(run), tmp_path).returncode == 0
+    assert finish_here(fast_distill(run, KNOWN), tmp_path).returncode == 0
 
 
 def test_a_finished_run_is_measured_again_with_the_same_result(tmp_path, uninterrupted):
     before = RunFolder(uninterrupted).results()["rows"]
-    found = finish(fast_distill(uninterrupted, *MANY), tmp_path)
+    found = finish_here(fast_distill(uninterrupted, *MANY), tmp_path)
     assert found.returncode == 0
     assert RunFolder(uninterrupted).results()["rows"] == before
 
@@ -286,7 +309,7 @@ def test_accelerate_runs_the_folder(tmp_path):
     run = tmp_path / "run"
     launcher = [*command([])[:1], "-m", "accelerate.commands.accelerate_cli", "launch", "cdistill"]
     found = subprocess.run(
-        [*launcher, *fast_distill(run, recipe="recipes/mixture.toml")], cwd=Path(__file__).parents[2],
+        [*launcher, *fast_distill(run, KNOWN, recipe="recipes/mixture.toml")], cwd=Path(__file__).parents[2],
         env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
@@ -305,7 +328,7 @@ def test_accelerate_runs_the_folder(tmp_path):
 def test_other_launchers_start_two_processes_that_work_together(tmp_path, launcher):
     run = tmp_path / "run"
     found = subprocess.run(
-        [*command([])[:1], *launcher, "cdistill", *fast_distill(run)], cwd=Path(__file__).parents[2],
+        [*command([])[:1], *launcher, "cdistill", *fast_distill(run, KNOWN)], cwd=Path(__file__).parents[2],
         env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
@@ -340,7 +363,7 @@ def test_a_signal_to_another_launcher_is_no_loss(tmp_path, launcher):
 def restless(tmp_path_factory):
     """A run with so large steps that its measurements go up and down; every checkpoint is measured, one is kept."""
     folder = tmp_path_factory.mktemp("restless")
-    found = finish(fast_distill(folder / "run", *RESTLESS), folder)
+    found = finish_here(fast_distill(folder / "run", *RESTLESS), folder)
     assert found.returncode == 0, found.stderr
     return folder / "run"
 
@@ -365,7 +388,7 @@ def test_the_best_checkpoint_outlives_a_kill_and_the_run_is_uninterrupted(tmp_pa
     process = start(arguments, tmp_path)
     wait_until(lambda: best in measured(run), process)
     kill(process)
-    found = finish(arguments, tmp_path)
+    found = finish_here(arguments, tmp_path)
     assert found.returncode == 0, found.stderr
     assert f"best: step {best}" in found.stderr
     assert steps_of(run) == steps_of(restless)
@@ -375,7 +398,7 @@ def test_the_best_checkpoint_outlives_a_kill_and_the_run_is_uninterrupted(tmp_pa
 @pytest.mark.parametrize("step", ["best", "40", "last"])
 def test_evaluate_measures_the_step_that_is_chosen(tmp_path, restless, step):
     """The same seeds as in the run, so the same number as its own record of that step."""
-    found = finish(["evaluate", "--run", str(restless), "--step", step, "--json"], tmp_path)
+    found = finish_here(["evaluate", "--run", str(restless), "--step", step, "--json"], tmp_path)
     assert found.returncode == 0, found.stderr
     record = json.loads(found.stdout)
     assert record["step"] == (60 if step == "last" else 40)
@@ -388,7 +411,7 @@ def test_sample_draws_from_the_step_that_is_chosen(tmp_path, restless):
     drawn = []
     for step, number in (("best", 40), ("40", 40), ("last", 60)):
         arguments = ["sample", "--run", str(restless), "--step", step, "--format", "npz", "--out", str(tmp_path / step)]
-        found = finish([*arguments, "--seeds", "0-7"], tmp_path)
+        found = finish_here([*arguments, "--seeds", "0-7"], tmp_path)
         assert found.returncode == 0, found.stderr
         assert f"step {number}" in found.stderr
         drawn.append(file_digest(tmp_path / step / "nfe2.npz"))
@@ -397,7 +420,7 @@ def test_sample_draws_from_the_step_that_is_chosen(tmp_path, restless):
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])
 def test_a_step_that_is_not_there_is_refused_with_those_that_are(tmp_path, restless, name):
-    found = finish([name, "--run", str(restless), "--step", "15"], tmp_path)
+    found = finish_here([name, "--run", str(restless), "--step", "15"], tmp_path)
     assert found.returncode == 3
     assert found.stderr.splitlines()[-1].endswith(
         "no checkpoint of step 15; there are steps 40, 60; choose one with --step"
