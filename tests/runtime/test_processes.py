@@ -36,7 +36,7 @@ from cdistill.schedule import log_uniform_grid
 
 torch.set_num_threads(1)
 found = {}
-table = exact_estimate(None, log_uniform_grid(120)).coefficients
+table = exact_estimate(None, log_uniform_grid(30)).coefficients
 for name, options in CASES.items():
     gan = GanSection() if options.get("gan") else None
     values = {key: value for key, value in options.items() if key != "gan"}

@@ -9,7 +9,7 @@ import pytest
 from cdistill.runtime.streams import SteadyStream
 from tests.conftest import FAST, command, environment
 
-SMALL = [*FAST, "training.iterations=2", "evaluation.samples=16", "estimation.samples=16"]
+SMALL = [*FAST, "training.iterations=2", "evaluation.samples=16", "preconditioning.name=ctm"]
 DISTILL = ["distill", "--recipe", "mixture", "--out", "r", *(word for value in SMALL for word in ("--set", value))]
 EVALUATE = ["evaluate", "--teacher", "mixture-1d", "--samples", "64"]
 
