@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from cdistill.cli.app import run as run_app
+from cdistill.runtime import console
 from cdistill.storage.checkpoints import load_checkpoint, tensor_digest
 from cdistill.storage.files import list_checkpoints, step_of
 from cdistill.storage.run_folder import RunFolder
@@ -37,7 +38,8 @@ def finish_here(arguments: Sequence[str], cwd: Path, **variables: str) -> subpro
     """Runs `cdistill ...` to its end in this process, which has all of it imported already."""
     out, errors = StringIO(), StringIO()
     with (
-        patch.dict(os.environ, environment(**variables)), chdir(cwd), redirect_stdout(out), redirect_stderr(errors)
+        patch.dict(os.environ, environment(**variables)), chdir(cwd), redirect_stdout(out), redirect_stderr(errors),
+        patch.object(console, "_tables", console._tables),  # the place of tables, which every command sets
     ):  # fmt: skip
         code = run_app(arguments)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue())

@@ -22,7 +22,7 @@ from cdistill.registry import METRICS, PRECONDITIONINGS
 from cdistill.reporting.panels import draw_panels, save_figure
 from cdistill.runtime import signals as stopping
 from cdistill.storage.run_folder import RunFolder, held
-from cdistill.workflows.reproduce import claims, experiments, outcomes
+from cdistill.workflows.reproduce import claims, outcomes
 from cdistill.workflows.reproduce.claims import (
     CLAIMS,
     NOT_RUN,
@@ -56,6 +56,7 @@ from cdistill.workflows.reproduce.outcomes import (
     read_outcome,
 )
 from cdistill.workflows.reproduce.page import markdown_table, write_page
+from tests.runner import finish_here
 
 ALL = [data for kind in EXPERIMENTS.values() for data in kind.values()]
 STEPS = range(0, 81, 10)
@@ -495,24 +496,50 @@ def small(monkeypatch):
         "checkpoint.every": "4",
     }  # fmt: skip
     data = DataSet("mixture-1d", "mixture", changes, "wasserstein", ("ctm", "analytic", "analytic-forward"), 32)
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"embedded": {"mixture-1d": data}})
+    monkeypatch.setitem(EXPERIMENTS, "embedded", {"mixture-1d": data})  # `choose_data` holds the dict itself
     return data
 
 
+@pytest.fixture
+def _mostly_here(monkeypatch):
+    """Runs the first job of a stage in its process, and the others in this one, which has imported everything."""
+
+    def run_most(jobs, at_once, logs, title):
+        first, *others = [job for job in jobs if job.done() < 1] or [None]
+        if first is not None:
+            run_jobs([first], at_once, logs, title)
+        for one in others:
+            one.prepare()
+            found = finish_here(one.arguments, Path.cwd())
+            assert found.returncode == 0, found.stderr
+        run_jobs(jobs, at_once, logs, title)  # would start what is not done
+
+    monkeypatch.setattr("cdistill.workflows.reproduce.run.run_jobs", run_most)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Figure 7 as it was drawn with some arguments, and what came with it."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def _small_mixture(monkeypatch):
+def _small_mixture(monkeypatch, drawn):
     """Figure 7 from fewer samples, and once for each seed."""
-    results = {}
 
     def draw(names, nfe, count, seed, samples, picture):
-        if seed not in results or not picture.exists():
-            results[seed] = draw_trajectories(names, nfe, count, seed, samples // 4, picture)
-        return results[seed]
+        asked = (*names, nfe, count, seed, samples)
+        if asked not in drawn:
+            drawn[asked] = draw_trajectories(names, nfe, count, seed, samples // 4, picture), picture.read_bytes()
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(drawn[asked][1])
+        return drawn[asked][0]
 
     monkeypatch.setattr("cdistill.workflows.reproduce.run.draw_trajectories", draw)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_mostly_here")
 def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["reproduce", "d", "mixture", "--seeds", "2", "--json"]) == 0
@@ -547,7 +574,7 @@ def test_the_command_trains_judges_and_does_not_train_twice(small, tmp_path, mon
     with held(folder / ".lock", "taken"):
         assert run(["reproduce", "d"]) == 6
     changed = {**small.changes, "training.batch_size": "24"}
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"embedded": {"mixture-1d": replace(small, changes=changed)}})
+    monkeypatch.setitem(EXPERIMENTS, "embedded", {"mixture-1d": replace(small, changes=changed)})
     assert run(["reproduce", "d", "--seeds", "2"]) == 2
     assert "holds another run (training.batch_size" in capsys.readouterr().err
 
