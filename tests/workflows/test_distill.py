@@ -117,8 +117,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.parametrize(
     ("number", "code", "receiver"),
-    [
-        (signal.SIGTERM, 75, "launcher"),
+    [  # SIGTERM to the launcher is in test_estimate.py
         (signal.SIGUSR1, 75, "launcher"),
         (signal.SIGINT, 130, "launcher"),
         (signal.SIGTERM, 75, "rank 0"),
