@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -57,14 +58,19 @@ def together(tmp_path_factory):
     return folder / "run"
 
 
+def works_in(run: Path, process: subprocess.Popen[str]) -> bool:
+    """Whether the process has imported everything and holds the lock of the run."""
+    return any(Path(file.path).is_relative_to(run) for file in psutil.Process(process.pid).open_files())
+
+
 def test_killed_at_random_moments_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, uninterrupted):
     run = tmp_path / "run"
     arguments = fast_distill(run, *MANY)
     draw = random.Random(0)
     for _ in range(4):
         process = start(arguments, tmp_path)
-        wait_until(run.is_dir, process)
-        time.sleep(draw.uniform(0.0, 3.0))  # in the start, the estimation, the training or the evaluation
+        wait_until(partial(works_in, run, process), process)
+        time.sleep(draw.uniform(0.0, 4.0))  # in the estimation, the training or the evaluation
         kill(process)
     found = finish_here(arguments, tmp_path)
     assert found.returncode == 0, found.stderr
