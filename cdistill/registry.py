@@ -285,11 +285,14 @@ def is_script(name: str) -> bool:
     return name.endswith((".pt", ".ts"))
 
 
+def is_code(name: str) -> bool:
+    """Whether a feature network called `name` is code that no package registers: a TorchScript file, or a callable."""
+    return is_script(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
+
+
 def check_features(name: str) -> str:
     """Returns `name` if it can be a feature network: known, a TorchScript file's, or ``module:callable``; or raises."""
-    if is_script(name) or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        return name
-    return FEATURES.check(name)
+    return name if is_code(name) else FEATURES.check(name)
 
 
 METRICS = Registry(

@@ -75,7 +75,8 @@ def evaluate(
     """
     paths = [*(runs or []), *([run] if run else [])]
     if check is not None:
-        refuse_others(context, "--check repeats what the record says; leave it out", "check")
+        words = ("check", "features", "reference", "data", "teacher", "weights")
+        refuse_others(context, "--check repeats what the record says; leave it out", *words)
     if out is not None:
         with_suffix(out, ".json")
     if not paths and teacher is None and check is None:
@@ -86,9 +87,9 @@ def evaluate(
     from cdistill.workflows.evaluate import evaluate_together
     from cdistill.workflows.targets import Target
 
-    if check is not None:
-        return repeat(check, as_json)
     where = None if weights is None else str(weights)
+    if check is not None:
+        return repeat(check, Target(None, teacher, data, where, changes=changes), as_json)
     chosen: list[str | None] = [*map(str, paths)] or [None]
     targets = [Target(path, teacher, data, where, step, changes) for path in chosen]
     choice = SamplerChoice(sampler, None, times, gamma)
@@ -108,12 +109,12 @@ def show(result: Evaluation | Comparisons) -> None:
     console.say(f"{'comparison' if isinstance(result, Comparisons) else 'results'}: {result.path}{samples}")
 
 
-def repeat(path: Path, as_json: bool) -> None:
+def repeat(path: Path, given: Any, as_json: bool) -> None:
     """Measures again what a record describes; fails if a figure came out differently."""
     from cdistill.workflows.evaluate import check_record
 
     with console.json_only(as_json):
-        repetition = check_record(path)
+        repetition = check_record(path, given)
         console.table(*repetition.table())
         for change in repetition.changes:
             console.say(f"not as it was: {change}")

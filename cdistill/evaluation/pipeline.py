@@ -23,7 +23,8 @@ from cdistill.sampling.samplers import (
     make_samplers,
     sampler_class,
 )
-from cdistill.storage.files import replacing, write_text
+from cdistill.storage.files import replacing
+from cdistill.storage.own_words import write_own
 
 Network = tuple[Denoiser, Preconditioning]
 """A student: D(x, t, s), and f and g."""
@@ -131,7 +132,7 @@ def _save_evaluation(
         evaluation = evaluation.model_copy(update={"images": shown})
     evaluation._path = folder / f"{name}.json"
     if evaluator.accelerator.is_main_process:
-        write_text(evaluation._path, to_json(evaluation))
+        write_own(evaluation._path, to_json(evaluation))
     return evaluation
 
 

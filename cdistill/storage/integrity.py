@@ -29,6 +29,7 @@ _STATE = create_model(  # of state.json, beside what a task adds
     identity=(dict[str, str], {}),
     due=(bool, True),
     scaler=(dict[str, float] | None, None),
+    network=(dict[str, Any] | None, None),
 )
 LONGEST_HEADER = 2 << 20  # bytes; that of 2,000 tensors has 0.3 MB
 _PIECE = 1 << 20

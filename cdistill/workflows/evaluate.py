@@ -23,12 +23,14 @@ from cdistill.networks.classes import Classes
 from cdistill.runtime.console import rescuing, say
 from cdistill.runtime.processes import versions
 from cdistill.sampling.samplers import SamplerChoice
+from cdistill.storage.bounded import read_bytes
 from cdistill.storage.files import check_place, write_text
 from cdistill.training.loop import make_accelerator
-from cdistill.workflows.targets import LoadedTarget, Target, load_target
+from cdistill.workflows.targets import LoadedTarget, Target, check_words, load_target
 
 _USUAL = ("nfe", "samples", "split")  # changes that the name of a record shows
 DEFAULT = SamplerChoice()
+_NOTHING = Target()
 _REQUEST = TypeAdapter(tuple[Target, SamplerChoice])
 
 
@@ -92,18 +94,22 @@ def evaluate_together(
     return comparisons
 
 
-def check_record(path: Path) -> Repetition:
+def check_record(path: Path, given: Target = _NOTHING) -> Repetition:
     """Measures again what a record describes, and compares every figure with it; writes nothing.
+
+    Args:
+        path: The record.
+        given: What the person says in place of the record: code and paths, believed of one's own records alone.
 
     Raises:
         MissingAssetError: No such record, or something that it names is gone.
         CorruptFileError: It is no record, or one without the request that is needed to repeat it.
-        RecipeError: Version 0.1 made it with an option that is gone.
+        RecipeError: Version 0.1 made it with an option that is gone; or it was not written here and names code, or a
+            path outside of its folder.
     """
     before = Evaluation.read(path)
     target, choice = _request(path, before)
-    if target.path is not None and not Path(target.path).exists():
-        target = replace(target, path=str(path.parent))  # the run has moved, and the record with it
+    target = check_words(path, read_bytes(path), target, given)
     now = _measure(load_target(target), choice, make_accelerator("fp32"))
     return repetition(path, before, now)
 
@@ -137,9 +143,8 @@ def _check_options(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> No
             raise RecipeError(f"{target.title}: {', '.join(options)}: {needed}")
     if choice.times is not None and any("nfe" in target.request.changes for target in targets):
         raise RecipeError("--times: the times say how many network calls there are; leave --nfe out")
-    given = targets[0].request.teacher or targets[0].request.data
-    if given and all(target.is_run for target in targets):
-        raise RecipeError(f"{targets[0].title}: a run knows its teacher and its data; leave out --teacher and --data")
+    if targets[0].request.teacher and all(target.is_run for target in targets):
+        raise RecipeError(f"{targets[0].title}: a run knows its teacher and its data; leave out --teacher")
 
 
 def _check_common(targets: Sequence[LoadedTarget], choice: SamplerChoice) -> None:

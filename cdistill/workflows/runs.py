@@ -18,6 +18,7 @@ from cdistill.runtime.console import say
 from cdistill.runtime.processes import let_main, peer_gone, versions
 from cdistill.storage.bounded import read_json
 from cdistill.storage.files import list_checkpoints, write_text
+from cdistill.storage.own_words import write_own
 from cdistill.storage.run_folder import RunFolder
 from cdistill.training.acceleration import choose_acceleration
 from cdistill.training.loop import effective_precision
@@ -42,7 +43,7 @@ def opened_run(
 
         let_main(enter, folder.path, accelerator)
         if accelerator.is_main_process:
-            write_text(folder.recipe, to_toml(recipe))
+            write_own(folder.recipe, to_toml(recipe))
             _write_environment(folder, recipe, accelerator)
             kind = "teacher" if isinstance(recipe, TeacherRecipe) else "distill"
             folder.write_status(state="preparing", kind=kind, error=None, note=None, exit_code=None)

@@ -17,7 +17,9 @@ from cdistill.recipe.schema import DistillRecipe
 from cdistill.registry import OBJECTIVES
 from cdistill.sampling.drawing import generate
 from cdistill.sampling.samplers import STUDENT_NFE, make_sampler
+from cdistill.storage.bounded import read_bytes
 from cdistill.storage.checkpoints import check_identity, load_checkpoint, load_tensors
+from cdistill.storage.own_words import objection
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
@@ -80,6 +82,7 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
 
     Raises:
         MissingAssetError: The run has no such checkpoint.
+        RecipeError: The run was not made here, and names a teacher's file outside of its folder.
         CorruptFileError: A file of the run is damaged.
         MismatchError: The teacher is no longer the one that the run was made with.
 
@@ -96,7 +99,11 @@ def load_student(run: RunFolder | str | Path, weights: Path | None = None, step:
     recipe = load_recipe(run.recipe, DistillRecipe)
     chosen = run.find_checkpoint(step, recipe.checkpoint.best)
     groups, state = load_checkpoint(chosen)
-    teacher = _find_teacher(recipe, weights, state)
+    named = recipe.teacher if recipe.teacher.endswith(WEIGHT_SUFFIXES) else recipe.weights
+    reason = None if weights else objection(run.recipe, read_bytes(run.recipe), {"--weights": named})
+    if reason is not None and not _describes_network(state):
+        raise RecipeError(reason)
+    teacher = None if reason is not None else _find_teacher(recipe, weights, state)
     if teacher is not None:
         check_identity(chosen, state, {"teacher_sha256": teacher.digest})
     try:
@@ -123,9 +130,14 @@ def _find_teacher(recipe: DistillRecipe, weights: Path | None, state: Mapping[st
             return load_teacher(str(weights))
         return load_teacher(recipe.teacher, weights or recipe.weights_path)
     except MissingAssetError as error:
-        if weights is not None or not (state.get("network") or {}).get("architecture"):
+        if weights is not None or not _describes_network(state):
             raise MissingAssetError(f"{error}; if it has moved, say where: --weights FILE") from error
         return None
+
+
+def _describes_network(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint describes the student's network, which is then built without its teacher."""
+    return bool((state.get("network") or {}).get("architecture"))
 
 
 def load_converted(path: Path) -> tuple[Denoiser, Preconditioning]:

@@ -1,7 +1,7 @@
 """What `evaluate` measures: a run's student, a converted student, a teacher, or images that another program drew."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +9,22 @@ import torch
 from accelerate import Accelerator
 
 from cdistill.data import Source, load_source
-from cdistill.errors import MismatchError, MissingAssetError, RecipeError
+from cdistill.errors import MismatchError, MissingAssetError, RecipeError, printable
 from cdistill.evaluation.settings import EvaluationSection
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.recipe.schema import DistillRecipe
+from cdistill.registry import FEATURES, is_data_path
 from cdistill.sampling.samplers import SamplerChoice
 from cdistill.sampling.teacher_data import open_data
 from cdistill.settings import check_section
+from cdistill.storage.bounded import read_bytes
 from cdistill.storage.checkpoints import tensor_digest
 from cdistill.storage.files import file_digest
+from cdistill.storage.own_words import is_own, objection
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
+from cdistill.teachers.official import WEIGHT_SUFFIXES
 from cdistill.workflows.students import load_converted, load_student, untrained_student
 
 
@@ -142,17 +146,67 @@ def _load_run(run: RunFolder, target: Target) -> LoadedTarget:
             "say where its weights are: --weights FILE"
         )
     section = check_section({**student.recipe.evaluation.model_dump(), **target.changes}, EvaluationSection, "evaluate")
+    data = student.recipe.data if target.data is None else target.data
+    if target.data is not None and not is_data_path(student.recipe.data or ""):
+        raise RecipeError(f"{run.path}: a run knows its teacher and its data; leave out --data")
+    stated = _code_and_paths(
+        student.recipe.evaluation.features if "features" not in target.changes else None,
+        student.recipe.evaluation.reference if "reference" not in target.changes else None,
+        student.recipe.data if target.data is None else None,
+    )
+    if reason := objection(run.recipe, read_bytes(run.recipe), stated):
+        raise RecipeError(reason)
     return LoadedTarget(
         request=target,
         title=f"{run.path}, step {student.step}",
         folder=run.path,
         section=section,
-        source=lambda accelerator: open_data(student.recipe.data, section.split, teacher, accelerator),
+        source=lambda accelerator: open_data(data, section.split, teacher, accelerator),
         teacher=teacher,
         student=(student.denoiser, student.preconditioning),
         untrained=untrained_student(teacher, student.recipe),
         facts=run_facts(run, student.recipe, student.step, student.denoiser),
     )
+
+
+def check_words(path: Path, content: bytes, target: Target, given: Target) -> Target:
+    """Returns what a record, a file of this `content`, asks for, and a person in its place by `given`.
+
+    RecipeError: It was not written here, and names code or a path outside of its folder that the person does not name.
+    """
+    changes, words = target.changes, given.changes
+    teacher = target.teacher if (target.teacher or "").endswith(WEIGHT_SUFFIXES) else None
+    stated = _code_and_paths(
+        changes.get("features") if "features" not in words else None,
+        changes.get("reference") if "reference" not in words else None,
+        target.data if given.data is None else None,
+    )
+    stated |= {
+        "--teacher": teacher if given.teacher is None else None,
+        "--weights": target.weights if given.weights is None else None,
+    }
+    if reason := objection(path, content, stated):
+        raise RecipeError(reason)
+    where = target.path
+    near = where is not None and (is_own(content) or Path(where).resolve().is_relative_to(path.parent.resolve()))
+    if where is not None and not (near and Path(where).exists()):  # moved, and the record with it
+        beside = path.parent / Path(where).name
+        where = str(beside if beside.exists() else path.parent)
+        if not beside.exists() and not RunFolder(path.parent).recipe.is_file():
+            raise RecipeError(f"{path}: {printable(target.path or '')}: not in its folder; put both where they belong")
+    return replace(
+        target, path=where, teacher=given.teacher or target.teacher, data=given.data or target.data,
+        weights=given.weights or target.weights, changes={**changes, **words},
+    )  # fmt: skip
+
+
+def _code_and_paths(features: Any, reference: Any, data: str | None) -> dict[str, str | None]:
+    """Returns option -> value of what is no name that this installation knows."""
+    return {
+        "--features": str(features) if features is not None and features not in FEATURES.names() else None,
+        "--reference": str(reference) if reference not in (None, "edm") else None,
+        "--data": data if data is not None and is_data_path(data) else None,
+    }
 
 
 def run_facts(run: RunFolder, recipe: DistillRecipe, step: int, denoiser: Denoiser) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def test_figures_that_cannot_be_written_are_shown(tmp_path, monkeypatch, capsys)
         raise DiskFullError(f"{path}: the disk is full")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "write_text", full)
+    monkeypatch.setattr(pipeline, "write_own", full)
     assert run(["evaluate", "--teacher", "mixture-1d", "--samples", "64", "--out", "x.json"]) == 7
     found = capsys.readouterr()
     assert "teacher (Heun)" in found.err

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cdistill.cli.app import run
 from cdistill.data.memory import free_memory
 from cdistill.storage.files import file_digest
+from cdistill.storage.own_words import is_own, write_own
 
 SMALL = [
     "training.iterations=4", "training.batch_size=16", "evaluation.samples=16", "evaluation.nfe=[1,2]",
@@ -221,3 +223,105 @@ def test_what_does_not_fit_in_memory_is_refused_before_the_training(sent, capsys
     assert distil("new", "evaluation.samples=1000000") == 2
     assert "evaluation.samples: 1,000,000 of shape (1,): needs 0.0 GiB of memory" in capsys.readouterr().err
     assert not Path("new").exists()
+
+
+def state_in_recipe(sent, old, new):
+    """Alters a run's recipe, as somebody who sends it could."""
+    text = (sent / "recipe.resolved.toml").read_text()
+    assert old in text
+    (sent / "recipe.resolved.toml").write_text(text.replace(old, new, 1))
+
+
+FEATURES, TEACHER = 'features = "legacy_tensorflow"', 'teacher = "mixture-1d"'
+STATED = {
+    "a callable": (FEATURES, 'features = "evil:f"', "names code", "--features evil:f"),
+    "a script": (FEATURES, 'features = "evil.pt"', "names code", "--features evil.pt"),
+    "a script inside": (FEATURES, 'features = "run/evil.pt"', "names code", "--features run/evil.pt"),
+    "data": ("seed = 0", 'seed = 0\ndata = "/etc/x.npz"', "names a file outside", "--data /etc/x.npz"),
+    "a link": ("seed = 0", 'seed = 0\ndata = "run/away.npz"', "names a file outside", "--data run/away.npz"),
+    "statistics": ("[evaluation]", '[evaluation]\nreference = "/etc/x.npz"', "names a file", "--reference /etc/x.npz"),
+    "a teacher": (TEACHER, 'teacher = "/etc/x.pkl"', "names a file outside", "--weights /etc/x.pkl"),
+    "weights": ("seed = 0", 'seed = 0\nweights = "../x.pkl"', "names a file outside", "--weights ../x.pkl"),
+}
+
+
+@pytest.fixture
+def evil(sent, monkeypatch):
+    """A module that says when it is imported, and a link out of the run."""
+    Path("evil.py").write_text("open('hacked', 'w').close()\ndef f(images): return images.flatten(1).float()\n")
+    monkeypatch.syspath_prepend(".")
+    (sent / "away.npz").symlink_to("/etc/x.npz")
+    yield sent
+    sys.modules.pop("evil", None)
+
+
+@pytest.mark.parametrize(("old", "new", "words", "option"), STATED.values(), ids=STATED)
+def test_a_run_that_is_sent_names_neither_code_nor_files_elsewhere(evil, capsys, old, new, words, option):
+    state_in_recipe(evil, old, new)
+    message = refused(capsys, 2, "evaluate", "run")
+    assert message.startswith(f"error: run/recipe.resolved.toml: {words}")
+    assert message.endswith(f"and was not written here; if you trust it, name it yourself: {option}")
+    assert not Path("hacked").exists()
+
+
+def test_what_a_person_names_is_used(evil, capsys):
+    """The mixture has no images, which is said by the network that was named."""
+    state_in_recipe(evil, FEATURES, 'features = "evil:f"')
+    assert "features 'evil:f': needs grey or RGB images" in refused(
+        capsys, 2, "evaluate", "run", "--features", "evil:f"
+    )
+    assert Path("hacked").exists()
+
+
+def test_data_that_a_person_names_replace_those_of_a_run(sent, capsys):
+    state_in_recipe(sent, "seed = 0", 'seed = 0\ndata = "/etc/x.npz"')
+    message = refused(capsys, 3, "evaluate", "run", "--data", "here.npz")
+    assert message.endswith("here.npz: no such file or folder; check the path")
+
+
+def test_a_run_that_is_sent_can_be_shown_and_sampled(evil):
+    state_in_recipe(evil, FEATURES, 'features = "evil:f"')
+    for arguments in (["report", "run"], ["inspect", "run"], ["sample", "--run", "run", "--format", "npz"]):
+        assert run(arguments) == 0
+    assert not Path("hacked").exists()
+
+
+def test_a_run_of_ones_own_keeps_its_words(sent, capsys, monkeypatch):
+    """Also when it has moved; no more once the asset folder is another."""
+    assert all(is_own((sent / name).read_bytes()) for name in ("recipe.resolved.toml", "evaluation.json"))
+    text = (sent / "recipe.resolved.toml").read_text()
+    write_own(sent / "recipe.resolved.toml", text.replace("seed = 0", 'seed = 0\ndata = "/etc/x.npz"', 1))
+    Path("run").rename("moved")
+    assert "/etc/x.npz: no such file or folder" in refused(capsys, 3, "evaluate", "moved")
+    monkeypatch.setenv("CDISTILL_ASSETS", "other")
+    assert "names a file outside of its folder" in refused(capsys, 2, "evaluate", "moved")
+
+
+def test_a_record_that_is_sent_names_neither_code_nor_files_elsewhere(evil, capsys):
+    whole = (evil / "evaluation.json").read_text()
+    for key, value, option in [
+        ("changes", {"features": "evil:f"}, "--features evil:f"),
+        ("changes", {"reference": "/etc/x.npz"}, "--reference /etc/x.npz"),
+        ("data", "/etc/x.npz", "--data /etc/x.npz"),
+        ("teacher", "/etc/x.pkl", "--teacher /etc/x.pkl"),
+        ("weights", "/etc/x.pkl", "--weights /etc/x.pkl"),
+    ]:
+        (evil / "evaluation.json").write_text(whole)
+        change_record(evil, ("request", "target", key), value)
+        message = refused(capsys, 2, "evaluate", "--check", "run/evaluation.json")
+        assert message.endswith(f"if you trust it, name it yourself: {option}")
+    assert not Path("hacked").exists()
+
+
+def test_a_record_that_is_sent_is_about_the_run_that_it_lies_in(sent, capsys):
+    """Not about another run of the person that it names."""
+    shutil.copytree("run", "mine")
+    shutil.rmtree("mine/checkpoints")
+    change_record(sent, ("request", "target", "path"), "mine")
+    assert run(["-q", "evaluate", "--check", "run/evaluation.json"]) == 0
+
+
+def test_a_person_names_code_for_a_record(evil, capsys):
+    change_record(evil, ("request", "target", "changes"), {"features": "evil:f"})
+    arguments = ["evaluate", "--check", "run/evaluation.json", "--features", "evil:f"]
+    assert "features 'evil:f': needs grey or RGB images" in refused(capsys, 2, *arguments)
