@@ -95,7 +95,15 @@ class Progress:
             tensors, header = load_tensors(self.file, _KIND)
         except (MissingAssetError, CorruptFileError):
             return
-        if all(header.get(key) == value for key, value in self._header.items()):
+        rounds = len(tensors["ends"]) if "ends" in tensors and tensors["ends"].dim() else 0
+        shapes = {
+            "sums": (rounds, *self.current.shape), "stops": self.stops.shape, "current": self.current.shape,
+            "ends": (rounds,), "place": (3,),
+        }  # fmt: skip
+        fits = {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+            n: tuple(s) for n, s in shapes.items()
+        }
+        if fits and all(header.get(key) == value for key, value in self._header.items()):
             self.sums, self.stops, self.current = (tensors[name] for name in ("sums", "stops", "current"))
             self.ends = tensors["ends"].tolist()
             self.chunk, self.level, self.pairs = tensors["place"].tolist()

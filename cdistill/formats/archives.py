@@ -82,7 +82,7 @@ class ZipImages(Images):
         except Exception as error:  # zipfile raises several kinds on damaged directories
             raise CorruptFileError(f"{path}: not a valid zip archive ({error}); make or fetch it again") from error
         self._labels = next((_locate(path, member) for member in members if member.filename == _LABELS), None)
-        files = [member for member in members if not member.is_dir()]
+        files = [member for member in members if not member.filename.endswith("/")]
         pictures = [member for member in files if is_picture(path, member.filename)]
         self.names = [member.filename for member in pictures]
         _check_names(path, self.names, [member.filename for member in files])

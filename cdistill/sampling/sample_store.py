@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,7 +217,7 @@ class SampleStore:
                 tensors, header = load_tensors(path, _KIND)
             except (MissingAssetError, CorruptFileError):
                 header = {}
-            if header.get("identity") != self.identity:
+            if header.get("identity") != self.identity or not self._fits(tensors):
                 with suppress(OSError):
                     path.unlink()
                 continue
@@ -228,3 +228,10 @@ class SampleStore:
         if len(parts) > 1:
             whole = np.concatenate(parts, 1)
             self._index = whole[:, np.unique(whole[0], return_index=True)[1]]
+
+    def _fits(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether a shard has a sample for each seed, and a label for each or for none."""
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        count = found["seeds"][1][:1] if "seeds" in found else ()
+        whole = {"seeds": (torch.int64, count), "samples": (self.dtype, (*count, *self.shape))}
+        return bool(count) and found in (whole, {**whole, "labels": (torch.int64, count)})

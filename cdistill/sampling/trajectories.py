@@ -281,8 +281,9 @@ class TrajectoryStore:
 
     def _verify(self, path: Path) -> None:
         tensors, header = load_tensors(path, _KIND)
-        shape = (SHARD, len(self.levels), *self.shape)
-        if header.get("identity") != self.identity or tensors["points"].shape != shape:
+        shapes = {"points": (self.dtype, (SHARD, len(self.levels), *self.shape)), "labels": (torch.int64, (SHARD,))}
+        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+        if header.get("identity") != self.identity or found != shapes:
             raise MismatchError(
                 f"{path}: trajectories of another teacher or other settings; remove it, and it is followed again"
             )
@@ -414,5 +415,8 @@ def stored_trajectories() -> list[dict[str, Any]]:
     for about in sorted((asset_folder() / "trajectories").glob("*/about.json")):
         shards = list(about.parent.glob("[0-9]*.safetensors"))
         size = sum(path.stat().st_size for path in shards)
-        found.append({"folder": about.parent, "count": len(shards) * SHARD, "bytes": size, **read_json(about)})
+        facts = read_json(about)
+        for key, unknown in {"teacher": "?", "precision": "?", "levels": []}.items():
+            facts[key] = facts[key] if isinstance(facts.get(key), type(unknown)) else unknown
+        found.append({**facts, "folder": about.parent, "count": len(shards) * SHARD, "bytes": size})
     return found

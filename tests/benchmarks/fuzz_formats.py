@@ -2,8 +2,10 @@
 
 python -m tests.benchmarks.fuzz_formats --seconds 60 --seed 0
 
-Files are broken bit by bit, piece by piece and opcode by opcode. One whose error is of a new kind is kept and broken
-further. Prints what was found and ends with 1 if anything was; the inputs are left in a temporary folder.
+Other people's weights are broken bit by bit, piece by piece and opcode by opcode; one whose error is of a new kind is
+kept and broken further. In two thirds of the time every other reader of `tests.readers` has its turn: recipes, the
+files of a run, coefficients, trajectories, samples, data, pictures, statistics, with right checksums too. Prints what
+was found and ends with 1 if anything was; the inputs are left in a temporary folder.
 """
 
 # ruff: noqa: TID251, T201 - the files that are to be read must be written here
@@ -12,6 +14,7 @@ import argparse
 import collections
 import contextlib
 import io
+import os
 import pickle
 import random
 import re
@@ -21,6 +24,7 @@ import struct
 import sys
 import tempfile
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +40,13 @@ from cdistill.formats.edm_pickles import EDMNetwork, read_edm
 from cdistill.formats.pickle_stubs import container_names, numpy_names, to_array
 from cdistill.formats.safe_pickle import read_pickle
 from cdistill.formats.torch_files import map_file, read_torch_file
+from cdistill.runtime import console
 from tests.assembler import call, legacy, name, program, storage, tensor, text
 from tests.edm_writer import fake_modules, snapshot, write_edm_pickle
 from tests.formats.test_edm_pickles import SIZES, network
 from tests.formats.test_safe_pickle import python2_batch
 from tests.formats.test_torch_files import widened
+from tests.readers import PAGES, READERS, broken_file
 
 SECONDS = 1.0
 ROOM = 1 << 30
@@ -293,6 +299,54 @@ class Fuzzer:
                 print(f"finding {len(self.findings) - 1}: {self.findings[-1]}", flush=True)
 
 
+class OwnFiles:
+    """The readers of `tests.readers` in turn: how often each read or refused, and what else it did."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.counts: dict[str, collections.Counter[str]] = {}
+        self.findings: list[str] = []
+        self.readers = {**READERS, **PAGES}
+        self.sound: dict[str, bytes] = {}
+        for kind, reader in self.readers.items():
+            self.place(kind).mkdir()
+            reader.make(self.place(kind))
+            reader.read(self.place(kind))
+            self.sound[kind] = (self.place(kind) / reader.name).read_bytes()
+
+    def place(self, kind: str) -> Path:
+        return self.folder / re.sub(r"[^\w.]", "_", kind)
+
+    def turn(self) -> None:
+        """Breaks the file of every reader once; those of pages, which take a second, now and then."""
+        for kind, reader in self.readers.items():
+            if kind in PAGES and self.rng.random() > 0.02:
+                continue
+            place, counts = self.place(kind), self.counts.setdefault(kind, collections.Counter())
+            if not (place / reader.name).parent.exists():
+                reader.make(place)
+            broken_file(reader, place, self.sound[kind], self.rng)
+            data, began = (place / reader.name).read_bytes(), time.process_time()
+            try:
+                reader.read(place)
+                ended, wrong = "read", None
+            except CdistillError as error:
+                ended, wrong = "refused", "more than one line" if "\n" in str(error) and kind != "recipe" else None
+            except Exception as error:  # noqa: BLE001, RUF100
+                ended = wrong = f"{type(error).__name__}: {error}"
+            if (seconds := time.process_time() - began) > SECONDS and kind not in PAGES:
+                wrong = f"{seconds:.2f} s"
+            counts[ended if ended in ("read", "refused") else "other"] += 1
+            if wrong and f"{kind}: {wrong}" not in self.findings:
+                (self.folder / f"own-finding-{len(self.findings)}").write_bytes(data)
+                self.findings.append(f"{kind}: {wrong}")
+                print(f"finding: {self.findings[-1]}", flush=True)
+
+    def report(self) -> None:
+        for kind, counts in self.counts.items():
+            print(f"{kind:32} {sum(counts.values()):7} files: {dict(counts)}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=60)
@@ -300,12 +354,22 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="fuzz-formats-"))
+    os.environ["CDISTILL_ASSETS"] = str(folder / "assets")
+    warnings.simplefilter("ignore")
     fuzzer = Fuzzer(folder, options.seed)
+    (folder / "own").mkdir()
+    own = OwnFiles(folder / "own", options.seed)
+    console.set_verbosity(-1)
     fuzzer.warm()
     count, began = 0, time.monotonic()
-    while time.monotonic() - began < options.seconds:
-        fuzzer.one()
-        count += 1
+    while (passed := time.monotonic() - began) < options.seconds:
+        if passed % 3 < 1:
+            fuzzer.one()
+            count += 1
+        else:
+            own.turn()
+    own.report()
+    fuzzer.findings += own.findings
     sound = sum(number for ended, number in fuzzer.outcomes.items() if ended.startswith("read "))
     print(
         f"seed {options.seed}: {count} files, {3 * count} readings in {time.monotonic() - began:.0f} s; "

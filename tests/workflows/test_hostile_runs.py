@@ -325,3 +325,15 @@ def test_a_person_names_code_for_a_record(evil, capsys):
     change_record(evil, ("request", "target", "changes"), {"features": "evil:f"})
     arguments = ["evaluate", "--check", "run/evaluation.json", "--features", "evil:f"]
     assert "features 'evil:f': needs grey or RGB images" in refused(capsys, 2, *arguments)
+
+
+def test_a_list_of_trajectories_does_not_say_what_is_removed(tmp_path, monkeypatch):
+    """`trajectories --prune` removed the folder that about.json named."""
+    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "trajectories/x").mkdir(parents=True)
+    (tmp_path / "trajectories/x/about.json").write_text(json.dumps({"folder": str(tmp_path / "mine"), "levels": 5}))
+    assert run(["trajectories", "--list"]) == 0
+    assert run(["trajectories", "--prune"]) == 0
+    assert [path.name for path in (tmp_path / "trajectories").iterdir()] == []
+    assert (tmp_path / "mine").is_dir()
