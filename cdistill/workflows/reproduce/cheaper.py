@@ -63,7 +63,7 @@ def _images(
     """Returns a study of images: steps and batch of the plain arms, steps of the fast ones, which take half of it."""
     data = DataSet(name, f"{name}-paper", {"objective.points": "10"}, "frechet-pixels", arms, samples)
     fast = steps, plain[1] // 2, "8e-3"
-    return _study(data, evaluations, count, (*plain, "1e-3"), "4e-3", fast, max_ode_steps="9")
+    return _study(data, evaluations, count, (*plain, "1e-3"), "2e-3", fast, max_ode_steps="9")
 
 
 def _mixture(
