@@ -38,7 +38,7 @@ def objection(path: Path, content: bytes, stated: Mapping[str, str | None]) -> s
     for option, value in stated.items():
         if value is not None and is_code(value):
             what = "names code"
-        elif value is not None and not Path(value).resolve().is_relative_to(path.parent.resolve()):
+        elif value is not None and not is_near(path, value):
             what = "names a file outside of its folder"
         else:
             continue
@@ -46,6 +46,11 @@ def objection(path: Path, content: bytes, stated: Mapping[str, str | None]) -> s
             f"{path}: {what}, and was not written here; if you trust it, name it yourself: {option} {printable(value)}"
         )
     return None
+
+
+def is_near(path: Path, named: str) -> bool:
+    """Whether a path that the file `path` names lies in its folder, links followed."""
+    return Path(named).expanduser().resolve().is_relative_to(path.parent.resolve())
 
 
 def _mark(content: bytes) -> Path:

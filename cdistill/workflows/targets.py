@@ -21,7 +21,7 @@ from cdistill.settings import check_section
 from cdistill.storage.bounded import read_bytes
 from cdistill.storage.checkpoints import tensor_digest
 from cdistill.storage.files import file_digest
-from cdistill.storage.own_words import is_own, objection
+from cdistill.storage.own_words import is_near, is_own, objection
 from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import WEIGHT_SUFFIXES
@@ -188,7 +188,7 @@ def check_words(path: Path, content: bytes, target: Target, given: Target) -> Ta
     if reason := objection(path, content, stated):
         raise RecipeError(reason)
     where = target.path
-    near = where is not None and (is_own(content) or Path(where).resolve().is_relative_to(path.parent.resolve()))
+    near = where is not None and (is_own(content) or is_near(path, where))
     if where is not None and not (near and Path(where).exists()):  # moved, and the record with it
         beside = path.parent / Path(where).name
         where = str(beside if beside.exists() else path.parent)
