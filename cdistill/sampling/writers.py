@@ -107,10 +107,11 @@ class FolderWriter(Writer):
                     for seed, image in zip(samples.seeds[batch.start :].tolist(), batch.samples, strict=False):
                         (temporary / f"{seed:06d}.png").write_bytes(encode_png(image))
                 os.sync()
+                if path.is_dir():
+                    for name in self.others(path, samples.seeds.tolist()):
+                        if is_picture_of_seed(name):
+                            (path / name).unlink()
                 _move(temporary, path)
-                for name in self.others(path, samples.seeds.tolist()):
-                    if is_picture_of_seed(name):
-                        (path / name).unlink()
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

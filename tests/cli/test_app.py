@@ -89,7 +89,7 @@ def test_nproc_is_left_out_for_the_processes():
         (["sample", "--run", "s.safetensors", "--weights", "w.pkl"], 2, ["--weights: goes with a run folder"]),
         (["invert", "i.npz", "--teacher", "digits", "--run", "x"], 2, ["--run: goes without --teacher"]),
         (["invert", "i.npz", "--teacher", "digits", "--step", "3"], 2, ["No such option", "--step"]),
-        (["evaluate", "r", "--check", "e.json", "--weights", "w.pkl"], 2, ["RUNS, --weights: --check repeats"]),
+        (["evaluate", "r", "--check", "e.json", "--weights", "w.pkl"], 2, ["RUNS: --check repeats"]),
         (["evaluate", "--check", "e.json", "--gamma", "0"], 2, ["--gamma: --check repeats"]),
         (["evaluate", "--check", "e.json", "--step", "last", "--nfe", "2"], 2, ["--step, --nfe: --check repeats"]),
         (["evaluate", "r", "--out", "c.txt"], 2, ["c.txt: needs a name that ends in .json"]),

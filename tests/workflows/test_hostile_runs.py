@@ -187,6 +187,7 @@ PLACES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PLACES, ids=str)
 def test_no_record_however_odd_ends_in_a_traceback(sent, capsys, path, monkeypatch):
     """What is well-formed is measured again, which is what --check is for; nothing raises anything else."""
