@@ -27,9 +27,17 @@ LONG = ["distill", "--recipe", "mixture", "--out", "r", *(
 )]  # fmt: skip
 
 
+def start_with(handler: signal.Handlers, cwd: Path) -> subprocess.Popen[str]:
+    """Starts a long run that a shell has told what SIGHUP means; else it would depend on how the tests were started."""
+    return subprocess.Popen(
+        command(LONG), cwd=cwd, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_terminal_that_closes_stops_a_run_that_saves(tmp_path):
-    process = start(LONG, tmp_path)
+    process = start_with(signal.SIG_DFL, tmp_path)
     wait_for_step(tmp_path / "r", 10, process)
     process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=60)
@@ -39,10 +47,7 @@ def test_a_terminal_that_closes_stops_a_run_that_saves(tmp_path):
 
 @pytest.mark.slow
 def test_nohup_outlives_the_terminal_and_a_killed_run_is_known_to_be_dead(tmp_path, capsys):
-    process = subprocess.Popen(
-        command(LONG), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )  # fmt: skip
+    process = start_with(signal.SIG_IGN, tmp_path)
     folder = RunFolder(tmp_path / "r")
     wait_for_step(folder.path, 10, process)
     process.send_signal(signal.SIGHUP)
