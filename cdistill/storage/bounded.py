@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -69,31 +70,34 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def parse_json(text: bytes | str) -> Any:
     """Returns what a JSON text says; ValueError, in one line, if it is none or exceeds the bounds."""
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"nested deeper than {_DEEPEST}") from error
-    except ValueError as error:
-        raise ValueError(printable(brief(error))) from error
-    _check_bounds(value)
-    return value
+    return _parse(json.loads, text)
 
 
 def parse_toml(text: bytes | str) -> dict[str, Any]:
     """Returns what a TOML text says; ValueError, in one line, if it is none or exceeds the bounds."""
     if len(text) > LARGEST_RECIPE:
         raise ValueError(f"more than {LARGEST_RECIPE:,} bytes")
+    values: dict[str, Any] = _parse(_load_toml, text)
+    return values
+
+
+def _load_toml(text: bytes | str) -> dict[str, Any]:
+    decoded = text.decode() if isinstance(text, bytes) else text
+    if dotted := _DOTTED.search(decoded):  # the parser takes the square of their number
+        raise ValueError(f"a key of more than 16 parts: {dotted[0][:20]}...")
+    return tomllib.loads(decoded)
+
+
+def _parse(load: Callable[[bytes | str], Any], text: bytes | str) -> Any:
+    """Returns what `load` makes of a text; ValueError, in one line, for whatever it raises, or beyond the bounds."""
     try:
-        decoded = text.decode() if isinstance(text, bytes) else text
-        if dotted := _DOTTED.search(decoded):  # the parser takes the square of their number
-            raise ValueError(f"a key of more than 16 parts: {dotted[0][:20]}...")
-        values = tomllib.loads(decoded)
+        value = load(text)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {_DEEPEST}") from error
     except ValueError as error:
         raise ValueError(printable(brief(error))) from error
-    _check_bounds(values)
-    return values
+    _check_bounds(value)
+    return value
 
 
 def damaged(where: object, reason: str) -> CorruptFileError:

@@ -311,7 +311,7 @@ def prepare_preconditioning(
 
 
 def _evaluated(folder: RunFolder, step: int, accelerator: Accelerator) -> bool:
-    """Whether the log has an evaluation of `step`; the main process looks for all, since they go on together."""
+    """Whether the log has an evaluation of `step`; the main process looks for all, since they stay together."""
     found = any(record["step"] == step and record["event"] == "evaluation" for record in folder.metrics())
     return bool(accelerator.gather(torch.tensor([found], device=accelerator.device))[0])
 
