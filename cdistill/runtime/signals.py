@@ -4,6 +4,9 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -71,6 +74,39 @@ def check(where: str) -> None:
     if requested():
         name = signal.Signals(requested()).name
         raise StoppedError(f"{where}: stopped by {name}; run the same command to resume", EXIT_CODES[requested()])
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Lets a signal end the process inside, where handlers do not run: while processes wait for each other to start.
+
+    One that waits for a process that is gone would not hear of it for half an hour.
+
+    Raises:
+        StoppedError: A signal came before.
+    """
+    check("launch")
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in EXIT_CODES:
+                os._exit(EXIT_CODES[number[0]])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writing)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
 
 
 def _handle(number: int, frame: FrameType | None) -> None:

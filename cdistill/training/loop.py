@@ -9,7 +9,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -421,7 +421,8 @@ def make_accelerator(precision: str) -> Accelerator:
     if precision == "bf16" and gpus and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise CdistillError("training.precision: this GPU has no bf16; choose fp16 or fp32")
     try:
-        accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
+        with signals.ending_at_once() if world_size() > 1 else nullcontext():
+            accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=_PRECISION[precision])
     except ValueError as error:
         raise CdistillError(f"launch: {error}; unset RANK and WORLD_SIZE, or use a launcher that sets all") from error
     set_threads()

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -61,6 +62,35 @@ def test_nohup_outlives_the_terminal_and_a_killed_run_is_known_to_be_dead(tmp_pa
     assert "died: its process is gone" in (tmp_path / "x.html").read_text()
 
 
+def second_of_two(parent: int, port: int, cwd: Path) -> subprocess.Popen[str]:
+    """Starts rank 1 of two; rank 0 would listen on the port."""
+    launched = {
+        "CDISTILL_PARENT": parent, "RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+    }  # fmt: skip
+    there = environment(**{name: str(value) for name, value in launched.items()})
+    return subprocess.Popen(command(LONG), cwd=cwd, env=there, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_process_whose_launcher_died_before_it_could_ask_ends_before_it_waits(tmp_path):
+    process = second_of_two(1, _free_port(), tmp_path)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+
+
+def test_a_process_that_waits_for_another_ends_on_a_signal(tmp_path):
+    """The other never answers; torch waits there for half an hour, and no handler of Python's is run."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = second_of_two(os.getpid(), silent.getsockname()[1], tmp_path)
+        silent.settimeout(60)
+        connection, _ = silent.accept()
+        with connection:
+            time.sleep(0.5)
+            process.terminate()
+            process.communicate(timeout=10)
+        assert process.returncode == 75
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.4, 1.5])
 def test_a_launcher_that_is_killed_takes_its_processes_with_it(tmp_path, delay):
@@ -70,7 +100,7 @@ def test_a_launcher_that_is_killed_takes_its_processes_with_it(tmp_path, delay):
         time.sleep(0.005)
     time.sleep(delay)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=120)
     assert not psutil.wait_procs(children, timeout=60)[1]
 
 
