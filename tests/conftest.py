@@ -1,5 +1,7 @@
 """Shared fixtures: small recipes, a command runner, and coefficients of the 1-D mixture."""
 
+from tests import pretended_cuda  # isort: skip  # noqa: F401  (before torch, see there)
+
 import os
 import subprocess
 import sys

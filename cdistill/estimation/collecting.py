@@ -22,6 +22,7 @@ from cdistill.estimation.settings import EstimationSection
 from cdistill.networks.denoiser import Denoiser, chunk_size, tolerate_compiler
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
+from cdistill.runtime.devices import send
 from cdistill.runtime.randomness import generator, shuffled_indices
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 
@@ -192,6 +193,7 @@ class Collection:
         self.rows = 2 if self.paired else 1  # of each x_0
         self.groups = min(GROUPS, settings.samples // self.rows)
         self.block = chunk_size(source.shape)
+        self.levels = t.to(self.device)
         fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
         if fast:
@@ -251,9 +253,9 @@ class Collection:
         sample = start // self.rows + torch.arange(self.chunk // self.rows)
         counted = sample < (start + count) // self.rows
         owners = (torch.arange(self.groups)[:, None] == sample % self.groups) & counted
-        moved = None if labels is None else labels.to(self.device)
-        points = Points(x0.to(self.device), z.to(self.device), probes.to(self.device), moved)
-        return points, owners.double().to(self.device)
+        moved = None if labels is None else send(labels, self.device)
+        points = Points(send(x0, self.device), send(z, self.device), send(probes, self.device), moved)
+        return points, send(owners.double(), self.device)
 
     def _draw_samples(self, start: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Draws x_0, z and labels of the points of a chunk, once for a pair, and probes for every point."""
@@ -269,7 +271,7 @@ class Collection:
 
     def _measure(self, points: Points, level: int) -> Tensor:
         """Computes the scalars of a chunk at one noise level, a row for each point or pair."""
-        t = self.t[level].expand(len(points.x0)).to(self.device)
+        t = self.levels[level].expand(len(points.x0))
         half = self.precision != "fp32" and float(self.t[level]) >= _HALF_FROM
         with torch.autocast(self.device.type, torch.float16) if half else nullcontext():
             values = self.estimator.measure(self.denoiser, points, t)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cdistill.networks.denoiser import chunk_size
 from cdistill.runtime import signals
+from cdistill.runtime.devices import send
 from cdistill.schedule import T
 
 Item = TypeVar("Item")
@@ -49,7 +50,7 @@ class Chunk:
     def noise(self, device: torch.device | str) -> Noise:
         """Returns the source of more noise, (size, ...), float64."""
         shape = self.x.shape[1:]
-        return lambda: torch.stack([torch.randn(shape, generator=draw) for draw in self.draws]).double().to(device)
+        return lambda: send(torch.stack([torch.randn(shape, generator=draw) for draw in self.draws]).double(), device)
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,8 @@ def stream(
 
     @torch.inference_mode()
     def sample(chunk: Chunk) -> tuple[Drawn, int]:
-        labels = None if chunk.labels is None else chunk.labels.to(device)
-        found = sampler(chunk.x.to(device), labels, chunk.noise(device)).cpu()
+        labels = None if chunk.labels is None else send(chunk.labels, device)
+        found = sampler(send(chunk.x, device), labels, chunk.noise(device)).cpu()
         with torch.inference_mode(False):  # the caller may do with these what it likes
             samples = torch.empty(len(chunk.rows), *found.shape[1:], dtype=torch.float64)
             samples.copy_(found[chunk.places])

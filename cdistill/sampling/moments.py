@@ -19,6 +19,7 @@ from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings.coefficients import Fit
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
+from cdistill.runtime.devices import send
 from cdistill.sampling.drawing import Chunk, Sampler, draw_chunks
 from cdistill.sampling.solvers import Denoise, heun_step
 from cdistill.schedule import rho_grid
@@ -127,7 +128,7 @@ def _chunk_products(
     device: torch.device,
 ) -> list[Tensor]:
     """Returns x.x (B, L, L), D.x (B, L-1, L), D.D (B, L-1) and the squared end errors (B, S) of each sample."""
-    start, labels = chunk.x.to(device), None if chunk.labels is None else chunk.labels.to(device)
+    start, labels = send(chunk.x, device), None if chunk.labels is None else send(chunk.labels, device)
     with torch.inference_mode():
         path = list(walk(lambda x, t: denoiser(x, t, None, labels), start, points, substeps))
         x = torch.stack([point for point, _ in path], 1).double().flatten(2)
@@ -150,7 +151,7 @@ def walk(denoise: Denoise, x: Tensor, points: int, substeps: int) -> Iterator[tu
     Yields:
         x_t and D(x_t, t) at each level, None for the last D; Heun's own call there is kept, not repeated.
     """
-    fine = rho_grid((points - 1) * substeps + 1).to(x.device)
+    fine = send(rho_grid((points - 1) * substeps + 1), x.device)
     calls: list[Tensor] = []
 
     def remember(point: Tensor, t: Tensor) -> Tensor:

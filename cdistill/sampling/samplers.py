@@ -25,6 +25,7 @@ from cdistill.errors import CdistillError, RecipeError
 from cdistill.networks.denoiser import Denoiser
 from cdistill.preconditionings import Preconditioning
 from cdistill.registry import SAMPLERS
+from cdistill.runtime.devices import send
 from cdistill.sampling.drawing import Noise
 from cdistill.sampling.solvers import (
     Denoise,
@@ -115,11 +116,11 @@ class StudentSampler(TimedSampler):
 
     @override
     def __call__(self, x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        for step, added in zip(self.steps.to(x.device), self.added, strict=True):
+        for step, added in zip(send(self.steps, x.device), self.added, strict=True):
             t, s, f, g = step[:, None].expand(-1, len(x))
             x = jump(self.denoiser, x, t, s, (f, g), labels)
             if added > 0:
-                x = x + added.to(x.device) * noise()
+                x = x + added * noise()
         return x
 
 
@@ -166,7 +167,7 @@ class TeacherSampler(TimedSampler):
 
     @override
     def __call__(self, x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
-        return self.solve(lambda point, t: self.denoiser(point, t, None, labels), x, self.times.to(x.device))
+        return self.solve(lambda point, t: self.denoiser(point, t, None, labels), x, send(self.times, x.device))
 
     @abstractmethod
     def solve(self, denoise: Denoise, x: Tensor, times: Tensor) -> Tensor:

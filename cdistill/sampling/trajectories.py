@@ -29,6 +29,7 @@ from cdistill.errors import CdistillError, CorruptFileError, DiskFullError, Mism
 from cdistill.networks.denoiser import broadcast
 from cdistill.runtime import signals
 from cdistill.runtime.console import progress, say
+from cdistill.runtime.devices import send
 from cdistill.runtime.randomness import generator
 from cdistill.sampling.drawing import Noise, stream
 from cdistill.sampling.settings import TrajectoriesSection
@@ -255,7 +256,7 @@ class TrajectoryStore:
 
         def follow(x: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
             stops: list[Tensor] = []
-            scales = self.scales.to(device)
+            scales = send(self.scales, device)
             for place, here in enumerate(range(0, len(fine), substeps)):
                 if place in places:
                     stops.append((x / scales[len(stops)]).to(torch.float32))

@@ -9,12 +9,13 @@ from torch import Tensor
 from cdistill.data import Source
 from cdistill.networks.denoiser import Denoiser, broadcast, freeze
 from cdistill.objectives.dsm import dsm_loss
+from cdistill.runtime.devices import send
 from cdistill.runtime.randomness import derive_seed, generator
 from cdistill.training.loop import Groups, Task, gradient_norm, step_scaled
 from cdistill.training.loss_weighting import scaled
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors, update_ema
 from cdistill.training.settings import DenoisingSection, cosine_rate
-from cdistill.training.step_data import check_divisible, draw_data, draw_noise, own_rows, send
+from cdistill.training.step_data import check_divisible, draw_data, draw_noise, own_rows
 
 
 class DenoisingTask(Task):

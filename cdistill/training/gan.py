@@ -16,11 +16,11 @@ from cdistill.networks.denoiser import freeze
 from cdistill.networks.discriminator import Discriminator, power_iteration
 from cdistill.objectives.base import Batch
 from cdistill.registry import DISCRIMINATORS
+from cdistill.runtime.devices import send
 from cdistill.runtime.randomness import derive_seed
 from cdistill.training.augment import diff_augment, draw_numbers
 from cdistill.training.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from cdistill.training.settings import GanSection
-from cdistill.training.step_data import send
 
 _BETAS = (0.5, 0.9)  # CTM's
 

@@ -17,6 +17,7 @@ from cdistill.networks.denoiser import broadcast
 from cdistill.objectives.base import AnyObjectiveSection, Batch, Objective
 from cdistill.objectives.dsm import draw_dsm_sigma
 from cdistill.preconditionings.base import Preconditioning
+from cdistill.runtime.devices import send
 from cdistill.runtime.randomness import derive_seed, generator, shuffled_indices
 from cdistill.sampling.trajectories import TrajectoryStore
 from cdistill.schedule import EPS
@@ -182,13 +183,6 @@ def draw_points(
         flip = (torch.rand(size, generator=generator(seed, "flips of trajectories", index)) < 0.5)[rows]
         points = {name: torch.where(broadcast(flip, x).bool(), x.flip(-1), x) for name, x in points.items()}
     return points, store.labels(which)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Moves a tensor to the device without waiting for it."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def own_rows(accelerator: Accelerator, size: int) -> slice:
