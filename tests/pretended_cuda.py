@@ -67,9 +67,9 @@ ACTIVE: list["Device"] = []
 
 
 class OnDevice(Tensor):
-    """A tensor of the device; `values` has its values, on the CPU."""
+    """A tensor of the device; `held` has its values, on the CPU."""
 
-    values: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, values: Tensor) -> "OnDevice":
@@ -78,13 +78,13 @@ class OnDevice(Tensor):
                 cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
                 layout=values.layout, device=torch.device("cuda", 0),
             )  # fmt: skip
-        tensor.values = values
+        tensor.held = values
         return tensor
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         if not ACTIVE:  # something shared was moved there and not back
             raise RuntimeError("a tensor of the pretended device outlives it")
         return ACTIVE[-1].dispatch(func, args, kwargs or {})  # in a thread of its own, or below another mode
@@ -138,8 +138,8 @@ class Device(TorchDispatchMode):
         return self.run(func, args, kwargs, target)
 
     def run(self, func, args, kwargs, target):
-        values = [mapped(value, OnDevice, lambda leaf: leaf.values) for value in args]
-        named = {name: mapped(value, OnDevice, lambda leaf: leaf.values) for name, value in kwargs.items()}
+        values = [mapped(value, OnDevice, lambda leaf: leaf.held) for value in args]
+        named = {name: mapped(value, OnDevice, lambda leaf: leaf.held) for name, value in kwargs.items()}
         if "device" in named:
             named["device"] = torch.device("cpu")
         named.pop("pin_memory", None)

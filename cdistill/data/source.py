@@ -68,11 +68,11 @@ class Source:
         return digest.hexdigest()
 
     def resident(self, device: torch.device) -> Source:
-        """Returns the source with its samples on a GPU, if they take at most a quarter of what is free there.
+        """Returns the source with its samples on a GPU, if they take at most a tenth of what is free there.
 
         Itself otherwise. Eight bits a value: CIFAR-10 takes 150 MB.
         """
-        if device.type != "cuda" or self.samples.nbytes > torch.cuda.mem_get_info(device)[0] / 4:
+        if device.type != "cuda" or self.samples.nbytes > torch.cuda.mem_get_info(device)[0] / 10:
             return self
         labels = None if self.labels is None else self.labels.to(device)
         return replace(self, samples=self.samples.to(device), labels=labels)

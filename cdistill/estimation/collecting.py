@@ -9,7 +9,7 @@ import glob
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +19,10 @@ from cdistill.data import Source
 from cdistill.errors import CdistillError, CorruptFileError, MissingAssetError, RecipeError, StoppedError
 from cdistill.estimation.base import Estimator, GroupSums, Points, replicates, standard_error
 from cdistill.estimation.settings import EstimationSection
-from cdistill.networks.denoiser import Denoiser, chunk_size, tolerate_compiler
+from cdistill.networks.denoiser import Denoiser, chunk_size
 from cdistill.runtime import signals
 from cdistill.runtime.console import Advance
-from cdistill.runtime.devices import send
+from cdistill.runtime.devices import compiles, send
 from cdistill.runtime.randomness import generator, shuffled_indices
 from cdistill.storage.checkpoints import load_tensors, save_tensors
 
@@ -182,6 +182,7 @@ class Collection:
         accelerator: Accelerator | None = None,
         path: Path | None = None,
         identity: dict[str, Any] | None = None,
+        compiled: bool | Literal["auto"] = "auto",
     ) -> None:
         self.estimator, self.source, self.t, self.accelerator = estimator, source, t, accelerator
         self.settings = settings
@@ -196,9 +197,8 @@ class Collection:
         self.levels = t.to(self.device)
         fast = is_fast(estimator, self.device)
         self.chunk = self.block * (_CUDA_BLOCKS if fast else 1)
-        if fast:
-            tolerate_compiler()
-        self.denoiser = cast(Denoiser, torch.compile(denoiser, dynamic=False)) if fast else denoiser
+        compiled = fast and compiles(compiled, self.device.type)
+        self.denoiser = cast(Denoiser, torch.compile(denoiser, dynamic=False)) if compiled else denoiser
         self.stopped = False
         shape = self.groups, len(t), len(estimator.scalars)
         self.progress = Progress(shape, path, identity, self.rank, self.world)

@@ -114,11 +114,6 @@ class EDMDenoiser(Denoiser):
         return freeze(deepcopy(self)).to(dtype)
 
 
-def tolerate_compiler() -> None:
-    """Lets what cannot be compiled here run as it is, for example where there is no C++ compiler; torch logs why."""
-    torch._dynamo.config.suppress_errors = True
-
-
 def chunk_size(sample_shape: tuple[int, ...]) -> int:
     """Returns how many samples a network always sees at once: 64 small ones, or 16 of more than 1,024 elements.
 

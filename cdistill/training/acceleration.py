@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from cdistill.networks.denoiser import Denoiser
+from cdistill.runtime.devices import compiles
 from cdistill.sampling.solvers import heun_step
 from cdistill.training.loop import effective_precision
 from cdistill.training.settings import TrainingSection
@@ -53,7 +54,7 @@ class Acceleration:
 def choose_acceleration(section: TrainingSection, accelerator: Accelerator) -> Acceleration:
     """Returns what a recipe asks for; "auto" is what was found to be fast on the kind of device.
 
-    Networks are compiled on a GPU; channels are innermost in float32 on a CPU (in bfloat16 that is slower there) and in
+    For compilation see `compiles`; channels are innermost in float32 on a CPU (in bfloat16 that is slower there) and in
     half precision on a GPU.
     """
     device = accelerator.device.type
@@ -65,7 +66,7 @@ def choose_acceleration(section: TrainingSection, accelerator: Accelerator) -> A
 
     return Acceleration(
         teacher_dtype=None if wanted in ("fp32", "tf32") else _TYPES[wanted],
-        compiled=device == "cuda" if section.compile == "auto" else section.compile,
+        compiled=compiles(section.compile, device),
         channels_last=innermost(own),
         teacher_channels_last=innermost(wanted),
     )

@@ -10,12 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from cdistill.data import Source, load_source
-from cdistill.errors import RecipeError
+from cdistill.errors import CdistillError, RecipeError
 from cdistill.evaluation.evaluator import Evaluator
 from cdistill.evaluation.pipeline import evaluate_networks, evaluate_student, save_evaluation, save_images
 from cdistill.evaluation.records import STUDENT, Evaluation
 from cdistill.networks.architecture import build_denoiser
-from cdistill.networks.denoiser import Denoiser, count_parameters, tolerate_compiler
+from cdistill.networks.denoiser import Denoiser, count_parameters
 from cdistill.objectives.base import Objective, make_objective
 from cdistill.objectives.settings import ObjectiveSection
 from cdistill.preconditionings import Preconditioning, load_preconditioning
@@ -23,6 +23,7 @@ from cdistill.recipe.files import load_recipe, to_toml
 from cdistill.recipe.schema import DistillRecipe, TeacherRecipe
 from cdistill.registry import PRECONDITIONINGS, is_data_path, is_script
 from cdistill.runtime.console import Table, say, table
+from cdistill.runtime.processes import world_size
 from cdistill.runtime.randomness import derive_seed
 from cdistill.sampling.samplers import SamplerChoice
 from cdistill.sampling.teacher_data import open_data
@@ -118,8 +119,8 @@ def distill(
         out: The run folder; runs/RECIPE by default. A run that was interrupted there is resumed.
         resume: "never" refuses a folder that holds a run.
         accept_data: Whether a run is resumed though its data have changed since, as where a damaged image was replaced.
-        micro_batch: Images that a device works on at once, or "auto" for as many as fit; the recipe's accumulation by
-            default.
+        micro_batch: Images that a device works on at once, or "auto" for as many as fit, half as many if those do not
+            after all; the recipe's accumulation by default.
 
     Raises:
         RecipeError: The recipe is wrong, or the folder holds a run of another one.
@@ -139,7 +140,14 @@ def distill(
         raise RecipeError("overrides: got some for a recipe that is loaded; load it with them")
     if out is None:
         raise RecipeError("out: missing; a recipe that is loaded has no name to call the run folder by")
-    return DistilledRun(Path(out), _distill(recipe, RunFolder(Path(out)), resume, micro_batch, accept_data))
+    folder, tried = RunFolder(Path(out)), micro_batch
+    while True:
+        try:
+            return DistilledRun(folder.path, _distill(recipe, folder, resume, tried, accept_data))
+        except torch.OutOfMemoryError:
+            smaller = _smaller_micro_batch(folder, micro_batch)
+        tried, resume = str(smaller), "auto"  # outside of `except`, which would keep what is in memory
+        torch.cuda.empty_cache()
 
 
 def _distill(
@@ -153,8 +161,6 @@ def _distill(
     accelerator = make_accelerator(recipe.training.precision)
     if micro_batch is not None:
         recipe = with_micro_batches(recipe, micro_batch, accelerator, folder)
-    if recipe.training.compile == "auto":
-        tolerate_compiler()
     adversary = make_adversary(recipe, teacher, accelerator)
     check_run(folder, recipe, resume)  # before anything that takes long
     accelerator.wait_for_everyone()  # every process has looked before the main one writes
@@ -196,6 +202,20 @@ def _distill(
         if accelerator.is_main_process:
             folder.write_status(state="finished", exit_code=0)
     return final
+
+
+def _smaller_micro_batch(folder: RunFolder, wanted: str | None) -> int:
+    """Returns how many images to try at once where those of "auto" did not fit, before the first checkpoint."""
+    full = "the device's memory is full"
+    if not folder.recipe.is_file():
+        raise CdistillError(f"{folder.path}: {full}; is another program using it?")
+    before = load_recipe(folder.recipe, DistillRecipe).training
+    images = before.batch_size // world_size() // before.accumulation
+    if wanted != "auto" or images == 1 or world_size() > 1 or list_checkpoints(folder.checkpoints):
+        advice = f"--micro-batch {images // 2} has the same result" if images > 1 else "fp16 takes less"
+        raise CdistillError(f"{folder.path}: {full}, with {images} images at once; {advice}")
+    say(f"{folder.path}: {full}, with {images} images at once; {images // 2} are tried")
+    return images // 2
 
 
 def _uneven(source: Source) -> str:
@@ -300,8 +320,9 @@ def prepare_preconditioning(
             accelerator.wait_for_everyone()
         elif not begun and not estimated:
             estimate = estimate_coefficients(
-                teacher, source, settings, out=folder.coefficients, accelerator=accelerator
-            )
+                teacher, source, settings, out=folder.coefficients, accelerator=accelerator,
+                compiled=recipe.training.compile,
+            )  # fmt: skip
             if accelerator.is_main_process:
                 table(*estimate.table(rows=8))
                 for note in filter(None, (estimate.samples_note(), estimate.fit_note())):

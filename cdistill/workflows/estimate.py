@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -41,6 +41,7 @@ def estimate_coefficients(
     reuse: bool = False,
     paired: bool = False,
     accelerator: Accelerator | None = None,
+    compiled: bool | Literal["auto"] = "auto",
     **fields: Any,
 ) -> CoefficientEstimate:
     """Estimates l and s of a teacher, the coefficients of the analytic preconditioning, with their standard errors.
@@ -54,6 +55,7 @@ def estimate_coefficients(
         reuse: Whether to return what `out` holds if it is the estimate that this call would make.
         paired: Whether to draw points in pairs x_0 + t z, x_0 - t z for estimators that do not need them, too.
         accelerator: Devices and processes; one for this machine by default.
+        compiled: Whether the teacher is compiled where forward passes alone run on a GPU; "auto" if that works.
         **fields: Fields of :class:`EstimationSection`, in place of `settings`.
 
     Raises:
@@ -76,7 +78,7 @@ def estimate_coefficients(
         if there:
             return load_estimate(out)
     with _locked(out, accelerator):
-        return _estimate(teacher, source, settings, out, accelerator, paired)
+        return _estimate(teacher, source, settings, out, accelerator, paired, compiled)
 
 
 def open_teacher(teacher: str | Path | Teacher, weights: Path | None, accelerator: Accelerator) -> Teacher:
@@ -103,12 +105,15 @@ def _estimate(
     out: Path | None,
     accelerator: Accelerator,
     paired: bool,
+    compiled: bool | Literal["auto"],
 ) -> CoefficientEstimate:
     identity = _identity(teacher, source, settings, paired)
     identity |= {"versions": versions(), "device": accelerator.device.type}  # a GPU's chunks are not a CPU's
     name, t = identity["estimator"], _GRIDS[settings.grid](settings.timesteps)
     estimator = ESTIMATORS.get(name)()
-    collection = Collection(estimator, teacher.denoiser, source, t, settings, paired, accelerator, out, identity)
+    collection = Collection(
+        estimator, teacher.denoiser, source, t, settings, paired, accelerator, out, identity, compiled
+    )
     total, done = settings.samples * settings.timesteps, collection.progress.finished_pairs(settings.samples)
     if done:
         say(f"{out}: resumes after {done:,} of {total:,} pairs of sample and noise level")
@@ -183,6 +188,7 @@ def compare_estimators(
     weights: Path | None = None,
     out: Path | None = None,
     accelerator: Accelerator | None = None,
+    compiled: bool | Literal["auto"] = "auto",
     **fields: Any,
 ) -> EstimatorComparison:
     """Runs every registered estimator on the same samples.

@@ -23,7 +23,7 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.step_data import check_divisible
 
-_SHARE = 0.8  # of the free memory that may be planned with: the plan is an estimate
+_SHARE = 0.8  # of the free memory that may be planned with: the plan is an estimate, and data may take a tenth
 
 
 def plan(recipe: DistillRecipe | TeacherRecipe, devices: int) -> Plan:

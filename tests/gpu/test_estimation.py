@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def digits() -> Denoiser:
     return load_teacher("digits").denoiser
 
 
-def collect(denoiser: Denoiser, samples: int = 200, precision: str = "fp32", **options) -> GroupSums:
+def collect(denoiser: Denoiser, samples: int = 200, precision: Any = "fp32", **options: Any) -> GroupSums:
     budget = EstimationSection(samples=samples, precision=precision, **options)
     return collect_sums(Forward(), denoiser, load_source("digits"), GRID, budget)
 
@@ -38,7 +39,9 @@ def estimate(denoiser: Denoiser, samples: int, precision: str) -> CoefficientEst
 def calls_of(denoiser: Denoiser) -> list[tuple[int, torch.dtype]]:
     """Notes the size of every call of the network from now on, and the type of its output."""
     calls: list[tuple[int, torch.dtype]] = []
-    denoiser.model.register_forward_hook(lambda module, inputs, out: calls.append((len(inputs[0]), out.dtype)))
+    network = denoiser.model
+    assert isinstance(network, torch.nn.Module)
+    network.register_forward_hook(lambda module, inputs, out: calls.append((len(inputs[0]), out.dtype)))
     return calls
 
 
@@ -53,6 +56,7 @@ def fast(monkeypatch) -> Callable[[str | None], list[torch.fx.GraphModule]]:
         graphs: list[torch.fx.GraphModule] = []
 
         def noting(graph, inputs, **options):
+            assert backend is not None
             graphs.append(graph)
             return torch._dynamo.lookup_backend(backend)(graph, inputs, **options)
 
@@ -86,7 +90,7 @@ def test_eight_blocks_in_a_call_are_one_in_a_call(samples, digits, fast):
 
 
 def test_eight_blocks_in_a_call_stop_where_one_in_a_call_does(digits, fast):
-    options = {"samples": 512, "target_error": 0.006}
+    options: dict[str, Any] = {"samples": 512, "target_error": 0.006}
     slow = collect(digits, **options)
     assert slow.samples.min() < slow.samples.max()
     fast(None)

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.registry import OBJECTIVES
+from cdistill.runtime.devices import compiles
 from cdistill.sampling.settings import TrajectoriesSection
 from cdistill.sampling.trajectories import TrajectoryStore, open_trajectories
 from cdistill.schedule import rho_grid
@@ -38,10 +39,12 @@ SCALED = {"value training/loop.py:step_scaled"}  # the scaler asks after it whet
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[Device]:
+    compiles.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
     with pretended(monkeypatch) as device:
         yield device
     AcceleratorState._reset_state(reset_partial_state=True)
+    compiles.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,7 @@ ONCE = {
     "read storage/checkpoints.py:<dictcomp>",  # each tensor that is written
     "read estimation/collecting.py:_add_up",  # each round of an estimate
     "read sampling/drawing.py:sample",  # each chunk of samples
+    "read workflows/sample.py:<genexpr>",  # the end of an inversion
     "read sampling/moments.py:<listcomp>",  # each chunk of trajectories
     "read training/loop.py:read",  # each step of a training
 }  # fmt: skip
@@ -192,6 +196,26 @@ def test_every_command_runs_and_waits_for_results_alone(data, tmp_path, monkeypa
         uploads = sum(count for place, count in device.waits.items() if "sampl" in place and "upload" in place)
         assert uploads <= 200, (name, device.waits)
     assert RunFolder(tmp_path / "first").results()["rows"]
+
+
+def test_networks_are_compiled_where_a_compiler_works_and_a_line_says_where_not(
+    exact_coefficients, store, device, monkeypatch, capsys
+):
+    task = build(exact_coefficients, store, "fp16", objective="ctm")
+    assert len(device.compiled) == 4  # the attempt, the target, the solver's step, the student
+    assert str(task.acceleration) == "teacher float16, compiled, channels_last, teacher channels_last"
+    assert "uncompiled" not in capsys.readouterr().err
+
+    def broken(network, **options):
+        raise RuntimeError("no compiler here\nand many lines more")
+
+    compiles.cache_clear()
+    monkeypatch.setattr(torch, "compile", broken)
+    for _ in range(2):
+        task = build(exact_coefficients, store, "fp16", objective="ctm")
+        assert not task.acceleration.compiled
+    line = "networks run uncompiled, slower: nothing can be compiled here (no compiler here)"
+    assert capsys.readouterr().err.splitlines().count(line) == 1
 
 
 # ---- what is put in on purpose is found ----

@@ -202,6 +202,7 @@ def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients)
     near, far = (build(exact_coefficients, device) for device in ("cuda", "cpu"))
     assert near.source.samples.is_cuda
     assert near.source.samples.dtype == torch.uint8
+    assert near.source.labels is not None
     assert near.source.labels.is_cuda
     for index in range(2):
         (here,), (there,) = near.draw(index), far.draw(index)

@@ -1,6 +1,6 @@
 """Small distillations: the digits in float64, a small network, every objective and option."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,13 @@ def small_teacher(dtype: torch.dtype = torch.float64) -> EDMDenoiser:
 def sections(objective: str = "ctm", **values: Any) -> tuple[TrainingSection, ObjectiveSection]:
     """The two sections of a recipe, with small values but for those given."""
     kind = OBJECTIVES.get(objective).section_type
-    given = {"iterations": 10, "batch_size": 12, "points": POINTS, "max_ode_steps": POINTS - 1, "distance": "l2"}
+    given: dict[str, Any] = {
+        "iterations": 10,
+        "batch_size": 12,
+        "points": POINTS,
+        "max_ode_steps": POINTS - 1,
+        "distance": "l2",
+    }
     given |= {"target_rate": 0.9, "ema_rate": 0.9, "learning_rate": 1e-3, **values}
     training = {key: value for key, value in given.items() if key in TrainingSection.model_fields}
     own = {key: value for key, value in given.items() if key in kind.model_fields}
@@ -64,11 +70,11 @@ def make_task(
         adversary.discriminator.double()
     form = make_preconditioning(name, table=table)
     objective = make_objective(chosen, teacher.sample_shape)
-    task = Distillation(
+    task: Any = Distillation(
         teacher, form, objective, source or digits(), accelerator, training, 1, adversary, store, warmup
     )
     task.form, task.phi = form, small_teacher()
-    return task
+    return cast(Distillation, task)
 
 
 def moved(task: Distillation) -> Distillation:
@@ -101,6 +107,7 @@ def force_levels(task: Distillation, monkeypatch, t: int, s: int, h: int) -> Non
 
     def draw(size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         grid = task.objective.grid
+        assert grid is not None
         path = grid[t : t + h + 1].expand(size, -1)
         return {"t": path[:, 0], "u": path[:, -1], "s": grid[s].expand(size), "path": path}
 

@@ -1,7 +1,7 @@
 """The fast step: half precision within its rounding, the scaler, no reading on the host, what is counted is what runs.
 
-That its losses and gradients are those of the plain step is tested in test_training.py; what needs a GPU, in
-test_training_device.py.
+That its losses and gradients are those of the plain step is tested in test_distillation.py; what needs a GPU, or one
+that is pretended, in tests/gpu.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ from cdistill.analysis.cost import Plan, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.errors import RecipeError
-from cdistill.networks.denoiser import tolerate_compiler
 from cdistill.recipe.files import load_recipe, shipped_recipes, to_toml
 from cdistill.recipe.schema import DistillRecipe
+from cdistill.runtime import devices
 from cdistill.runtime.randomness import generator
 from cdistill.storage.checkpoints import load_checkpoint, save_checkpoint
 from cdistill.storage.files import list_checkpoints
@@ -44,6 +44,7 @@ from cdistill.training.loop import Counters, finish, read
 from cdistill.training.settings import GanSection
 from cdistill.workflows import plan as planning
 from cdistill.workflows.plan import plan
+from tests.conftest import fast_distill
 from tests.training.tasks import (
     force_levels,
     gradients,
@@ -333,11 +334,13 @@ def compiled_by(monkeypatch) -> Iterator[Callable[[object], None]]:
 
     def choose(backend: object) -> None:
         torch._dynamo.reset()
+        devices.compiles.cache_clear()
         monkeypatch.setattr(torch, "compile", partial(compiler, backend=backend))
 
     with functorch.patch(donated_buffer=True), torch._dynamo.config.patch(suppress_errors=False):
         yield choose
     torch._dynamo.reset()
+    devices.compiles.cache_clear()
 
 
 @pytest.mark.slow
@@ -360,18 +363,43 @@ def test_compilation_changes_neither_losses_nor_gradients(exact_coefficients, op
     eager.load(fast.groups())
 
 
-def test_without_a_compiler_the_step_runs_as_it_is(exact_coefficients, compiled_by):
-    def broken(graph, inputs):
-        raise RuntimeError("no compiler here")
+def broken(graph, inputs):
+    raise RuntimeError("no compiler here\nand many lines more")
 
+
+def test_without_a_compiler_a_step_that_is_to_be_compiled_is_refused(exact_coefficients, compiled_by):
     compiled_by(broken)
+    with pytest.raises(RecipeError, match="no compiler here") as caught:
+        build(exact_coefficients, objective="cm", batch_size=2, compile=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_alone_cannot_be_compiled_runs_as_it_is(exact_coefficients, compiled_by):
+    """As with compile = "auto", once the compiler has shown that it works."""
+    compiled_by("eager")
     eager, fast = (moved(build(exact_coefficients, objective="cm", batch_size=2, compile=on)) for on in (False, True))
+    compiled_by(broken)
+    fast.networks = replace(fast.networks, target=torch.compile(fast.target_net))
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no compiler here"):
         fast.backward(0)
-    tolerate_compiler()
+    torch._dynamo.config.suppress_errors = True
     expected, found = eager.backward(0), fast.backward(0)
     assert found.keys() == expected.keys()
     assert distance_of(gradients(fast), gradients(eager)) < 1e-12
+
+
+@pytest.mark.slow
+def test_a_compiled_network_has_the_dropout_masks_of_an_uncompiled_one():
+    """So that CM's two networks have the same ones where only one can be compiled; by default they would not."""
+    torch._dynamo.reset()
+    assert devices.compiles.__wrapped__(True, "cpu")
+    network = torch.nn.Dropout(0.5).train()
+
+    def masks(called: Callable[[Tensor], Tensor]) -> Tensor:
+        torch.manual_seed(3)
+        return called(torch.ones(64, 8))
+
+    assert torch.equal(masks(torch.compile(network)), masks(network))
 
 
 # ---- memory format ----
@@ -544,6 +572,50 @@ def test_a_run_that_goes_on_keeps_its_micro_batches(monkeypatch, tmp_path):
         run.recipe.write_text(to_toml(old))
         found = planning.with_micro_batches(micro_recipe(), "auto", others(), run)
         assert found.training.accumulation == expected
+
+
+@pytest.fixture
+def memory_for(monkeypatch) -> Callable[[int], list[int]]:
+    """Lets a device hold only so many images at once; returns how many were tried."""
+
+    def limit(most: int) -> list[int]:
+        tried: list[int] = []
+        backward = Distillation.backward
+
+        def limited(task: Distillation, index: int) -> dict[str, Tensor]:
+            tried.append(len(task.draw(index)[0].x0))
+            if tried[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return backward(task, index)
+
+        monkeypatch.setattr(Distillation, "backward", limited)
+        return tried
+
+    return limit
+
+
+def test_auto_tries_half_as_many_images_where_memory_runs_out(memory_for, tmp_path, capsys):
+    """The first step comes again with 16 and 8 images; the run is the one that had 8 from the start."""
+    for name, size in (("first", "auto"), ("second", "8")):
+        tried = memory_for(8)
+        assert run([*fast_distill(tmp_path / name, "training.iterations=2"), "--micro-batch", size]) == 0
+        assert tried == ([32, 16, 8, 8] if size == "auto" else [8, 8])
+    assert "the device's memory is full, with 16 images at once; 8 are tried" in capsys.readouterr().err
+    first, second = (
+        load_checkpoint(list_checkpoints(tmp_path / name / "checkpoints")[-1])[0] for name in ("first", "second")
+    )
+    for name, value in second["weights"].items():
+        assert torch.equal(first["weights"][name], value)
+
+
+@pytest.mark.parametrize(("most", "size", "advice"), [
+    (8, "16", "with 16 images at once; --micro-batch 8 has the same result"),
+    (0, "auto", "with 1 images at once; fp16"),
+])  # fmt: skip
+def test_where_memory_runs_out_an_error_says_what_to_do(most, size, advice, memory_for, tmp_path, capsys):
+    memory_for(most)
+    assert run([*fast_distill(tmp_path / "run", "training.iterations=2"), "--micro-batch", size]) == 2
+    assert advice in capsys.readouterr().err
 
 
 def test_a_batch_that_cannot_be_shared_is_not_cut():
