@@ -111,6 +111,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.compiled: list[Any] = []
+        self.strict = False  # whether waiting raises
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return self.dispatch(func, args, kwargs or {})
@@ -134,17 +135,19 @@ class Device(TorchDispatchMode):
             return func(*args, **kwargs)
         check_places(func, args, leaves, target)
         if kind := waits_for(func, args, kwargs, target):
+            if self.strict:
+                raise RuntimeError(f"called a synchronizing CUDA operation: {kind} {where()}")
             self.waits[f"{kind} {where()}"] += 1
         return self.run(func, args, kwargs, target)
 
     def run(self, func, args, kwargs, target):
         values = [mapped(value, OnDevice, lambda leaf: leaf.held) for value in args]
         named = {name: mapped(value, OnDevice, lambda leaf: leaf.held) for name, value in kwargs.items()}
-        if "device" in named:
+        if "device" in named and target == "cuda":
             named["device"] = torch.device("cpu")
         named.pop("pin_memory", None)
         out = accumulated(func, values, named)
-        if target == "cpu":
+        if target != "cuda":
             return out
         if func._schema.name.endswith("_") and out is values[0]:  # in place
             return args[0]
@@ -265,6 +268,7 @@ def pretended(monkeypatch) -> Iterator[Device]:
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
         "mem_get_info": lambda device=None: (FREE, FREE), "get_device_name": lambda *_: "a pretended device",
         "get_device_capability": lambda *_: (8, 0), "is_bf16_supported": lambda *_, **__: True,
+        "set_sync_debug_mode": lambda mode: setattr(device, "strict", mode == "error"),
         "Event": Event, "_is_in_bad_fork": lambda: False,
         **dict.fromkeys(("_lazy_init", "manual_seed_all", "set_device", "empty_cache", "synchronize"), forget),
     }  # fmt: skip

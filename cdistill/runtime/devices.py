@@ -21,9 +21,9 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 def compiles(wanted: bool | Literal["auto"], kind: str) -> bool:
     """Whether networks are compiled on a kind of device: where it is asked for; with "auto" on a GPU with a compiler.
 
-    With "auto" a network that cannot be compiled runs as it is, and torch logs why. ``TORCHDYNAMO_DISABLE=1`` in the
-    environment compiles nothing. Compiled networks have the dropout masks of uncompiled ones, since the two networks of
-    an objective share masks.
+    With "auto" a network that cannot be compiled runs as it is, and torch logs why. ``TORCH_COMPILE_DISABLE=1`` in
+    the environment compiles nothing. Compiled networks have the dropout masks of uncompiled ones, since the two
+    networks of an objective share masks.
 
     Raises:
         RecipeError: It is asked for, and there is no compiler that works.

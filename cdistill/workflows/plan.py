@@ -23,6 +23,7 @@ from cdistill.teachers import Teacher, load_teacher
 from cdistill.teachers.official import OFFICIAL
 from cdistill.training.step_data import check_divisible
 
+NEVER_ON_A_GPU = ("memory", "hours")
 _SHARE = 0.8  # of the free memory that may be planned with: the plan is an estimate, and data may take a tenth
 
 
@@ -84,6 +85,7 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
             [[f"{level:.4g}", f"{start:.1%}", f"{end:.1%}"] for level, start, end in shares],
         )
     say("activations shrink with distill --micro-batch N: N images at once, the same result")
+    say(f"{' and '.join(NEVER_ON_A_GPU)} were never compared with a GPU's; forwards and FLOP are counted exactly")
 
 
 def scaled(value: float, unit: str) -> str:
@@ -118,6 +120,7 @@ def as_record(found: Plan, devices: int, tflops: float) -> dict[str, Any]:
         "training": found.training,
         "devices": devices,
         "tflops": tflops,
+        "never_compared_with_a_gpu": list(NEVER_ON_A_GPU),
         "hours": found.hours(tflops, devices),
     }
 

@@ -121,7 +121,7 @@ def make_task(
     precision = {"fp32": "no"}.get(section.precision, section.precision)
     accelerator = Accelerator(cpu=not next(teacher.parameters()).is_cuda, mixed_precision=precision)
     own |= {} if store is None else {"targets": "store"}
-    objective: CTM | Regression = CTM(CTMSection(distance="l2", **own), teacher.sample_shape)
+    objective: Any = CTM(CTMSection(distance="l2", **own), teacher.sample_shape)
     if regression is not None:
         objective = Regression(regression, teacher.sample_shape)
     objective.distance = distance or objective.distance
@@ -207,7 +207,7 @@ def count(work: Callable[[], object]) -> float:
     """Returns the operations of the networks in `work`."""
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return float(counter.get_total_flops())
 
 
 def compare(saving: Saving, device: str, repeats: int) -> None:
@@ -241,14 +241,24 @@ def random_lpips(device: str) -> LPIPS:
 def print_rate(teacher: EDMDenoiser, batch_size: int, numbers: list[int], precision: str, lpips: bool) -> None:
     """Trains for some steps as `cdistill distill` would on this device, and prints its rate and peak memory."""
     device = next(teacher.parameters()).device.type
-    auto = {"compile": "auto", "channels_last": "auto", "teacher_precision": "same", "precision": precision}
+    auto: dict[str, Any] = {
+        "compile": "auto",
+        "channels_last": "auto",
+        "teacher_precision": "same",
+        "precision": precision,
+    }
     task = make_task(teacher, batch_size, distance=random_lpips(device) if lpips else L2(), **auto)
     for index in numbers[: 3 if device == "cuda" else 1]:  # compiles, records graphs, fills the allocator's pools
         step(task, index)
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    taken = seconds(lambda: [step(task, index) for index in numbers], device)
+
+    def work() -> None:
+        for index in numbers:
+            step(task, index)
+
+    taken = seconds(work, device)
     rate = batch_size * len(numbers) / taken
     cost = task.objective.cost()
     forwards = cost.teacher + cost.target + 2 * cost.frozen + 3 * (cost.student + 1)

@@ -1,6 +1,5 @@
 """Every objective and every command on a CUDA device that is pretended: devices, types and waits, without a GPU."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -38,13 +37,8 @@ SCALED = {"value training/loop.py:step_scaled"}  # the scaler asks after it whet
 
 
 @pytest.fixture
-def device(monkeypatch) -> Iterator[Device]:
-    compiles.cache_clear()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with pretended(monkeypatch) as device:
-        yield device
-    AcceleratorState._reset_state(reset_partial_state=True)
-    compiles.cache_clear()
+def device(cuda) -> Device:
+    return pretended_cuda.ACTIVE[-1]
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +190,24 @@ def test_every_command_runs_and_waits_for_results_alone(data, tmp_path, monkeypa
         uploads = sum(count for place, count in device.waits.items() if "sampl" in place and "upload" in place)
         assert uploads <= 200, (name, device.waits)
     assert RunFolder(tmp_path / "first").results()["rows"]
+
+
+def test_data_stay_on_the_device_if_they_take_at_most_a_tenth_of_what_is_free(device, monkeypatch):
+    source, free = load_source("digits"), 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    free = 10 * source.samples.nbytes - 1
+    assert source.resident(torch.device("cuda")) is source
+    free += 1
+    assert source.resident(torch.device("cpu")) is source
+    found = source.resident(torch.device("cuda"))
+    assert found.samples.is_cuda
+    assert found.samples.dtype == torch.uint8
+    device.waits.clear()
+    x, labels = found.batch(torch.arange(5), torch.ones(5, dtype=torch.bool))
+    assert x.is_cuda
+    assert labels is not None
+    assert labels.is_cuda
+    assert not device.waits
 
 
 def test_networks_are_compiled_where_a_compiler_works_and_a_line_says_where_not(

@@ -1,7 +1,6 @@
-"""The fast step on a GPU: CUDA graphs, fp16, no waiting, resident images, memory. References are computed on the CPU.
+"""The fast step on a GPU: CUDA graphs, half precision, no waiting, resident images, memory, two processes.
 
-tests/training/test_acceleration.py has what can be tested without a GPU. On a GPU float32 convolutions may be TF32,
-of fp16's rounding.
+References are computed on the CPU. What needs no kernels and no memory of a device runs on a pretended one, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,34 +26,36 @@ from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import load_teacher
 from cdistill.training.acceleration import Acceleration, make_solver_step
 from cdistill.training.distillation import Distillation
-from cdistill.training.loop import Counters, finish, read
+from cdistill.training.loop import Counters, finish, make_accelerator, read
 from cdistill.training.settings import GanSection
 from cdistill.workflows.plan import plan
-from tests.conftest import FAST
+from tests.conftest import FAST, fast_distill
 from tests.training.tasks import POINTS, force_levels, gradients, make_task, moved, small_teacher, step, tensors
 
 # Compilers and drivers have warnings of their own, which are not ours.
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.usefixtures("cuda"), pytest.mark.filterwarnings("ignore")]
 
 ROUNDING = 2.0**-11  # of fp16
+ROUNDINGS = {"fp32": 2.0**-20, "tf32": ROUNDING, "fp16": ROUNDING, "bf16": 2.0**-8}
 FLIPPED = replace(load_source("digits"), flips=True)
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """Every test may have an accelerator of its own precision and compiles anew."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    """Every test compiles anew."""
     torch._dynamo.reset()
     with torch._functorch.config.patch(donated_buffer=True), torch._dynamo.config.patch(suppress_errors=False):
         yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def build(table, device: str, teacher=None, **values) -> Distillation:
-    """A task in float32 that is the same on both devices, but for how fast it is."""
+    """A task in float32 that is the same on both devices, but for how fast it is.
+
+    It draws to the device of the task that was built last: Accelerate has one state for all.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = values.get("precision", "fp32")
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+    accelerator = Accelerator(cpu=True) if device == "cpu" else make_accelerator(precision)
     assert accelerator.device.type == device
     teacher = teacher or small_teacher(torch.float32)
     return make_task(table, teacher=teacher, source=FLIPPED, accelerator=accelerator, **values)
@@ -119,6 +120,21 @@ def test_a_replayed_step_sees_its_own_inputs_and_keeps_its_result(steps):
 # ---- a step ----
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", list(ROUNDINGS))
+def test_a_step_is_that_of_a_cpu_within_the_rounding(exact_coefficients, precision, compiled, measured):
+    """The gradient of CTM's two losses; in half precision the teacher too."""
+    whole = moved(build(exact_coefficients, "cpu"))
+    whole.backward(0)
+    found = moved(build(exact_coefficients, "cuda", precision=precision, compile=compiled))
+    found.backward(0)
+    mine, theirs = (torch.cat([value.flatten().cpu() for value in gradients(task).values()]) for task in (found, whole))
+    error, bound = relative(mine, theirs), 20 * ROUNDINGS[precision]
+    how = f"{precision}, compiled" if compiled else precision
+    measured(f"gradient of a step, {how}", f"off by {error:.1e}", f"at most {bound:.1e}")
+    assert error < bound
+
+
 @pytest.mark.parametrize("options", [
     {}, {"accumulation": 2}, {"objective": "cm"}, {"gan": GanSection()}, {"compile": False, "channels_last": False},
 ], ids=str)  # fmt: skip
@@ -128,11 +144,12 @@ def test_a_step_in_fp16_is_near_that_of_a_cpu_in_float32(exact_coefficients, opt
     What the discriminator's kinks do to its gradient goes with the root of the rounding.
     """
     whole = moved(build(exact_coefficients, "cpu", **{**options, "compile": False}))
+    exact = whole.backward(0)
     half = moved(build(exact_coefficients, "cuda", precision="fp16", **options))
     half.accelerator.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**10)
     assert half.acceleration.teacher_dtype == torch.float16
     assert half.acceleration.compiled == half.acceleration.channels_last == ("compile" not in options)
-    exact, found = whole.backward(0), half.backward(0)
+    found = half.backward(0)
     assert found.keys() == exact.keys()
     for name, value in exact.items():
         bound = 3 * ROUNDING**0.5 if "gan" in options else 10 * ROUNDING
@@ -199,13 +216,15 @@ def test_a_step_never_waits_for_the_device(exact_coefficients, compiled, options
 
 def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients):
     """Eight bits a value there; what is drawn does not depend on it, but for the rounding of x / 127.5."""
-    near, far = (build(exact_coefficients, device) for device in ("cuda", "cpu"))
+    far = build(exact_coefficients, "cpu")
+    theirs = [far.draw(index)[0] for index in range(2)]
+    near = build(exact_coefficients, "cuda")
     assert near.source.samples.is_cuda
     assert near.source.samples.dtype == torch.uint8
     assert near.source.labels is not None
     assert near.source.labels.is_cuda
-    for index in range(2):
-        (here,), (there,) = near.draw(index), far.draw(index)
+    for index, there in enumerate(theirs):
+        (here,) = near.draw(index)
         for name in ("labels", "z", "sigma"):
             assert getattr(here, name).is_cuda
             assert torch.equal(getattr(here, name).cpu(), getattr(there, name)), name
@@ -217,9 +236,10 @@ def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients)
 # ---- memory ----
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision, accumulation, monkeypatch):
+def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision, accumulation, monkeypatch, measured):
     """Within a factor of 2, without what compilation saves: the digits' own network, and all need the last jump."""
     size, few = 1024, {"precision": precision, "accumulation": accumulation}
     recipe = load_recipe(shipped_recipes()["digits-paper"], DistillRecipe)
@@ -236,6 +256,8 @@ def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision,
         finish(task, index, read(task.accelerator, task.backward(index)), Counters())
     torch.cuda.synchronize()
     used = torch.cuda.max_memory_allocated() - before
+    how = f"{precision}, {accumulation} micro-batch(es)"
+    measured(f"memory of a step, {how}", f"{used / 2**20:.0f} MiB", f"planned {planned / 2**20:.0f} MiB")
     assert 0.5 < used / planned < 2
 
 
@@ -247,6 +269,7 @@ def distill(out, *more: str) -> int:
     return run(["distill", "--recipe", "digits-paper", "--out", str(out), *sets])
 
 
+@pytest.mark.gpu
 def test_the_digits_are_distilled_in_fp16(tmp_path):
     assert distill(tmp_path / "run") == 0
     folder = RunFolder(tmp_path / "run")
@@ -271,6 +294,7 @@ def repeatable(monkeypatch) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.gpu
 def test_a_resumed_run_in_fp16_is_the_uninterrupted_one_bit_for_bit(tmp_path, repeatable):
     """CTM's form needs no coefficients, so that training alone is compared; the scaler is part of the state."""
     options = ("preconditioning.name=ctm", "training.compile=false", "checkpoint.every=5")
@@ -284,3 +308,25 @@ def test_a_resumed_run_in_fp16_is_the_uninterrupted_one_bit_for_bit(tmp_path, re
     for iterations in (5, 12):
         assert distill(tmp_path / "resumed", *options, f"training.iterations={iterations}") == 0
     assert state("resumed") == state("whole")
+
+
+@pytest.mark.gpu
+def test_two_processes_are_one(tmp_path, run_cli, measured):
+    """On two GPUs the same student to the rounding of a sum in another order; on one it is refused."""
+    options = ("preconditioning.name=ctm", "training.compile=false")
+    done = {
+        count: run_cli(*fast_distill(tmp_path / f"by-{count}", *options, recipe="digits-paper"), "--nproc", count)
+        for count in ("1", "2")
+    }
+    if torch.cuda.device_count() < 2:
+        assert done["2"].returncode == 2
+        assert "2 processes on this machine, which has 1 GPUs; start one for each GPU" in done["2"].stderr
+        measured("two processes", "refused", "one GPU")
+        return
+    assert [result.returncode for result in done.values()] == [0, 0], done["2"].stderr
+    one, two = (
+        load_checkpoint(list_checkpoints(tmp_path / f"by-{count}" / "checkpoints")[-1])[0]["weights"] for count in done
+    )
+    error = max(relative(two[name], value) for name, value in one.items())
+    measured("two processes after 30 steps", f"weights off by {error:.1e}", "at most 1.0e-03")
+    assert error < 1e-3

@@ -21,9 +21,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 from torch._functorch import config as functorch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from cdistill.analysis.cost import Plan, network_cost, on_meta
@@ -68,6 +66,16 @@ def build(table, accelerator=None, **values) -> Distillation:
 def single(table, **values) -> Distillation:
     """A task in float32."""
     return build(table, source=load_source("digits"), teacher=small_teacher(torch.float32), **values)
+
+
+def plain_accelerator() -> SimpleNamespace:
+    """An accelerator of one process on a CPU whose parts a test may change."""
+    return SimpleNamespace(
+        device=torch.device("cpu"), num_processes=1, process_index=0, scaler=None, mixed_precision="no",
+        autocast=contextlib.nullcontext, prepare=lambda module: module, reduce=lambda tensors, reduction: tensors,
+        gather=lambda tensor: tensor, no_sync=lambda module: contextlib.nullcontext(),
+        backward=lambda loss: loss.backward(),
+    )  # fmt: skip
 
 
 def distance_of(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -166,8 +174,8 @@ def test_a_step_in_fp16_is_near_that_in_float32(exact_coefficients, options):
     def backward(loss: Tensor) -> None:
         accelerator.scaler.scale(loss).backward()
 
-    accelerator = SimpleNamespace(**vars(valueless()))
-    accelerator.device, accelerator.scaler = torch.device("cpu"), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    accelerator = plain_accelerator()
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     accelerator.autocast, accelerator.prepare, accelerator.backward = half_cpu, prepare, backward
     whole = moved(single(exact_coefficients, **options))
     half = moved(single(exact_coefficients, accelerator=accelerator, teacher_precision="fp16", **options))
@@ -235,43 +243,6 @@ def test_an_overflow_is_skipped_and_lowers_the_scale(exact_coefficients, accumul
     assert accelerator.scaler.get_scale() == 2.0**17
     for first, second in zip(task.student.parameters(), plain.student.parameters(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=1e-4)  # RAdam begins with the plain gradient
-
-
-# ---- nothing is read on the host ----
-
-
-def valueless() -> SimpleNamespace:
-    """An accelerator on the meta device: whatever looks at a value there raises."""
-    return SimpleNamespace(
-        device=torch.device("meta"), num_processes=1, process_index=0, scaler=None, mixed_precision="no",
-        autocast=contextlib.nullcontext, prepare=lambda module: module, reduce=lambda tensors, reduction: tensors,
-        gather=lambda tensor: tensor, no_sync=lambda module: contextlib.nullcontext(),
-        backward=lambda loss: loss.backward(),
-    )  # fmt: skip
-
-
-def test_the_meta_device_has_no_values():
-    some = torch.ones(3, device="meta")
-    readings = [float, bool, lambda x: x.tolist(), lambda x: x.cpu(), torch.nonzero, lambda x: x[x > 0]]
-    for reading in readings:
-        with pytest.raises((RuntimeError, NotImplementedError)):
-            reading(some if reading not in (float, bool) else some[0])
-
-
-@pytest.mark.parametrize("options", [
-    {}, {"accumulation": 2}, {"dsm": False}, {"target": "live", "target_rate": 0.5, "dropout": 0.1},
-    {"objective": "cm"}, {"objective": "cm", "accumulation": 2, "dropout": 0.1}, {"teacher_precision": "fp16"},
-    {"gan": GanSection()}, {"gan": GanSection(), "accumulation": 2},
-], ids=str)  # fmt: skip
-def test_nothing_is_read_on_the_host(exact_coefficients, options):
-    """Two steps with everything on the meta device; with the GAN loss the second is the discriminator's."""
-    task = build(exact_coefficients, valueless(), **options)
-    for index in range(2):
-        found = task.backward(index)
-        task.prepare(index + 1)
-        assert all(value.is_meta for value in found.values())
-        assert ("discriminator" in found) == ("gan" in options and index == 1)
-    assert all(parameter.is_meta for parameter in task.student.parameters())
 
 
 # ---- the work that is done ----
@@ -438,7 +409,7 @@ def test_micro_batches_are_the_rows_of_the_whole_batch(exact_coefficients, objec
     (whole,) = build(exact_coefficients, objective=objective).draw(5)
     parts = []
     for rank in range(processes):
-        accelerator = SimpleNamespace(**{**vars(valueless()), "device": torch.device("cpu")})
+        accelerator = plain_accelerator()
         accelerator.num_processes, accelerator.process_index = processes, rank
         parts += build(exact_coefficients, accelerator, objective=objective, accumulation=accumulation).draw(5)
     assert [part.rows for part in parts] == [slice(k, k + len(parts[0].x0)) for k in range(0, 12, len(parts[0].x0))]
@@ -475,33 +446,6 @@ def test_another_attempt_draws_other_numbers(exact_coefficients):
     assert first.seed != second.seed
     task.attempt = 0
     assert torch.equal(task.draw(3)[0].x_t, first.x_t)
-
-
-def test_samples_that_fit_are_drawn_on_the_gpu_without_waiting(monkeypatch):
-    """On fake tensors, so without a GPU; the indices are sent and not waited for."""
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
-    sent = []
-
-    class Noting(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function is torch.ops.aten._to_copy.default and args[0].is_cpu and "device" in kwargs:
-                sent.append(kwargs.get("non_blocking", False))
-            return function(*args, **(kwargs or {}))
-
-    source, device = replace(load_source("digits"), flips=True), torch.device("cuda")
-    free = 4 * source.samples.nbytes - 1
-    assert source.resident(device) is source
-    free += 1
-    assert source.resident(torch.device("cpu")) is source
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        samples, labels = fake.from_tensor(source.samples), fake.from_tensor(source.labels)
-        found = replace(source, samples=samples, labels=labels).resident(device)
-        assert found.samples.is_cuda
-        assert found.samples.dtype == torch.uint8
-        with Noting():
-            x0, labels = found.batch(torch.arange(5), torch.ones(5, dtype=torch.bool))
-    assert (x0.is_cuda, labels.is_cuda) == (True, True)
-    assert sent == [True, True]
 
 
 # ---- micro-batches by memory ----
