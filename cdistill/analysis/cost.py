@@ -96,18 +96,18 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
     check_divisible(section.batch_size, devices, section.accumulation)
     objective = make_objective(recipe.objective, teacher.sample_shape, meta=True)
     student = on_meta(teacher.student(objective.takes_s, section.dropout))
-    teaching, learning = network_cost(teacher), network_cost(student)
-    frozen = network_cost(freeze(deepcopy(student)))
+    teaching, learning = network_cost(teacher, bool(backwards)), network_cost(student)
     phases = _phases(recipe, teacher.sample_shape)
     compared = [(share, distance_cost(each.distance, teacher.sample_shape)) for share, each in phases]
     costs = [(share, each.cost(), each.section.dsm) for share, each in phases]
     forwards = StepCost(
         *(sum(share * getattr(cost, key) for share, cost, _ in costs) for key in ("teacher", "target", "frozen"))
     )
+    frozen = network_cost(freeze(deepcopy(student))) if forwards.frozen else CallCost(0.0, 0.0, 0.0)
     trained = sum(share * (cost.student + dsm) for share, cost, dsm in costs)
     losses = 1 + any(dsm for *_, dsm in costs) + (recipe.gan is not None)
     copies = losses + (1 if objective.target_rate in (None, section.ema_rate) else 2)
-    kept = learning.saved + (frozen.saved if forwards.frozen else 0)
+    kept = learning.saved + frozen.saved
     # Beside the teacher by which the student is judged there is the one that runs.
     teaching_bytes = 8.0 if precision_of_teacher(section) == "fp32" else 6.0
     drawing = 2 * (TEACHER_POINTS - 1) * teaching.forward
@@ -222,9 +222,13 @@ def on_meta(module: Denoiser) -> Denoiser:
     return deepcopy(module).to("meta")
 
 
-def network_cost(denoiser: Denoiser) -> CallCost:
-    """Counts a call of a denoiser on the meta device with its backward pass: to the weights; of a frozen one, to x."""
-    x = torch.zeros(_BATCH, *denoiser.sample_shape, device="meta", requires_grad=trained_parameters(denoiser) == 0)
+def network_cost(denoiser: Denoiser, backward: bool = True) -> CallCost:
+    """Counts a call of a denoiser on the meta device with its backward pass: to the weights; of a frozen one, to x.
+
+    Without `backward` a frozen one is called alone, in a third of the time.
+    """
+    to_x = backward and trained_parameters(denoiser) == 0
+    x = torch.zeros(_BATCH, *denoiser.sample_shape, device="meta", requires_grad=to_x)
     t = torch.ones(_BATCH, dtype=torch.float64, device="meta")
     labels = torch.zeros(_BATCH, dtype=torch.int64, device="meta") if denoiser.num_classes else None
     return _count(lambda: denoiser(x, t, t, labels), denoiser.parameters())
