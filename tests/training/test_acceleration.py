@@ -316,12 +316,17 @@ def compiled_by(monkeypatch) -> Iterator[Callable[[object], None]]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, unless warnings are errors
-@pytest.mark.parametrize("options", [
-    {"objective": "cm"}, {"target": "live", "accumulation": 2}, {"gan": GanSection()},
+@pytest.mark.parametrize(("backend", "options"), [
+    ("eager", {"objective": "cm"}), ("eager", {"target": "live", "accumulation": 2}),
+    ("aot_eager", {"gan": GanSection()}),
 ], ids=str)  # fmt: skip
-def test_compilation_changes_neither_losses_nor_gradients(exact_coefficients, options, compiled_by):
-    """In float64, over steps whose shapes differ; CTM's two losses are in the step with the GAN's too."""
-    compiled_by("aot_eager")
+def test_compilation_changes_neither_losses_nor_gradients(exact_coefficients, backend, options, compiled_by):
+    """In float64, over steps whose shapes differ; CTM's two losses are in the step with the GAN's too.
+
+    "eager" runs the captured graphs as they are; "aot_eager" compiles their backward passes too, three times as slowly,
+    and so only of the step with the most losses and networks.
+    """
+    compiled_by(backend)
     eager, fast = (moved(build(exact_coefficients, batch_size=6, compile=on, **options)) for on in (False, True))
     assert str(fast.acceleration) == "compiled"
     assert [list(group) for group in fast.groups().values()] == [list(group) for group in eager.groups().values()]
@@ -498,7 +503,17 @@ def test_auto_takes_what_fits_in_memory(limit, counts, expected, monkeypatch):
 
 @pytest.mark.slow
 def test_auto_cuts_a_real_recipe(monkeypatch):
-    whole, parts = (plan(micro_recipe(accumulation=count), 1) for count in (1, 2))
+    """`plan` counts each of the three divisions once, however often it is asked."""
+    counted: dict[str, Plan] = {}
+
+    def once(recipe: DistillRecipe, devices: int) -> Plan:
+        key = f"{recipe.model_dump_json()} {devices}"
+        if key not in counted:
+            counted[key] = plan(recipe, devices)
+        return counted[key]
+
+    monkeypatch.setattr(planning, "plan", once)
+    whole, parts = (once(micro_recipe(accumulation=count), 1) for count in (1, 2))
     for free, expected in ((whole.device_bytes / 0.79, 1), (parts.device_bytes / 0.79, 2), (0, 24)):
         monkeypatch.setattr(planning, "free_bytes", lambda device, free=free: free)
         found = planning.with_micro_batches(micro_recipe(), "auto", others(), NOWHERE)
