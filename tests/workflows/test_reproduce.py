@@ -502,12 +502,13 @@ def small(monkeypatch):
 
 @pytest.fixture
 def _mostly_here(monkeypatch):
-    """Runs the first job of a stage in its process, and the others in this one, which has imported everything."""
+    """Runs the first training in its process, and the other jobs in this one, which has imported everything."""
 
     def run_most(jobs, at_once, logs, title):
-        first, *others = [job for job in jobs if job.done() < 1] or [None]
-        if first is not None:
-            run_jobs([first], at_once, logs, title)
+        others = [job for job in jobs if job.done() < 1]
+        if others and title == "trainings":
+            run_jobs(others[:1], at_once, logs, title)
+            del others[0]
         for one in others:
             one.prepare()
             found = finish_here(one.arguments, Path.cwd())
@@ -525,12 +526,12 @@ def drawn():
 
 @pytest.fixture(autouse=True)
 def _small_mixture(monkeypatch, drawn):
-    """Figure 7 from fewer samples, and once for each seed."""
+    """Figure 7 from fewer samples and trajectories, and once for each seed."""
 
     def draw(names, nfe, count, seed, samples, picture):
         asked = (*names, nfe, count, seed, samples)
         if asked not in drawn:
-            drawn[asked] = draw_trajectories(names, nfe, count, seed, samples // 4, picture), picture.read_bytes()
+            drawn[asked] = draw_trajectories(names, nfe, count // 8, seed, samples // 4, picture), picture.read_bytes()
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.write_bytes(drawn[asked][1])
         return drawn[asked][0]
