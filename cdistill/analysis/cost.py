@@ -27,6 +27,8 @@ from cdistill.training.step_data import check_divisible
 _BATCH = 2
 # Autocast keeps what its norms read in float32: counted over the official networks, 0.88 of the bytes remain.
 _SHRINKS: dict[Precision, float] = {"fp32": 1.0, "tf32": 1.0, "fp16": 0.88, "bf16": 0.88}
+# What a forward pass without a backward pass holds at most, of what one with it keeps; counted as above, 0.05 to 0.09.
+_FORWARD_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Plan:
     evaluation: float  # FLOPs of drawing all samples that are evaluated; the metrics' own networks are not counted
     trajectories: float = 0  # FLOPs of following the kept trajectories once, 0 if none are read
     trajectory_bytes: float = 0  # their size on the disk
+    graph_bytes: float = 0  # of the CUDA graph of the solver's step, for each image of a micro-batch; an estimate
     levels: Sequence[float] = ()
     """The objective's noise levels, [] where it has no grid or does not say how it draws from it."""
     starts: Sequence[float] = ()  # how often a jump starts at each of them
@@ -67,7 +70,7 @@ class Plan:
     @property
     def device_bytes(self) -> float:
         """Bytes that a device needs, an estimate."""
-        return self.state_bytes + self.activation_bytes * self.micro_batch
+        return self.state_bytes + (self.activation_bytes + self.graph_bytes) * self.micro_batch
 
     @property
     def training(self) -> float:
@@ -145,6 +148,7 @@ def plan_distillation(recipe: DistillRecipe, teacher: Denoiser, backwards: int |
         evaluation=recipe.evaluation.samples * (_judged_calls(recipe) * learning.forward + drawing),
         trajectories=followed * teaching.forward,
         trajectory_bytes=kept_bytes,
+        graph_bytes=_FORWARD_SHARE * learning.saved if forwards.teacher and section.compile is not False else 0.0,
         **trained_jumps(objective),
     )
 

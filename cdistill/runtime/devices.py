@@ -17,6 +17,11 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+# With and without a gradient to weights or input, training or not, one sample or many: a training with the GAN loss has
+# 7 of them, and with more than torch's limit of 8 a network would run uncompiled.
+_FORMS = 32
+
+
 @cache
 def compiles(wanted: bool | Literal["auto"], kind: str) -> bool:
     """Whether networks are compiled on a kind of device: where it is asked for; with "auto" on a GPU with a compiler.
@@ -41,4 +46,5 @@ def compiles(wanted: bool | Literal["auto"], kind: str) -> bool:
     if wanted == "auto":
         torch._dynamo.config.suppress_errors = True
     torch._inductor.config.fallback_random = True
+    torch._dynamo.config.recompile_limit = _FORMS
     return True

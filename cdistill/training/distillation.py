@@ -148,7 +148,8 @@ class Distillation(Task):
         assert batch.sigma is not None and batch.z is not None  # noqa: PT018
         torch.manual_seed(batch.seed + 1)
         noisy = batch.x0 + broadcast(batch.sigma, batch.x0) * batch.z
-        denoised = self.wrapped(noisy, batch.sigma, batch.sigma, batch.x0_labels)
+        # A tensor of its own for s: with the same one twice a compiled student would be compiled once more.
+        denoised = self.wrapped(noisy, batch.sigma, batch.sigma.clone(), batch.x0_labels)
         return dsm_loss(denoised, batch.x0, batch.sigma, self.student.sigma_data).mean()
 
     def denoise(self, batch: Batch) -> Tensor:

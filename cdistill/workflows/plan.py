@@ -61,6 +61,11 @@ def print_plan(found: Plan, devices: int, tflops: float) -> None:
     lines += [
         ["memory of a device: weights, gradients, optimiser", scaled(found.state_bytes, "B")],
         [f"memory: activations of {found.micro_batch} images, about", scaled(activations, "B")],
+        *(
+            [["memory: CUDA graph of the solver, on a GPU", scaled(found.graph_bytes * found.micro_batch, "B")]]
+            if found.graph_bytes
+            else []
+        ),
         *([["work: data drawn from the teacher", scaled(found.data, "FLOP")]] if found.data else []),
         *(
             [

@@ -1,14 +1,16 @@
 """Counting before running: against the counts of other people, by hand, and against what really is kept."""
 
 import json
+import weakref
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdistill.analysis.cost import Plan, distance_cost, network_cost, on_meta
+from cdistill.analysis.cost import _FORWARD_SHARE, Plan, distance_cost, network_cost, on_meta
 from cdistill.cli.app import run
 from cdistill.networks.architecture import build_denoiser
 from cdistill.networks.denoiser import Denoiser, broadcast
@@ -205,3 +207,40 @@ def test_what_cannot_run_is_not_planned(arguments, message, capsys):
 def test_numbers_are_written_for_people():
     assert [scaled(value, "B") for value in (0, 999, 1.5e3, 2e9)] == ["0 B", "999 B", "1.5 kB", "2 GB"]
     assert [duration(hours) for hours in (100, 3.5, 0.5, 0.001)] == ["4.17 d", "3.5 h", "30 min", "3.6 s"]
+
+
+class Live(TorchDispatchMode):
+    """Adds up what lives of the tensors that are made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.counted: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.counted:
+                self.counted.add(key)
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.forget, key, size)
+        return out
+
+    def forget(self, key: int, size: int) -> None:
+        self.counted.discard(key)
+        self.now -= size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["edm-cifar10", "edm-ffhq64", "edm-imagenet64"])
+def test_a_forward_pass_alone_holds_at_most_a_tenth(name):
+    """What a CUDA graph of the teacher takes for itself, of what a backward pass of the same network keeps."""
+    with torch.device("meta"):
+        network = build_denoiser(OFFICIAL[name].architecture, 0.5)
+    x, t = torch.empty(2, *network.sample_shape, device="meta"), torch.ones(2, dtype=torch.float64, device="meta")
+    labels = torch.zeros(2, dtype=torch.int64, device="meta") if network.num_classes else None
+    with torch.inference_mode(), Live() as live:
+        network(x, t, None, labels)
+    assert 0.04 < live.peak / 2 / network_cost(network).saved < _FORWARD_SHARE

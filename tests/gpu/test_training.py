@@ -241,7 +241,7 @@ def test_images_stay_on_the_device_and_give_the_same_batches(exact_coefficients)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision, accumulation, monkeypatch, measured):
     """Within a factor of 2, without what compilation saves: the digits' own network, and all need the last jump."""
-    size, few = 1024, {"precision": precision, "accumulation": accumulation}
+    size, few = 1024, {"precision": precision, "accumulation": accumulation, "compile": False}
     recipe = load_recipe(shipped_recipes()["digits-paper"], DistillRecipe)
     training = recipe.training.model_copy(update={"batch_size": size, **few})
     planned = plan(recipe.model_copy(update={"training": training}), 1).device_bytes
@@ -249,7 +249,7 @@ def test_the_planned_memory_is_about_what_is_used(exact_coefficients, precision,
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     teacher = load_teacher("digits").denoiser
-    options = {"batch_size": size, "points": 10, "max_ode_steps": 9, "compile": False, **few}
+    options = {"batch_size": size, "points": 10, "max_ode_steps": 9, **few}
     task = build(exact_coefficients, "cuda", teacher=teacher, **options)
     force_levels(task, monkeypatch, t=0, s=5, h=3)
     for index in range(3):
