@@ -8,6 +8,7 @@ import pytest
 
 from cdistill.cli.app import run
 from cdistill.registry import REGISTRIES
+from cdistill.workflows import estimate
 from tests.conftest import FAST
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,14 @@ def test_the_first_command_installs_and_distils():
 def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch):
     """Every command of the pipeline as typed, followed by options that make it small."""
     monkeypatch.chdir(tmp_path)
+    fit, few = estimate._fit, {"fit_trajectories": 64}  # which `compare` has no option for
+    monkeypatch.setattr(
+        estimate,
+        "_fit",
+        lambda teacher, source, settings, accelerator: fit(
+            teacher, source, settings.model_copy(update=few), accelerator
+        ),
+    )
     lines = BLOCKS[2].strip().splitlines()
     assert len(lines) == 8
     for line in lines:
@@ -51,7 +60,8 @@ def test_the_pipeline_runs_in_its_order_in_an_empty_folder(tmp_path, monkeypatch
 def test_the_same_in_python(tmp_path, monkeypatch, capsys):
     """As printed, with a smaller training and fewer samples."""
     monkeypatch.chdir(tmp_path)
-    code = PYTHON[0].replace('["preconditioning.', f'[*{[*FAST, "evaluation.nfe=[1,2,3]"]}, "preconditioning.')
+    smaller = [*FAST, "training.iterations=4", "evaluation.nfe=[1,2,3]"]
+    code = PYTHON[0].replace('["preconditioning.', f'[*{smaller}, "preconditioning.')
     scope: dict[str, object] = {}
     exec(code.replace("samples=256, timesteps=48", "samples=64, timesteps=12"), scope)
     assert scope["images"].shape == (16, 1, 8, 8)

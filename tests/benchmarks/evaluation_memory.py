@@ -20,6 +20,7 @@ from cdistill.evaluation.features import FeatureNetwork, extracting
 from cdistill.evaluation.metrics import SampleSet
 from cdistill.evaluation.references import Reference
 from cdistill.registry import METRICS
+from cdistill.runtime.processes import thread_count
 from cdistill.runtime.randomness import generator
 
 NAMES = "fid,kid,precision,recall"
@@ -54,7 +55,7 @@ def random_images(count: int, name: str) -> Tensor:
 
 def measure(count: int, features: int, names: str) -> dict[str, object]:
     """Evaluates `count` random images against as many; returns figures, seconds and MiB above the network's own."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(thread_count())
     network = Convolution(features)
     metrics = {name: METRICS.get(name)(network) for name in names.split(",")}
     torch.linalg.svd(torch.randn(64, 64).double())
