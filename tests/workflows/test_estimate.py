@@ -111,7 +111,7 @@ def interrupted(monkeypatch, *arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "samples", "target"),
-    [("autodiff", "192", None), ("forward", "192", None), ("autodiff", "384", "0.01"), ("forward", "512", "0.006")],
+    [("autodiff", "384", "0.01"), ("forward", "192", None)],
 )
 def test_two_processes_are_one(estimator, samples, target, run_cli):
     arguments = [*DIGITS, "--samples", samples, "--estimator", estimator]
@@ -139,18 +139,18 @@ def numbers_of(estimate: CoefficientEstimate) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     ("number", "code", "more"),
     [
-        (signal.SIGKILL, -9, ["--estimator", "autodiff"]),
-        (signal.SIGKILL, -9, ["--estimator", "forward", "--target-error", "0.02"]),
-        (signal.SIGTERM, 75, ["--estimator", "forward"]),
-        (signal.SIGUSR1, 75, ["--estimator", "autodiff", "--target-error", "0.02"]),
-        (signal.SIGINT, 130, ["--estimator", "autodiff"]),
+        (signal.SIGKILL, -9, ["--samples", "192", "--estimator", "autodiff"]),
+        (signal.SIGKILL, -9, ["--samples", "320", "--estimator", "forward", "--target-error", "0.02"]),
+        (signal.SIGTERM, 75, ["--samples", "320", "--estimator", "forward"]),
+        (signal.SIGUSR1, 75, ["--samples", "320", "--estimator", "autodiff", "--target-error", "0.02"]),
+        (signal.SIGINT, 130, ["--samples", "192", "--estimator", "autodiff"]),
     ],
     ids=["kill-autodiff", "kill-forward-target", "term-forward", "usr1-autodiff-target", "ctrl-c-autodiff"],
 )
 def test_stopped_in_the_middle_and_repeated_is_uninterrupted_bit_for_bit(number, code, more):
-    arguments = [*DIGITS, "--samples", "320", *more]
+    arguments = [*DIGITS, *more]
     process = start_saving(*arguments, "--out", "c.safetensors")
-    wait_for_pairs(".c.safetensors.part-0-of-1", 500, process)
+    wait_for_pairs(".c.safetensors.part-0-of-1", 400, process)
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
