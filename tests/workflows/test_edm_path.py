@@ -15,6 +15,8 @@ from cdistill.networks.denoiser import count_parameters
 from cdistill.storage.checkpoints import load_tensors
 from cdistill.teachers import load_teacher, named, official
 from cdistill.teachers.official import OFFICIAL
+from cdistill.workflows import distill as training
+from cdistill.workflows import estimate as estimation
 from tests.edm_teacher import write_teacher
 from tests.teachers.test_teachers import random_denoiser
 
@@ -67,7 +69,7 @@ def output(capsys) -> dict:
 
 
 @pytest.mark.slow
-def test_from_pickle_and_zip_to_samples_and_results(world, capsys):
+def test_from_pickle_and_zip_to_samples_and_results(world, capsys, monkeypatch):
     """Convert, estimate, distil, sample, evaluate; then the same by the official name, by file and by --weights."""
     pickled = world / "assets" / OFFICIAL["edm-cifar10-cond"].file
     assert run(["convert", str(pickled), "--out", "converted.safetensors", "--json"]) == 0
@@ -79,6 +81,7 @@ def test_from_pickle_and_zip_to_samples_and_results(world, capsys):
     for number, teacher in enumerate([*runs, ["--teacher", "edm-cifar10-cond", "--weights", str(pickled)]]):
         assert run(["estimate-coeffs", *teacher, *common, "--out", f"{number}.safetensors"]) == 0
         estimates.append(output(capsys))
+        monkeypatch.setattr(estimation, "draw_coefficients", lambda path, estimate: None)  # one picture is enough
     assert all(found["l"] == estimates[0]["l"] and found["s"] == estimates[0]["s"] for found in estimates)
 
     sets = [part for value in [*SETS, 'data="digits.zip"'] for part in ("--set", value)]
@@ -94,8 +97,10 @@ def test_from_pickle_and_zip_to_samples_and_results(world, capsys):
 
 
 @pytest.mark.slow
-def test_without_the_data_a_teacher_draws_its_own(world, capsys):
+def test_without_the_data_a_teacher_draws_its_own(world, capsys, monkeypatch):
     """`data = "teacher:64"`: drawn once, the same for every later run."""
+    for module in (estimation, training):
+        monkeypatch.setattr(module, "draw_coefficients", lambda path, estimate: None)
     sets = [part for value in [*SETS, 'data="teacher:64"'] for part in ("--set", value)]
     assert run(["distill", "--recipe", "cifar10-cond-ctm", "--out", "runs/free", "--json", *sets]) == 0
     capsys.readouterr()

@@ -516,6 +516,7 @@ def _mostly_here(monkeypatch):
         run_jobs(jobs, at_once, logs, title)  # would start what is not done
 
     monkeypatch.setattr("cdistill.workflows.reproduce.run.run_jobs", run_most)
+    monkeypatch.setattr("cdistill.workflows.estimate.draw_coefficients", lambda path, estimate: None)
 
 
 @pytest.fixture(scope="module")
