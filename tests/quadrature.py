@@ -51,7 +51,10 @@ def random_mixture(dim: int, seed: int, components: int = 3) -> PlaneMixture:
 
 
 def _lattice(denoiser: MixtureDenoiser, t: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """Points x (n, d) of a regular lattice in d = 1 or 2 dimensions, and the probability of each under q(x_t)."""
+    """Points x (n, d) of a regular lattice in d = 1 or 2 dimensions, and the probability of each under q(x_t).
+
+    Those of less than 1e-20, which no double would feel, are left out.
+    """
     dim = denoiser.means.shape[1]
     spreads = denoiser.eigenvalues + t**2
     reach = 9 * float(spreads.max().sqrt())
@@ -63,7 +66,10 @@ def _lattice(denoiser: MixtureDenoiser, t: Tensor, points: int) -> tuple[Tensor,
     offset = torch.einsum("bki,kij->bkj", x[:, None] - denoiser.means, denoiser.eigenvectors)
     exponents = -(offset.square() / spreads + spreads.log()).sum(-1) / 2 + denoiser.weights.log()
     density = exponents.logsumexp(-1)
-    return x, (density - density.max()).exp() / (density - density.max()).exp().sum()
+    weight = (density - density.max()).exp()
+    weight = weight / weight.sum()
+    felt = weight > 1e-20
+    return x[felt], weight[felt]
 
 
 def expectations(denoiser: MixtureDenoiser, t: Tensor, points: int) -> Tensor:
