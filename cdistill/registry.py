@@ -139,6 +139,7 @@ OBJECTIVES = Registry(
     {
         "cm": "cdistill.objectives.cm:CM",
         "ctm": "cdistill.objectives.ctm:CTM",
+        "ect": "cdistill.objectives.ect:ECT",
         "regression": "cdistill.objectives.regression:Regression",
         "regression-to-eps": "cdistill.objectives.regression:RegressionToEps",
     },

@@ -106,11 +106,11 @@ def test_the_root_holds_few_files():
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_there_are_at_most_200_classes():
-    classes = [
-        node.name for path in MODULES.values() for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)
-    ]
-    assert len(classes) <= 200
+def test_there_are_few_classes():
+    """200 when the rooms were laid out, 17 of them in that of the objectives, where each new one takes two."""
+    counted = [path for name, path in MODULES.items() if not name.startswith("cdistill.objectives.")]
+    classes = [node.name for path in counted for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef)]
+    assert len(classes) <= 183
 
 
 def test_no_short_module_serves_one_other():

@@ -217,12 +217,13 @@ class Objective(ABC, Generic[AnyObjectiveSection]):
         return self.section.target_rate if isinstance(self.section, SolverSection) else None
 
     @abstractmethod
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         """Draws the noise levels of a global batch, on the CPU, float64.
 
         Args:
             size: B.
             generator: Nothing else may be random.
+            index: Number of the step.
 
         Returns:
             "t", where the student's jump starts, and "s", where it ends, (B,), s <= t; "path" (B, h+1), from t to u, if

@@ -22,7 +22,7 @@ class CM(Objective[SolverSection]):
     jumps = (("u", "s"),)
 
     @override
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         grid = rho_grid(self.section.points)
         i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         path = torch.stack([grid[i], grid[i + 1]], dim=1)

@@ -44,7 +44,7 @@ class CTM(Objective[CTMSection]):
     jumps = (("u", "s"), ("s", "eps"))
 
     @override
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         grid, section = rho_grid(self.section.points), self.section
         i, k, j = draw_times(section.pairs, section.points, section.max_ode_steps, size, generator)
         steps = torch.arange(int((k - i).max()) + 1)

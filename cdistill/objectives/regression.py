@@ -53,7 +53,7 @@ class Regression(Objective[RegressionSection]):
         return ("s",)
 
     @override
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         grid, points = rho_grid(self.section.points), self.section.points
         i, _, j = draw_times(self.section.pairs, points, points - 1, size, generator)
         return {"t": grid[i], "s": grid[j]}
@@ -81,7 +81,7 @@ class RegressionToEps(Regression):
     sampler = "cm"
 
     @override
-    def draw(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, size: int, generator: torch.Generator, index: int) -> dict[str, Tensor]:
         grid = rho_grid(self.section.points)
         i = torch.randint(0, self.section.points - 1, (size,), generator=generator)
         return {"t": grid[i], "s": grid[-1].expand(size)}

@@ -117,7 +117,7 @@ def draw_batches(
         device: Where to.
     """
     size, draw = section.batch_size, generator(seed, objective.section.name, index)
-    levels = {**objective.draw(size, draw), "eps": torch.full((size,), EPS, dtype=torch.float64)}
+    levels = {**objective.draw(size, draw, index), "eps": torch.full((size,), EPS, dtype=torch.float64)}
     levels = {name: level[rows] for name, level in levels.items()}
     sigma = draw_dsm_sigma(size, draw)[rows] if objective.section.dsm else None
     x0, x0_labels = draw_data(source, seed, index, size, section.flips, rows)

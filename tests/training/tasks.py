@@ -105,7 +105,7 @@ def tensors(task: Distillation) -> list[torch.Tensor]:
 def force_levels(task: Distillation, monkeypatch, t: int, s: int, h: int) -> None:
     """Lets every sample jump from the t-th to the s-th noise level, u being h below t."""
 
-    def draw(size: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    def draw(size: int, generator: torch.Generator, index: int) -> dict[str, torch.Tensor]:
         grid = task.objective.grid
         assert grid is not None
         path = grid[t : t + h + 1].expand(size, -1)
