@@ -18,6 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,9 @@ class Device(TorchDispatchMode):
         return self.dispatch(func, args, kwargs or {})
 
     def dispatch(self, func, args, kwargs):
-        with self:  # under inference_mode calls come whole, with all that they wait for inside
-            decomposed = func.decompose(*args, **kwargs)
-        if decomposed is not NotImplemented:
-            return decomposed
+        if is_whole(func):  # as under inference_mode, with all that it waits for inside
+            with self:
+                return func.decompose(*args, **kwargs)
         leaves = [leaf for value in (*args, *kwargs.values()) for leaf in leaves_of(value)]
         there = [leaf for leaf in leaves if isinstance(leaf, OnDevice)]
         if func is aten.is_pinned.default:
@@ -152,6 +152,11 @@ class Device(TorchDispatchMode):
         if func._schema.name.endswith("_") and out is values[0]:  # in place
             return args[0]
         return mapped(out if out is not values[0] else out.clone(), Tensor, OnDevice)
+
+
+@cache
+def is_whole(func) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def accumulated(func, values, named):

@@ -36,6 +36,12 @@ def cuda(monkeypatch) -> Iterator[None]:
 
 
 @pytest.fixture
+def device(cuda) -> pretended_cuda.Device:
+    """The pretended device."""
+    return pretended_cuda.ACTIVE[-1]
+
+
+@pytest.fixture
 def measured(request) -> Callable[[str, str, str], None]:
     """Takes a row of the table: what was measured, the value, and what it is held against."""
     rows = request.config.stash.setdefault(ROWS, [])

@@ -1,28 +1,24 @@
-"""Every objective and every command on a CUDA device that is pretended: devices, types and waits, without a GPU."""
+"""Every objective on a CUDA device that is pretended: devices, types and waits, without a GPU."""
 
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from cdistill.cli.app import run
 from cdistill.data import load_source
 from cdistill.registry import OBJECTIVES
 from cdistill.runtime.devices import compiles
 from cdistill.sampling.settings import TrajectoriesSection
 from cdistill.sampling.trajectories import TrajectoryStore, open_trajectories
 from cdistill.schedule import rho_grid
-from cdistill.storage.run_folder import RunFolder
 from cdistill.teachers import Teacher
 from cdistill.training.loop import Counters, finish, make_accelerator, read
 from cdistill.training.settings import GanSection
 from tests import pretended_cuda
-from tests.conftest import fast_distill
-from tests.pretended_cuda import Device, pretended
+from tests.pretended_cuda import pretended
 from tests.training.tasks import make_task, moved, small_teacher, step
 
 pytestmark = pytest.mark.skipif(not pretended_cuda.LOADED[0], reason="needs a C++ compiler, and no GPU")
@@ -34,11 +30,6 @@ OBJECTIVE_OPTIONS = [
 FEW = 4  # noise levels
 READ = {"read training/loop.py:read"}  # the one transfer of a step, when the next batch is ready
 SCALED = {"value training/loop.py:step_scaled"}  # the scaler asks after it whether the gradients were finite
-
-
-@pytest.fixture
-def device(cuda) -> Device:
-    return pretended_cuda.ACTIVE[-1]
 
 
 @pytest.fixture(scope="module")
@@ -91,105 +82,6 @@ def test_a_step_in_float32_is_that_of_a_cpu(options, exact_coefficients, store, 
     AcceleratorState._reset_state(reset_partial_state=True)
     with pretended(monkeypatch):
         assert step(build(exact_coefficients, store, "fp32", **options), 0).values == pytest.approx(plain, rel=1e-5)
-
-
-def commands(data: str, folder: Path) -> dict[str, list[str]]:
-    """Each command that uses a network, in an order in which it finds what it needs."""
-    recipe, teacher = {"digits": ("digits-paper", "digits"), "mixture": ("mixture", "mixture-1d")}[data]
-    first, second = str(folder / "first"), str(folder / "second")
-    few, short = ["--samples", "64"], ("training.iterations=4", "estimation.timesteps=4")
-    listed = {
-        "doctor": ["doctor"],
-        "plan": ["plan", "--recipe", recipe],
-        "estimate-coeffs": [
-            "estimate-coeffs",
-            "--teacher",
-            teacher,
-            *few,
-            "--timesteps",
-            "4",
-            "--out",
-            "c.safetensors",
-        ],
-        "estimate-coeffs by derivatives": [
-            "estimate-coeffs",
-            "--teacher",
-            teacher,
-            *few,
-            "--timesteps",
-            "4",
-            "--estimator",
-            "autodiff",
-            "--out",
-            "d.safetensors",
-        ],
-        "trajectories": ["trajectories", "--teacher", teacher, "--points", "5", "--count", "8"],
-        "compare": [
-            "compare",
-            "--teacher",
-            teacher,
-            "--points",
-            "5",
-            "--trajectories",
-            "8",
-            "--substeps",
-            "1",
-            "--coefficients",
-            "c.safetensors",
-        ],
-        "distill": fast_distill(folder / "first", *short, recipe=recipe),
-        "distill from trajectories": fast_distill(
-            folder / "second", *short, "objective.name=regression", "trajectories.count=64", recipe=recipe
-        ),
-        "sample": ["sample", "--run", first, "--seeds", "0-3", "--format", "npz", "--out", "drawn"],
-        "sample of a teacher": ["sample", "--teacher", teacher, "--seeds", "0-3", "--format", "npz", "--out", "theirs"],
-        "evaluate": ["evaluate", first, "--nfe", "1,2", *few],
-        "evaluate several": ["evaluate", first, second, "--nfe", "1,2", *few],
-        "evaluate --check": ["evaluate", "--check", f"{first}/evaluation.json"],
-        "inspect": ["inspect", first],
-        "report": ["report", first, second],
-        "plot curves": ["plot", "curves", first, second],
-        "plot coefficients": ["plot", "coefficients", "c.safetensors"],
-    }
-    if data == "digits":
-        listed |= {
-            "invert": ["invert", "drawn/nfe2.npz", "--teacher", teacher, "--nfe", "8"],
-            "reference-stats": ["reference-stats", "--data", "digits", "--features", "pixels"],
-            "train-teacher": [
-                "train-teacher", "--recipe", "teacher-digits", "--out", "teacher", "--set", "training.iterations=3",
-                "--set", "training.batch_size=16",
-            ],
-        }  # fmt: skip
-    return listed
-
-
-# What the host waits for beside uploads of weights: no place is inside of a network's calls or a sampler's steps.
-ONCE = {
-    "value runtime/processes.py:let_main", "read storage/checkpoints.py:tensor_digest",
-    "size sampling/sample_store.py:draw",
-    "read sampling/sample_store.py:draw", "value sampling/sample_store.py:draw", "value sampling/trajectories.py:open",
-    "value workflows/distill.py:_evaluated",
-    "read storage/checkpoints.py:<dictcomp>",  # each tensor that is written
-    "read estimation/collecting.py:_add_up",  # each round of an estimate
-    "read sampling/drawing.py:sample",  # each chunk of samples
-    "read workflows/sample.py:<genexpr>",  # the end of an inversion
-    "read sampling/moments.py:<listcomp>",  # each chunk of trajectories
-    "read training/loop.py:read",  # each step of a training
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("data", ["digits", "mixture"])
-def test_every_command_runs_and_waits_for_results_alone(data, tmp_path, monkeypatch, device, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CDISTILL_ASSETS", str(tmp_path))
-    for name, arguments in commands(data, tmp_path).items():
-        device.waits.clear()
-        assert run(arguments) == 0, (name, capsys.readouterr().err)
-        assert {place for place in device.waits if not place.startswith("upload")} <= ONCE, name
-        uploads = sum(count for place, count in device.waits.items() if "sampl" in place and "upload" in place)
-        assert uploads <= 200, (name, device.waits)
-    assert RunFolder(tmp_path / "first").results()["rows"]
 
 
 def test_data_stay_on_the_device_if_they_take_at_most_a_tenth_of_what_is_free(device, monkeypatch):
