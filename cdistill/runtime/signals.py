@@ -95,6 +95,8 @@ def ending_at_once() -> Iterator[None]:
     def watch() -> None:
         while number := os.read(reading, 1):
             if number[0] in EXIT_CODES:
+                if os.environ.get("RANK", "0") == "0":
+                    os.write(2, b"error: launch: stopped by a signal; run the same command again\n")
                 os._exit(EXIT_CODES[number[0]])
 
     thread = threading.Thread(target=watch, daemon=True)

@@ -66,6 +66,7 @@ def commands(data: str, folder: Path) -> dict[str, list[str]]:
         "evaluate": ["evaluate", first, "--nfe", "1,2", *few],
         "evaluate several": ["evaluate", first, second, "--nfe", "1,2", *few],
         "evaluate --check": ["evaluate", "--check", f"{first}/evaluation.json"],
+        "plot trajectories": ["plot", "trajectories", "--samples", "64", "--count", "8"],
         "inspect": ["inspect", first],
         "report": ["report", first, second],
         "plot curves": ["plot", "curves", first, second],

@@ -305,6 +305,7 @@ def compiled_by(monkeypatch) -> Iterator[Callable[[object], None]]:
 
     def choose(backend: object) -> None:
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()  # which earlier tests have filled
         devices.compiles.cache_clear()
         monkeypatch.setattr(torch, "compile", partial(compiler, backend=backend))
 
@@ -340,7 +341,7 @@ def test_compilation_changes_neither_losses_nor_gradients(exact_coefficients, ba
     for index in range(3):
         step(fast, index)
     graphs = counters["stats"]["unique_graphs"]
-    assert 3 <= graphs < 24  # solver, target, student, in the forms in which they are called
+    assert 3 <= graphs <= 32  # solver, target, student, in the forms in which they are called
     for index in range(3, 7):
         step(fast, index)
     assert counters["stats"]["unique_graphs"] == graphs
